@@ -1,0 +1,1 @@
+"""Energy Transformer (Hoover et al., NeurIPS 2023): one core, three task families, every table of the paper."""

@@ -1,0 +1,20 @@
+"""The Energy Transformer itself: no task, no training, no configuration."""
+
+from et.core.attention import EnergyAttention
+from et.core.block import EnergyTransformerBlock
+from et.core.descent import Descent, descend
+from et.core.hopfield import HopfieldNetwork
+from et.core.norm import EnergyLayerNorm
+from et.core.topology import AllPairs, EdgeTopology, Topology
+
+__all__ = [
+    "AllPairs",
+    "Descent",
+    "EdgeTopology",
+    "EnergyAttention",
+    "EnergyLayerNorm",
+    "EnergyTransformerBlock",
+    "HopfieldNetwork",
+    "Topology",
+    "descend",
+]

@@ -1,0 +1,105 @@
+"""Multi-head energy attention (paper eq. 3, 4, 13, 20, 25)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from et.core.precision import at_least_float32, no_autocast
+from et.core.topology import AllPairs, Topology
+
+
+class EnergyAttention(nn.Module):
+    """E = - sum_h 1/beta_h sum_C log sum_B exp(beta_h K_hB . Q_hC), with K = W^K g and Q = W^Q g (eq. 3, 4).
+
+    Args:
+        dim: token dimension D.
+        num_heads: H.
+        head_dim: Y.
+        beta: inverse temperature, one number for all heads; 1/sqrt(Y) where not given.
+        train_beta: train beta, one value a head.
+        self_attention: whether a token is among its own keys (eq. 13) or not (eq. 3). Only for attention between all
+            pairs: a topology that is given says itself who attends to whom.
+        bias: add a bias (H, Y) to queries and keys (table 4: none).
+        terms: which terms of the update to compute. ``both`` is the gradient of the energy; ``query`` keeps only the
+            conventional attention W^Q K softmax, ``key`` only the second term (neither is a gradient: for ablation).
+        init_std: standard deviation of the initial weights (algorithm 1).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        head_dim: int,
+        beta: float | None = None,
+        train_beta: bool = False,
+        self_attention: bool = False,
+        bias: bool = False,
+        terms: Literal["both", "query", "key"] = "both",
+        init_std: float = 0.02,
+    ):
+        super().__init__()
+        if terms not in ("both", "query", "key"):
+            raise ValueError(f"terms must be 'both', 'query' or 'key', not {terms!r}")
+        self.dim, self.num_heads, self.head_dim, self.terms = dim, num_heads, head_dim, terms
+        self.w_query = nn.Parameter(torch.empty(num_heads, head_dim, dim))
+        self.w_key = nn.Parameter(torch.empty(num_heads, head_dim, dim))
+        self.b_query = nn.Parameter(torch.zeros(num_heads, head_dim)) if bias else None
+        self.b_key = nn.Parameter(torch.zeros(num_heads, head_dim)) if bias else None
+        start = torch.full((num_heads,), 1 / math.sqrt(head_dim) if beta is None else float(beta))
+        if train_beta:
+            self.beta = nn.Parameter(start)
+        else:
+            self.register_buffer("beta", start)
+        self.all_pairs = AllPairs(self_attention)
+        nn.init.normal_(self.w_query, std=init_std)
+        nn.init.normal_(self.w_key, std=init_std)
+
+    def stacked_weights(self) -> Tensor:
+        """[W^Q; W^K], (2HY, D)."""
+        return torch.cat([self.w_query.flatten(0, 1), self.w_key.flatten(0, 1)])
+
+    def stacked_bias(self) -> Tensor | None:
+        """Biases of queries and keys, (2HY,), or None."""
+        return None if self.b_query is None else torch.cat([self.b_query.flatten(), self.b_key.flatten()])
+
+    def split_heads(self, qk: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., N, 2HY) -> queries and keys, each (..., N, H, Y)."""
+        q, k = qk.unflatten(-1, (2, self.num_heads, self.head_dim)).unbind(-3)
+        return q, k
+
+    def mix(self, q: Tensor, k: Tensor, topology: Topology | None) -> Tensor:
+        """The two terms of the update in the attention's inner space: [P K | P^T Q], (..., N, 2HY)."""
+        to_query, to_key = (topology or self.all_pairs).mix(q, k, self.beta)
+        if self.terms == "query":
+            to_key = torch.zeros_like(to_key)
+        elif self.terms == "key":
+            to_query = torch.zeros_like(to_query)
+        return torch.cat([to_query.flatten(-2), to_key.flatten(-2)], dim=-1)
+
+    def token_energy(self, g: Tensor, topology: Topology | None = None) -> Tensor:
+        """Each query's share of the energy, (B, N, D) -> (B, N) or (N, D) -> (N,); float32 or better."""
+        with no_autocast(g):
+            g = at_least_float32(g)
+            q, k = self.split_heads(torch.nn.functional.linear(g, self.stacked_weights(), self.stacked_bias()))
+            log_partition = (topology or self.all_pairs).log_partition(q, k, self.beta)
+            return -(log_partition / self.beta).sum(-1)
+
+    def energy(self, g: Tensor, topology: Topology | None = None) -> Tensor:
+        """E^ATT of normalised tokens: (B, N, D) -> (B,), (N, D) -> (); float32 or better (eq. 3, 13, 20, 25)."""
+        return self.token_energy(g, topology).sum(-1)
+
+    def update(self, g: Tensor, topology: Topology | None = None) -> Tensor:
+        """-dE^ATT/dg in closed form, shaped like ``g`` (the two softmax terms below eq. 8; eq. 17)."""
+        weights, bias = self.stacked_weights(), self.stacked_bias()
+        q, k = self.split_heads(torch.nn.functional.linear(g, weights, bias))
+        return self.mix(q, k, topology) @ weights
+
+    def extra_repr(self) -> str:
+        return (
+            f"dim={self.dim}, num_heads={self.num_heads}, head_dim={self.head_dim}, "
+            f"self_attention={self.all_pairs.self_attention}, terms={self.terms!r}"
+        )

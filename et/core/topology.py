@@ -1,0 +1,95 @@
+"""Who attends to whom: the two reductions over the keys that energy attention needs, for each kind of neighbourhood.
+
+A topology answers two questions about queries q and keys k, both (..., N, H, Y), and inverse temperatures beta (H,):
+
+* ``log_partition``: log sum over B of exp(score of key B for query C), (..., N, H): the inside of eq. 3, 13, 20 and 25;
+* ``mix``: with c the derivative of sum_C log_partition / beta with respect to the products K_B . Q_C (for plain
+  attention the softmax over the keys), the pair (sum_B c_CB K_B, sum_C c_CB Q_C), each (..., N, H, Y): the two terms of
+  the update, conventional attention and the one that eq. 3 adds to it.
+
+A query without any key contributes nothing to either.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from et.core.sparse import SortedEdges, edge_aggregate, edge_scores, segment_logsumexp
+
+
+class Topology(Protocol):
+    """What EnergyAttention asks of a neighbourhood (see the module's text)."""
+
+    def log_partition(self, q: Tensor, k: Tensor, beta: Tensor) -> Tensor: ...
+
+    def mix(self, q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class AllPairs:
+    """Every token is a key for every query; for itself only with ``self_attention`` (eq. 13), else not (eq. 3)."""
+
+    def __init__(self, self_attention: bool = False):
+        self.self_attention = self_attention
+
+    def _scores(self, q: Tensor, k: Tensor, beta: Tensor) -> Tensor:
+        """beta K.Q as (..., H, query, key), with -inf where a token would be its own key."""
+        q = q.transpose(-3, -2) * beta.to(q.dtype)[:, None, None]
+        scores = q @ k.transpose(-3, -2).mT
+        if self.self_attention:
+            return scores
+        return scores.masked_fill(torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device), -torch.inf)
+
+    def _no_keys(self, q: Tensor) -> bool:
+        return q.shape[-3] == 1 and not self.self_attention
+
+    def log_partition(self, q: Tensor, k: Tensor, beta: Tensor) -> Tensor:
+        if self._no_keys(q):
+            return q.sum(-1) * 0.0
+        return torch.logsumexp(self._scores(q, k, beta), dim=-1).mT
+
+    def mix(self, q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        if self._no_keys(q):
+            return torch.zeros_like(q), torch.zeros_like(k)
+        p = torch.softmax(self._scores(q, k, beta), dim=-1)
+        return (p @ k.transpose(-3, -2)).transpose(-3, -2), (p.mT @ q.transpose(-3, -2)).transpose(-3, -2)
+
+
+class EdgeTopology:
+    """Attention along the edges of a graph (eq. 17-20): sparse, never N x N.
+
+    Args:
+        edge_index: (2, E) integers as in PyG; row 0 is the key B (source), row 1 the query C (target). A repeated edge
+            counts as often as it stands there; self-loops are edges like any other.
+        num_nodes: N; nodes without an incoming edge are queries without keys.
+
+    Raises:
+        ValueError: edge_index has another shape, is not integer, or names a node outside 0 .. N-1.
+    """
+
+    def __init__(self, edge_index: Tensor, num_nodes: int):
+        self.edges = SortedEdges.from_edge_index(edge_index, num_nodes)
+
+    @property
+    def num_nodes(self) -> int:
+        return self.edges.num_nodes
+
+    @property
+    def num_edges(self) -> int:
+        return self.edges.num_edges
+
+    def to(self, device: torch.device | str) -> EdgeTopology:
+        """The same neighbourhood with its index tensors on ``device``."""
+        moved = object.__new__(type(self))
+        moved.edges = self.edges.to(device)
+        return moved
+
+    def log_partition(self, q: Tensor, k: Tensor, beta: Tensor) -> Tensor:
+        return segment_logsumexp(edge_scores(q, k, self.edges) * beta.to(q.dtype), self.edges)
+
+    def mix(self, q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        scores = edge_scores(q, k, self.edges) * beta.to(q.dtype)
+        p = (scores - segment_logsumexp(scores, self.edges)[self.edges.query]).exp()
+        return edge_aggregate(p, k, self.edges), edge_aggregate(p, q, self.edges, to_keys=True)
