@@ -1,0 +1,128 @@
+"""What a run does beside training: seed its epochs, keep checkpoints it can resume from, time itself, stop on NaN."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
+
+from et.errors import UserError
+
+
+class SeededEpochs(Callback):
+    """Reseeds all generators at the start of every training epoch from (seed, epoch, rank).
+
+    The state of a generator then never has to be saved: a run resumed at an epoch draws what it would have drawn.
+    """
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        words = np.random.SeedSequence((self.seed, trainer.current_epoch, trainer.global_rank)).generate_state(3)
+        torch.manual_seed(int(words[0]))
+        np.random.seed(int(words[1]))
+        random.seed(int(words[2]))
+
+
+class FiniteLoss(Callback):
+    """Stops the run at the first loss that is not finite, before it reaches the weights."""
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss.item()} at step {trainer.global_step} (epoch {trainer.current_epoch}): "
+                "the weights of the last checkpoint are still good; lower optim.optimizer.lr or model.step_size, "
+                "set optim.clip_norm, or look for NaN in the data"
+            )
+
+
+class Stopwatch(Callback):
+    """Seconds spent in fitting, over all interruptions (``seconds``)."""
+
+    def __init__(self) -> None:
+        self.seconds, self._since = 0.0, None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = time.monotonic()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seconds, self._since = self.elapsed(), None
+
+    def elapsed(self) -> float:
+        return self.seconds + (0.0 if self._since is None else time.monotonic() - self._since)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.elapsed()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = state_dict["seconds"]
+
+
+class Checkpoints(Checkpoint):
+    """Keeps ``last.ckpt`` (to resume from), ``previous.ckpt`` (should last be damaged) and ``best.ckpt``.
+
+    A checkpoint is written beside its place and moved there, so a file under its own name is always whole. The state
+    remembers the best epoch and all of its ``val/`` metrics.
+
+    Args:
+        folder: where the files go.
+        monitor: logged metric that names the best epoch; None: there is no best.
+        mode: ``min`` or ``max``.
+        every_n_epochs: how often ``last.ckpt`` is renewed (always after the final epoch).
+    """
+
+    def __init__(self, folder: Path, monitor: str | None, mode: str = "min", every_n_epochs: int = 1):
+        if mode not in ("min", "max"):
+            raise UserError(f"callbacks.mode must be 'min' or 'max', not {mode!r}")
+        self.folder, self.monitor, self.mode, self.every_n_epochs = Path(folder), monitor, mode, every_n_epochs
+        self.best_epoch, self.best_metrics = None, {}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.monitor is None or trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        if self.monitor not in metrics:
+            raise UserError(f"callbacks.monitor is {self.monitor!r}, but validation logs {', '.join(sorted(metrics))}")
+        best, value = self.best_metrics.get(self.monitor), metrics[self.monitor]
+        if best is None or (value < best if self.mode == "min" else value > best):
+            self.best_epoch, self.best_metrics = trainer.current_epoch, metrics
+            self._save(trainer, "best.ckpt", weights_only=True)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        finished = trainer.current_epoch + 1
+        if finished % self.every_n_epochs == 0 or finished == trainer.max_epochs:
+            self._save(trainer, "last.ckpt")
+
+    def _save(self, trainer: Trainer, name: str, weights_only: bool = False) -> None:
+        if trainer.fast_dev_run:
+            return
+        path, fresh = self.folder / name, self.folder / f".{name}.new"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            trainer.save_checkpoint(fresh, weights_only=weights_only)
+        except OSError as error:
+            fresh.unlink(missing_ok=True)
+            reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+            raise UserError(
+                f"cannot write {path}: {reason}. The checkpoint before it is untouched; "
+                "make room (or set paths.runs) and start the same command again: it resumes"
+            ) from error
+        if trainer.is_global_zero:
+            if name == "last.ckpt" and path.exists():
+                os.replace(path, self.folder / "previous.ckpt")
+            os.replace(fresh, path)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_epoch": self.best_epoch, "best_metrics": self.best_metrics}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_epoch, self.best_metrics = state_dict["best_epoch"], state_dict["best_metrics"]

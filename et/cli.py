@@ -1,0 +1,64 @@
+"""What the entry points print: a summary after a run, one plain line where the user can mend something."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.table import Table
+
+from et.errors import UserError
+
+T = TypeVar("T")
+
+
+def told_plainly(function: Callable[[], T]) -> T:
+    """Run ``function``; an error the user can mend becomes one line on stderr and exit status 1."""
+    try:
+        return function()
+    except UserError as error:
+        message = str(error)
+    except OmegaConfBaseException as error:
+        message = f"configuration: {error}"
+    except InstantiationException as error:
+        # Hydra wraps what a constructor raises; only errors about values are the user's, the rest keep their traceback.
+        if not isinstance(error.__cause__, UserError | ValueError):
+            raise
+        message = str(error.__cause__)
+    except KeyboardInterrupt:
+        message = "interrupted; start the same command again to resume"
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def run_training(cfg: DictConfig) -> float | None:
+    """Train as ``cfg`` says, print the outcome, and return the monitored metric (for hyper-parameter search)."""
+
+    def run() -> float | None:
+        from et.training import train
+
+        outcome = train(cfg)
+        print_record(outcome.record, str(outcome.folder), outcome.skipped)
+        return outcome.record["metrics"].get(cfg.callbacks.monitor)
+
+    return told_plainly(run)
+
+
+def print_record(record: dict[str, Any], folder: str, skipped: bool) -> None:
+    """The metrics of a run as a table on the terminal, with what they are of and where the rest lies."""
+    console = Console()
+    dataset = record["dataset"]
+    title = f"{record['experiment']} · {record['protocol']} · {record['fidelity']} · seed {record['seed']}"
+    table = Table(title=title, caption=f"data: {dataset['name']} ({dataset['variant']})")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in sorted(record["metrics"].items()):
+        table.add_row(name, f"{value:.4f}")
+    console.print(table)
+    state = "finished before; force=true runs it again" if skipped else f"{record['seconds']:.0f} s of training"
+    console.print(f"{record['num_params']:,} parameters, {record['epochs']} epochs, {state}\n{folder}", soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Run records, the paper's numbers, tables and figures: reads files only."""

@@ -1,0 +1,68 @@
+"""Shuffling that depends on (seed, epoch) alone, so that a resumed run sees the samples an uninterrupted one would."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch.distributed as dist
+from torch.utils.data import Sampler
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of processes; (0, 1) outside of distributed training."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """Generator for everything random about one sample in one epoch, wherever and whenever it is loaded."""
+    return np.random.default_rng((seed, epoch, index))
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Yields (epoch, index) pairs, shared out over the processes of a distributed run.
+
+    Process r of W takes every W-th index starting at r, so W processes with batches of G / W see, together, the batches
+    of one process with batches of G. In training the indices that would not fill a last global batch are left out; in
+    evaluation every index comes exactly once, so the shares may differ by one.
+
+    Args:
+        length: number of samples.
+        seed: of the order; the order of epoch e depends on (seed, e) only.
+        shuffle: whether there is an order to draw.
+        batch_size: global batch size G in training; None in evaluation.
+    """
+
+    def __init__(self, length: int, seed: int = 0, shuffle: bool = False, batch_size: int | None = None):
+        self.length, self.seed, self.shuffle, self.epoch = length, seed, shuffle, 0
+        _, world = rank_and_world()
+        unit = world if batch_size is None or length < batch_size else batch_size
+        self.used = length if batch_size is None else length - length % unit
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before every epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        rank, world = rank_and_world()
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)[: self.used]
+        else:
+            order = np.arange(self.used)
+        return ((self.epoch, int(index)) for index in order[rank::world])
+
+    def __len__(self) -> int:
+        rank, world = rank_and_world()
+        return len(range(rank, self.used, world))
+
+
+def per_process(batch_size: int) -> int:
+    """Share of a global batch that one process loads.
+
+    Raises:
+        ValueError: the batch does not divide evenly over the processes.
+    """
+    _, world = rank_and_world()
+    if batch_size % world:
+        raise ValueError(f"batch_size {batch_size} is the global batch; it must be a multiple of the {world} processes")
+    return batch_size // world

@@ -1,0 +1,251 @@
+"""From a configuration to a finished run: train(cfg) -> Outcome. Callable without a command line."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import LearningRateMonitor, RichProgressBar
+
+from et.callbacks import Checkpoints, FiniteLoss, SeededEpochs, Stopwatch
+from et.errors import UserError
+from et.metrics_file import MetricsFile
+from et.results.record import git_commit, read_result, run_dir, run_id, versions, write_atomically, write_result
+
+
+@dataclass
+class Outcome:
+    """What :func:`train` returns.
+
+    Attributes:
+        record: content of result.json.
+        folder: the run's folder.
+        skipped: the run was finished already and nothing was done; ``task``, ``data`` and ``trainer`` are then None.
+    """
+
+    record: dict[str, Any]
+    folder: Path
+    skipped: bool = False
+    task: pl.LightningModule | None = None
+    data: pl.LightningDataModule | None = None
+    trainer: pl.Trainer | None = None
+
+
+def train(cfg: DictConfig) -> Outcome:
+    """Train, test and record one run; resume it where it was interrupted; skip it where it is finished.
+
+    Args:
+        cfg: a composed configuration (conf/train.yaml).
+
+    Raises:
+        UserError: something in the configuration, the data or the machine that the user can mend.
+    """
+    config = resolve(cfg)
+    identity = run_id(config)
+    folder = run_dir(cfg.paths.runs, cfg.name, identity)
+    finished = read_result(folder)
+    if finished is not None and not cfg.force:
+        return Outcome(finished, folder, skipped=True)
+    with locked(folder):
+        write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        pl.seed_everything(cfg.seed, workers=True, verbose=False)
+        data = instantiate(cfg.data)
+        network = build_network(cfg)
+        task = instantiate(cfg.task, network=network, optim=cfg.optim)
+        checkpoints = Checkpoints(
+            folder / "checkpoints", cfg.callbacks.monitor, cfg.callbacks.mode, cfg.callbacks.save_every_n_epochs
+        )
+        stopwatch, metrics_file = Stopwatch(), MetricsFile(folder / "metrics.csv")
+        trainer = build_trainer(cfg, folder, identity, [checkpoints, stopwatch], metrics_file)
+        reset_peak_memory()
+        resume_from = None if cfg.force else resumable(checkpoints.folder)
+        if cfg.force:
+            start_over(folder)
+        metrics_file.forget_from(checkpoint_step(resume_from))
+        trainer.fit(task, data, ckpt_path=resume_from, weights_only=True)
+        if trainer.interrupted:
+            raise UserError(f"interrupted; start the same command again to resume {folder}")
+        tested = test(cfg, trainer, task, data, checkpoints)
+        record = {
+            "experiment": cfg.name,
+            "run_id": identity,
+            "seed": cfg.seed,
+            "fidelity": cfg.fidelity,
+            "protocol": cfg.protocol,
+            "task": str(cfg.task._target_).split(".")[1],
+            "dataset": data.describe(),
+            "metrics": {**checkpoints.best_metrics, **tested},
+            "best_epoch": checkpoints.best_epoch,
+            "num_params": sum(p.numel() for p in network.parameters()),
+            "epochs": trainer.current_epoch,
+            "steps": trainer.global_step,
+            "seconds": round(stopwatch.seconds, 2),
+            "peak_memory_mb": peak_memory_mb(),
+            "device": device_name(trainer),
+            "git_commit": git_commit(),
+            "versions": versions(),
+        }
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            write_result(folder, record)
+    return Outcome(record, folder, task=task, data=data, trainer=trainer)
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain data with every interpolation resolved, without Hydra's own part.
+
+    Raises:
+        UserError: a mandatory value is missing.
+    """
+    missing = OmegaConf.missing_keys(cfg)
+    if missing:
+        raise UserError(f"the configuration lacks {', '.join(sorted(missing))}: choose an experiment=NAME or set them")
+    config = OmegaConf.to_container(cfg, resolve=True)
+    config.pop("hydra", None)
+    return config
+
+
+def build_network(cfg: DictConfig) -> torch.nn.Module:
+    """The experiment's network with its initial weights, which depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed)
+        return instantiate(cfg.model)
+
+
+def build_trainer(
+    cfg: DictConfig, folder: Path, identity: str, keepers: list[pl.Callback], metrics_file: MetricsFile
+) -> pl.Trainer:
+    """The Lightning trainer with this project's callbacks and the loggers asked for."""
+    callbacks = [SeededEpochs(cfg.seed), FiniteLoss(), LearningRateMonitor("step"), *keepers]
+    progress = cfg.callbacks.progress and cfg.trainer.get("enable_progress_bar", True)
+    if progress:
+        callbacks.append(RichProgressBar(leave=False))
+    callbacks += [instantiate(callback, folder=folder) for callback in (cfg.callbacks.get("pictures") or {}).values()]
+    return instantiate(
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=[metrics_file, *extra_loggers(cfg, folder, identity)],
+        default_root_dir=str(folder),
+        enable_checkpointing=True,
+        enable_progress_bar=bool(progress),
+    )
+
+
+def extra_loggers(cfg: DictConfig, folder: Path, identity: str) -> list[pl.loggers.Logger]:
+    """TensorBoard and wandb on request; a run that resumes goes on in the same wandb run."""
+    loggers: list[pl.loggers.Logger] = []
+    for name in cfg.logger.extra:
+        if name == "tensorboard":
+            loggers.append(pl.loggers.TensorBoardLogger(folder, name="", version="tensorboard"))
+        elif name == "wandb":
+            loggers.append(
+                pl.loggers.WandbLogger(
+                    save_dir=folder, id=identity, name=f"{cfg.name}-{cfg.protocol}-{cfg.seed}", group=cfg.name,
+                    tags=[cfg.fidelity, cfg.protocol, *cfg.tags], resume="allow", **cfg.logger.wandb,
+                )
+            )  # fmt: skip
+        else:
+            raise UserError(f"logger.extra knows 'tensorboard' and 'wandb', not {name!r}")
+    return loggers
+
+
+def test(
+    cfg: DictConfig, trainer: pl.Trainer, task: pl.LightningModule, data: pl.LightningDataModule, kept: Checkpoints
+) -> dict[str, float]:
+    """The test metrics, read once, with the weights that ``checkpoint`` names."""
+    if cfg.checkpoint not in ("best", "last", "current"):
+        raise UserError(f"checkpoint must be best, last or current, not {cfg.checkpoint!r}")
+    path = None
+    if cfg.checkpoint == "best" and not trainer.fast_dev_run:
+        if cfg.callbacks.monitor is None:
+            raise UserError("checkpoint=best needs callbacks.monitor: the metric that names the best epoch")
+        path = kept.folder / "best.ckpt"
+    # After fit the weights in memory are those of last.ckpt, so `last` and `current` need not read a file.
+    trainer.test(task, data, ckpt_path=path, weights_only=True, verbose=False)
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
+
+
+def resumable(folder: Path) -> Path | None:
+    """The newest checkpoint in ``folder`` that loads, or None; a damaged one is reported and passed over."""
+    for name in ("last.ckpt", "previous.ckpt"):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
+            print(f"warning: {path} does not load ({type(error).__name__}: {reason}); trying the one before it")
+            continue
+        return path
+    return None
+
+
+def checkpoint_step(path: Path | None) -> int:
+    """Optimizer steps taken before the checkpoint was written; 0 without one."""
+    return 0 if path is None else int(torch.load(path, map_location="cpu", weights_only=True)["global_step"])
+
+
+def start_over(folder: Path) -> None:
+    """Remove what a former run left, so that a forced one cannot be taken for it."""
+    for path in (folder / "result.json", *(folder / "checkpoints").glob("*.ckpt")):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run folder for this process (ranks other than 0 of the same run share it).
+
+    Raises:
+        UserError: the folder cannot be written, or another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"cannot write the run folder {folder}: {error.strerror}; set paths.runs elsewhere") from error
+    with file:
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"another process is running {folder}; wait for it, or change the seed") from error
+        yield
+
+
+def reset_peak_memory() -> None:
+    """Start the kernel's and CUDA's peak counters anew, so that a sweep in one process measures each run."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory_mb() -> float:
+    """Peak memory in MB: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    try:
+        status = Path("/proc/self/status").read_text()
+        return round(int(status.split("VmHWM:")[1].split()[0]) / 1024, 1)
+    except (OSError, IndexError):
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def device_name(trainer: pl.Trainer) -> str:
+    """What the run was computed on, for example "2 x NVIDIA A100" or "cpu (2 threads)"."""
+    if trainer.strategy.root_device.type == "cuda":
+        return f"{trainer.world_size} x {torch.cuda.get_device_name()}"
+    processes = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
+    return f"{processes}{trainer.strategy.root_device.type} ({torch.get_num_threads()} threads)"

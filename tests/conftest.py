@@ -1,0 +1,52 @@
+"""Fixtures shared by all tests: where real data is, golden numbers, composed configurations."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+ROOT = Path(__file__).parents[1]
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The data root; tests that need real data are skipped where ET_DATA_DIR names none."""
+    root = os.environ.get("ET_DATA_DIR", "")
+    if not root or not Path(root).is_dir():
+        pytest.skip("needs real data: set ET_DATA_DIR to a data root")
+    return Path(root)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict[str, torch.Tensor]]:
+    """Arrays of tests/fixtures/NAME.npz as tensors."""
+
+    def load(name: str) -> dict[str, torch.Tensor]:
+        with np.load(FIXTURES / f"{name}.npz") as arrays:
+            return {key: torch.from_numpy(np.array(arrays[key])) for key in arrays.files}
+
+    return load
+
+
+def compose_config(*overrides: str) -> DictConfig:
+    """The configuration that ``python train.py OVERRIDES`` would run."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., DictConfig]:
+    """compose_config with the run folder in this test's own directory and nothing on the screen."""
+
+    def build(*overrides: str) -> DictConfig:
+        return compose_config(f"paths.runs={tmp_path}/runs", "callbacks.progress=false", *overrides)
+
+    return build
