@@ -1,75 +1,113 @@
-"""Attention along edges in three primitives: scores on the edges, log-sum-exp over a query's keys, weighted sums.
+"""Attention along edges: the differentiable operations, and the choice of the backend that computes them.
 
-Edges are kept sorted by their query, so that a query's keys lie side by side (CSR).
+Backends: ``reference`` (plain gather and scatter), ``torch`` (the same in chunks of bounded memory, any device) and
+``numba`` (CPU). ``auto`` takes the fastest that runs where the tensors are. The environment variable
+ET_SPARSE_BACKEND sets it for a process, the argument ``backend`` for a call.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib
+import importlib.util
+import os
+from types import ModuleType
+from typing import Any
 
-import torch
 from torch import Tensor
+from torch.autograd import Function
+
+from et.core.edges import SortedEdges
+from et.core.precision import at_least_float32
+
+__all__ = ["BACKENDS", "SortedEdges", "edge_aggregate", "edge_scores", "segment_logsumexp", "select_backend"]
+
+BACKENDS = ("auto", "reference", "torch", "numba")
 
 
-@dataclass(frozen=True)
-class SortedEdges:
-    """Edges sorted by query.
+def select_backend(name: str | None, tensor: Tensor) -> ModuleType:
+    """The module of kernels for ``tensor``'s device; ``None`` stands for ET_SPARSE_BACKEND, or ``auto``.
 
-    Attributes:
-        query: (E,) int64, ascending: node C whose query the edge serves (PyG's target).
-        key: (E,) int64: node B whose key the edge offers (PyG's source).
-        order: (E,) int64: position of each sorted edge in the edge_index it was made from.
-        num_nodes: N.
+    Raises:
+        ValueError: there is no such backend, or it cannot run here.
     """
-
-    query: Tensor
-    key: Tensor
-    order: Tensor
-    num_nodes: int
-
-    @property
-    def num_edges(self) -> int:
-        return self.query.numel()
-
-    @classmethod
-    def from_edge_index(cls, edge_index: Tensor, num_nodes: int) -> SortedEdges:
-        """Sort ``edge_index`` (2, E), row 0 key and row 1 query, by query; repeated edges stay."""
-        if edge_index.dim() != 2 or edge_index.shape[0] != 2:
-            raise ValueError(f"edge_index must be (2, E), row 0 keys and row 1 queries; got {tuple(edge_index.shape)}")
-        if edge_index.is_floating_point() or edge_index.dtype == torch.bool:
-            raise ValueError(f"edge_index must hold integers; got {edge_index.dtype}")
-        if edge_index.numel() and (int(edge_index.min()) < 0 or int(edge_index.max()) >= num_nodes):
-            low, high = int(edge_index.min()), int(edge_index.max())
-            raise ValueError(f"edge_index names nodes {low} .. {high}, but the graph has nodes 0 .. {num_nodes - 1}")
-        key, query = edge_index.long()
-        query, order = torch.sort(query, stable=True)
-        return cls(query, key[order], order, num_nodes)
-
-    def to(self, device: torch.device | str) -> SortedEdges:
-        return SortedEdges(self.query.to(device), self.key.to(device), self.order.to(device), self.num_nodes)
+    name = name or os.environ.get("ET_SPARSE_BACKEND", "auto")
+    if name not in BACKENDS:
+        raise ValueError(f"no sparse backend {name!r}: choose one of {', '.join(BACKENDS)}")
+    on_cpu = tensor.device.type == "cpu"
+    if name == "auto":
+        name = "numba" if on_cpu and importlib.util.find_spec("numba") else "torch"
+    if name == "numba" and not on_cpu:
+        raise ValueError(f"the numba backend computes on the CPU, but the tensors are on {tensor.device}")
+    try:
+        return importlib.import_module(f"et.core.kernels_{name}")
+    except ImportError as error:
+        raise ValueError(f"sparse backend {name!r} needs a package that is not installed: {error}") from error
 
 
-def edge_scores(q: Tensor, k: Tensor, edges: SortedEdges) -> Tensor:
-    """Inner products K_B . Q_C on the edges: q, k (N, H, Y) -> (E, H)."""
-    return (q[edges.query] * k[edges.key]).sum(-1)
+def edge_scores(q: Tensor, k: Tensor, edges: SortedEdges, backend: str | None = None) -> Tensor:
+    """Inner products K_B . Q_C on the edges: q, k (N, H, Y) -> (E, H), in float32 or better."""
+    return _EdgeScores.apply(at_least_float32(q), at_least_float32(k), edges, backend)
 
 
-def segment_logsumexp(scores: Tensor, edges: SortedEdges) -> Tensor:
-    """log of the sum over each query's edges of exp(scores): (E, H) -> (N, H); 0 for a query without keys."""
-    index = edges.query[:, None].expand_as(scores)
-    empty = scores.new_full((edges.num_nodes, scores.shape[1]), -torch.inf)
-    # The maximum only shifts the exponent, so no gradient needs to pass through it.
-    peak = empty.scatter_reduce(0, index, scores.detach(), "amax")
-    peak = torch.where(peak.isinf(), torch.zeros_like(peak), peak)
-    total = torch.zeros_like(peak).index_add(0, edges.query, (scores - peak[edges.query]).exp())
-    return torch.where(total > 0, total, torch.ones_like(total)).log() + peak
-
-
-def edge_aggregate(weight: Tensor, x: Tensor, edges: SortedEdges, to_keys: bool = False) -> Tensor:
-    """Sums over edges of weight (E, H) times x (N, H, Y), (N, H, Y).
+def edge_aggregate(
+    weight: Tensor, x: Tensor, edges: SortedEdges, to_keys: bool = False, backend: str | None = None
+) -> Tensor:
+    """Sums over edges of weight (E, H) times x (N, H, Y), (N, H, Y) in x's dtype.
 
     By default what a query collects from its keys, sum_B weight_CB x_B; with ``to_keys`` what a key collects from the
     queries that attend to it, sum_C weight_CB x_C.
     """
-    source, target = (edges.query, edges.key) if to_keys else (edges.key, edges.query)
-    return torch.zeros_like(x).index_add(0, target, weight[..., None] * x[source])
+    values = at_least_float32(x)
+    return _EdgeAggregate.apply(weight.to(values.dtype), values, edges, to_keys, backend).to(x.dtype)
+
+
+def segment_logsumexp(scores: Tensor, edges: SortedEdges, backend: str | None = None) -> Tensor:
+    """log of the sum over each query's edges of exp(scores): (E, H) -> (N, H); 0 for a query without keys."""
+    return _SegmentLogsumexp.apply(at_least_float32(scores), edges, backend).to(scores.dtype)
+
+
+class _EdgeScores(Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, edges: SortedEdges, backend: str | None) -> Tensor:
+        ctx.save_for_backward(q, k)
+        ctx.edges, ctx.backend = edges, backend
+        return select_backend(backend, q).edge_scores(q, k, edges)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        q, k = ctx.saved_tensors
+        grad_q = edge_aggregate(grad, k, ctx.edges, False, ctx.backend) if ctx.needs_input_grad[0] else None
+        grad_k = edge_aggregate(grad, q, ctx.edges, True, ctx.backend) if ctx.needs_input_grad[1] else None
+        return grad_q, grad_k, None, None
+
+
+class _EdgeAggregate(Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, x: Tensor, edges: SortedEdges, to_keys: bool, backend: str | None) -> Tensor:
+        ctx.save_for_backward(weight, x)
+        ctx.edges, ctx.to_keys, ctx.backend = edges, to_keys, backend
+        return select_backend(backend, x).edge_aggregate(weight, x, edges, to_keys)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        weight, x = ctx.saved_tensors
+        at_query, at_key = (x, grad) if ctx.to_keys else (grad, x)
+        grad_weight = edge_scores(at_query, at_key, ctx.edges, ctx.backend) if ctx.needs_input_grad[0] else None
+        grad_x = (
+            edge_aggregate(weight, grad, ctx.edges, not ctx.to_keys, ctx.backend) if ctx.needs_input_grad[1] else None
+        )
+        return grad_weight, grad_x, None, None, None
+
+
+class _SegmentLogsumexp(Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, edges: SortedEdges, backend: str | None) -> Tensor:
+        result = select_backend(backend, scores).segment_logsumexp(scores, edges)
+        ctx.save_for_backward(scores, result)
+        ctx.edges = edges
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        scores, result = ctx.saved_tensors
+        return (scores - result[ctx.edges.query]).exp() * grad[ctx.edges.query], None, None

@@ -1,0 +1,124 @@
+"""The edges of a graph, sorted once for all kernels: by query (CSR) and, when first asked for, by key (CSC)."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+INDEX_LIMIT = 2**31 - 1
+
+
+class SortedEdges:
+    """Edges sorted by query, then key, then position; the result does not depend on how the edges were ordered.
+
+    All indices but the row pointers are int32 (torch indexes with them; scatter needs ``.long()``). A graph of E edges
+    costs 4E bytes for ``key`` and 4E for ``order``; 4E for the queries by key, unless the graph is symmetric (then the
+    two orders share their memory); 4E for ``query`` and ``key_position``, each only once it was used.
+
+    Attributes:
+        row_start: (N + 1,) int64: the edges of query C are ``row_start[C] .. row_start[C + 1]``.
+        key: (E,) int32: node B whose key the edge offers (PyG's source).
+        order: (E,) int32: position of each sorted edge in the edge_index it was made from; None if not kept.
+        num_nodes: N.
+    """
+
+    def __init__(self, row_start: Tensor, key: Tensor, order: Tensor | None, num_nodes: int):
+        self.row_start, self.key, self.order, self.num_nodes = row_start, key, order, num_nodes
+
+    @classmethod
+    def from_edge_index(cls, edge_index: Tensor, num_nodes: int, keep_order: bool = True) -> SortedEdges:
+        """Sort ``edge_index`` (2, E), row 0 key and row 1 query; repeated edges stay.
+
+        Raises:
+            ValueError: edge_index has another shape, is not integer, names a node outside 0 .. N-1, or is too large.
+        """
+        check_edge_index(edge_index, num_nodes)
+        key, query = edge_index[0], edge_index[1]
+        kernels = numba_kernels(edge_index.device)
+        if kernels is not None:
+            row_start, key, order = kernels.sort_edges(key, query, num_nodes)
+        else:
+            _, order = torch.sort(query.long() * num_nodes + key, stable=True)
+            key, row_start, order = key[order].int(), pointers(query, num_nodes), order.int()
+        return cls(row_start, key, order if keep_order else None, num_nodes)
+
+    @property
+    def num_edges(self) -> int:
+        return self.key.numel()
+
+    @property
+    def device(self) -> torch.device:
+        return self.key.device
+
+    @cached_property
+    def query(self) -> Tensor:
+        """(E,) int32, ascending: node C whose query the edge serves (PyG's target)."""
+        nodes = torch.arange(self.num_nodes, dtype=torch.int32, device=self.device)
+        return nodes.repeat_interleave(self.row_start.diff(), output_size=self.num_edges)
+
+    @cached_property
+    def by_key(self) -> tuple[Tensor, Tensor]:
+        """The edges sorted by key: pointers (N + 1,) int64 and the queries (E,) int32 of each key, ascending."""
+        kernels = numba_kernels(self.device)
+        if kernels is not None:
+            start, query = kernels.queries_by_key(self.row_start, self.key)
+        else:
+            start, query = pointers(self.key, self.num_nodes), self.query[self.key_position]
+        if torch.equal(start, self.row_start) and torch.equal(query, self.key):
+            return self.row_start, self.key  # a symmetric graph: one copy serves both
+        return start, query
+
+    @cached_property
+    def key_position(self) -> Tensor:
+        """(E,) int32: the position, among the edges sorted by query, of each edge sorted by key."""
+        kernels = numba_kernels(self.device)
+        if kernels is not None:
+            return kernels.positions_by_key(self.row_start, self.key)
+        return torch.sort(self.key, stable=True)[1].int()
+
+    def to(self, device: torch.device | str) -> SortedEdges:
+        """The same edges on ``device``, with whatever orders were already made."""
+        order = None if self.order is None else self.order.to(device)
+        moved = type(self)(self.row_start.to(device), self.key.to(device), order, self.num_nodes)
+        for name in ("query", "key_position"):
+            if name in self.__dict__:
+                moved.__dict__[name] = self.__dict__[name].to(device)
+        if "by_key" in self.__dict__:
+            shared = self.by_key[1] is self.key
+            moved.__dict__["by_key"] = (
+                (moved.row_start, moved.key) if shared else tuple(part.to(device) for part in self.by_key)
+            )
+        return moved
+
+
+def check_edge_index(edge_index: Tensor, num_nodes: int) -> None:
+    """Raise ValueError unless ``edge_index`` is (2, E), integer and within 0 .. num_nodes - 1."""
+    if edge_index.dim() != 2 or edge_index.shape[0] != 2:
+        raise ValueError(f"edge_index must be (2, E), row 0 keys and row 1 queries; got {tuple(edge_index.shape)}")
+    if edge_index.is_floating_point() or edge_index.is_complex() or edge_index.dtype == torch.bool:
+        raise ValueError(f"edge_index must hold integers; got {edge_index.dtype}")
+    if max(edge_index.shape[1], num_nodes) > INDEX_LIMIT:
+        raise ValueError(f"at most {INDEX_LIMIT:,} nodes and edges fit the 32-bit indices; take the graph in blocks")
+    if edge_index.numel() and (int(edge_index.min()) < 0 or int(edge_index.max()) >= num_nodes):
+        low, high = int(edge_index.min()), int(edge_index.max())
+        raise ValueError(f"edge_index names nodes {low} .. {high}, but the graph has nodes 0 .. {num_nodes - 1}")
+
+
+def pointers(node: Tensor, num_nodes: int) -> Tensor:
+    """Where each node's run starts once ``node`` (E,) is sorted, and where the last ends: (N + 1,) int64."""
+    start = torch.zeros(num_nodes + 1, dtype=torch.int64, device=node.device)
+    start[1:] = torch.bincount(node, minlength=num_nodes).cumsum(0)
+    return start
+
+
+def numba_kernels(device: torch.device):
+    """The module of numba kernels, where ``device`` is the CPU and numba is installed; else None."""
+    if device.type != "cpu":
+        return None
+    try:
+        from et.core import kernels_numba
+    except ImportError:
+        return None
+    return kernels_numba
