@@ -1,0 +1,150 @@
+"""Energy attention weighted by a parameterised adjacency (paper eq. 24 and 25), along edges and between all pairs.
+
+The score of key B for query C in head h is
+
+    z_h = ahat_h(C, B) * sum_h' mix(h', h) beta_h' K_h'B . Q_h'C
+
+with ``ahat`` the parameterised adjacency of eq. 24 and ``mix`` an optional (H, H) matrix over heads (the identity in the
+paper). A pair whose ``ahat`` is exactly 0 is no edge. ``ahat`` is a constant of the energy: it is made once from the
+tokens the descent starts with. With P = softmax of z over the keys, the update's weights are
+
+    c_h = d/d(K_h . Q_h) sum_h' 1/beta_h' logsumexp z_h' = beta_h sum_h' mix(h, h') P_h' ahat_h' / beta_h'
+
+and with the identity for ``mix`` simply P * ahat.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from et.core.sparse import SortedEdges, edge_aggregate, edge_scores, segment_logsumexp
+
+
+def _weighted_scores(products: Tensor, ahat: Tensor, beta: Tensor, head_mix: Tensor | None) -> Tensor:
+    """z from inner products and ahat, both (..., H) in the last axis; -inf where ahat is 0."""
+    scores = products * beta.to(products.dtype)
+    if head_mix is not None:
+        scores = scores @ head_mix.to(scores.dtype)
+    ahat = ahat.to(scores.dtype)
+    return (scores * ahat).masked_fill(ahat == 0, -torch.inf)
+
+
+def _update_weights(p: Tensor, ahat: Tensor, beta: Tensor, head_mix: Tensor | None) -> Tensor:
+    """c from P and ahat, both (..., H) in the last axis (see the module's text)."""
+    weights = p * ahat.to(p.dtype)
+    if head_mix is None:
+        return weights
+    beta = beta.to(p.dtype)
+    return (weights / beta) @ head_mix.to(p.dtype).mT * beta
+
+
+class WeightedEdges:
+    """Weighted attention along the edges of a graph: memory grows with E x H, never with N x N or E x H x Y.
+
+    Args:
+        edges: (2, E) integers as in PyG, row 0 the key B, row 1 the query C; or edges sorted already, whose ``weight``
+            is then expected in their order.
+        weight: ahat on the edges, (E, H); an edge is switched off in a head where it is exactly 0.
+        num_nodes: N; needed with an edge_index.
+        head_mix: (H, H), or None for the identity.
+    """
+
+    def __init__(
+        self,
+        edges: Tensor | SortedEdges,
+        weight: Tensor,
+        num_nodes: int | None = None,
+        head_mix: Tensor | None = None,
+    ):
+        if not isinstance(edges, SortedEdges):
+            if num_nodes is None:
+                raise ValueError("num_nodes is needed with an edge_index")
+            edges = SortedEdges.from_edge_index(edges, num_nodes)
+            weight = weight[edges.order]
+        if weight.dim() != 2 or len(weight) != edges.num_edges:
+            raise ValueError(f"weight must be ({edges.num_edges} edges, H heads), not {tuple(weight.shape)}")
+        self.edges, self.weight, self.head_mix = edges, weight, head_mix
+
+    def _scores(self, q: Tensor, k: Tensor, beta: Tensor) -> Tensor:
+        return _weighted_scores(edge_scores(q, k, self.edges), self.weight, beta, self.head_mix)
+
+    def log_partition(self, q: Tensor, k: Tensor, beta: Tensor) -> Tensor:
+        """log of the sum over a query's edges of exp(z): q, k (N, H, Y) -> (N, H); 0 for a query without keys."""
+        return segment_logsumexp(self._scores(q, k, beta), self.edges)
+
+    def mix(self, q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        """(sum_B c_CB K_B, sum_C c_CB Q_C), each (N, H, Y)."""
+        scores = self._scores(q, k, beta)
+        p = (scores - segment_logsumexp(scores, self.edges)[self.edges.query]).exp()
+        c = _update_weights(p, self.weight, beta, self.head_mix)
+        return edge_aggregate(c, k, self.edges), edge_aggregate(c, q, self.edges, to_keys=True)
+
+
+class WeightedPairs:
+    """Weighted attention between all pairs of tokens, the reference and the released code's padded form.
+
+    Args:
+        ahat: (..., N, N, H), query before key; a pair is no edge where it is exactly 0.
+        head_mix: (H, H), or None for the identity.
+    """
+
+    def __init__(self, ahat: Tensor, head_mix: Tensor | None = None):
+        self.ahat, self.head_mix = ahat, head_mix
+
+    def _scores(self, q: Tensor, k: Tensor, beta: Tensor) -> Tensor:
+        """z as (..., N, N, H), query before key."""
+        products = torch.einsum("...chy,...bhy->...cbh", q, k)
+        return _weighted_scores(products, self.ahat, beta, self.head_mix)
+
+    def _log_partition(self, scores: Tensor) -> Tensor:
+        """(..., N, N, H) -> (..., N, 1, H); 0 for a query without keys."""
+        alone = scores.detach().isneginf().all(-2, keepdim=True)
+        return torch.logsumexp(scores.masked_fill(alone, 0.0), -2, keepdim=True).masked_fill(alone, 0.0)
+
+    def log_partition(self, q: Tensor, k: Tensor, beta: Tensor) -> Tensor:
+        """log of the sum over a query's keys of exp(z): q, k (..., N, H, Y) -> (..., N, H)."""
+        return self._log_partition(self._scores(q, k, beta)).squeeze(-2)
+
+    def mix(self, q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        """(sum_B c_CB K_B, sum_C c_CB Q_C), each (..., N, H, Y)."""
+        scores = self._scores(q, k, beta)
+        p = (scores - self._log_partition(scores)).exp()
+        c = _update_weights(p, self.ahat, beta, self.head_mix)
+        return torch.einsum("...cbh,...bhy->...chy", c, k), torch.einsum("...cbh,...chy->...bhy", c, q)
+
+
+def edge_outer_convolution(x: Tensor, kernel: Tensor, edges: SortedEdges, first: Tensor, last: Tensor) -> Tensor:
+    """3 x 3 convolution of the outer product X X^T, evaluated at the edges only (first factor of eq. 24).
+
+    At an edge (C, B) it is sum over a, b of kernel[a, b] x_{C+a-1} . x_{B+b-1}: nine inner products of shifted tokens,
+    each computed along the edges and mixed into the H filters. Tokens beyond the ends of a graph count as zero, so
+    graphs that share a batch do not see each other.
+
+    Args:
+        x: tokens of all graphs one after the other, (N, D).
+        kernel: (3, 3, H), first axis along the queries (cross-correlation, as deep learning has it).
+        edges: E edges.
+        first, last: (N,) bool, true for the first and the last token of each graph.
+
+    Returns:
+        (E, H), in the order of ``edges``.
+    """
+    shifted = shifted_tokens(x, first, last)
+    products = edge_scores(shifted.repeat_interleave(3, dim=1), shifted.repeat(1, 3, 1), edges)
+    return products @ kernel.flatten(0, 1).to(products.dtype)
+
+
+def shifted_tokens(x: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """(x_{i-1}, x_i, x_{i+1}) for each token i, zero beyond the ends of its graph: (N, D) -> (N, 3, D)."""
+    before = F.pad(x[:-1], (0, 0, 1, 0)).masked_fill(first[:, None], 0.0)
+    after = F.pad(x[1:], (0, 0, 0, 1)).masked_fill(last[:, None], 0.0)
+    return torch.stack([before, x, after], dim=1)
+
+
+def outer_convolution(x: Tensor, kernel: Tensor) -> Tensor:
+    """3 x 3 convolution of X X^T at all pairs: tokens (..., N, D), kernel (3, 3, H) -> (..., N, N, H), zero padding."""
+    outer = x @ x.mT
+    convolved = F.conv2d(outer.reshape(-1, 1, *outer.shape[-2:]), kernel.permute(2, 0, 1)[:, None], padding=1)
+    return convolved.movedim(1, -1).reshape(*outer.shape, kernel.shape[-1])

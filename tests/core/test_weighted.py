@@ -1,0 +1,147 @@
+"""Weighted attention: golden numbers, closed form against autograd, edges against all pairs, the convolution."""
+
+import pytest
+import torch
+
+from et.core import EnergyAttention
+from et.core.sparse import SortedEdges
+from et.core.weighted import (
+    WeightedEdges,
+    WeightedPairs,
+    edge_outer_convolution,
+    outer_convolution,
+)
+
+H, Y, D = 3, 4, 6
+
+
+def attention(dim=D, heads=H, head_dim=Y) -> EnergyAttention:
+    module = EnergyAttention(dim, heads, head_dim, train_beta=True).double()
+    with torch.no_grad():
+        module.beta.uniform_(0.3, 0.9)
+        module.w_query.normal_()
+        module.w_key.normal_()
+    return module
+
+
+def random_case(num_nodes=9, seed=0, density=0.4, heads=H):
+    """Tokens, edges, their weights (some exactly zero), the same weights as a dense tensor, and a head mix."""
+    generator = torch.Generator().manual_seed(seed)
+    adjacency = torch.rand(num_nodes, num_nodes, generator=generator) < density
+    query, key = adjacency.nonzero(as_tuple=True)
+    weight = torch.randn(len(query), heads, generator=generator, dtype=torch.float64)
+    weight[torch.rand(weight.shape, generator=generator) < 0.1] = 0.0
+    dense = torch.zeros(num_nodes, num_nodes, heads, dtype=torch.float64)
+    dense[query, key] = weight
+    g = torch.randn(num_nodes, D, generator=generator, dtype=torch.float64)
+    head_mix = torch.randn(heads, heads, generator=generator, dtype=torch.float64)
+    return g, torch.stack([key, query]), weight, dense, head_mix
+
+
+@pytest.fixture(scope="module")
+def fixture(golden):
+    return golden("weighted")
+
+
+def golden_attention(fixture) -> EnergyAttention:
+    heads, head_dim, dim = fixture["Wq"].shape
+    module = EnergyAttention(dim, heads, head_dim, train_beta=True).double()
+    with torch.no_grad():
+        module.w_query.copy_(fixture["Wq"])
+        module.w_key.copy_(fixture["Wk"])
+        module.beta.copy_(fixture["beta"])
+    return module
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_golden_energy_and_update(fixture, mixed, sparse):
+    head_mix = fixture["head_mix"] if mixed else None
+    if sparse:
+        query, key = fixture["adjacency"].nonzero(as_tuple=True)
+        edge_index = torch.stack([key, query])
+        topology = WeightedEdges(edge_index, fixture["ahat"][query, key], len(fixture["g"]), head_mix)
+    else:
+        topology = WeightedPairs(fixture["ahat"], head_mix)
+    module, name = golden_attention(fixture), "mixed" if mixed else "plain"
+    assert torch.allclose(module.energy(fixture["g"], topology), fixture[f"{name}_energy"], rtol=0, atol=1e-10)
+    assert torch.allclose(module.update(fixture["g"], topology), fixture[f"{name}_update"], rtol=0, atol=1e-10)
+
+
+def test_golden_convolution_dense_and_on_edges(fixture):
+    g, kernel, adjacency = fixture["g"], fixture["conv"], fixture["adjacency"]
+    dense = outer_convolution(g, kernel) * adjacency[..., None]
+    assert torch.allclose(dense, fixture["ahat"], rtol=0, atol=1e-10)
+    query, key = adjacency.nonzero(as_tuple=True)
+    edges = SortedEdges.from_edge_index(torch.stack([key, query]), len(g))
+    first, last = torch.zeros(len(g), dtype=torch.bool), torch.zeros(len(g), dtype=torch.bool)
+    first[0], last[-1] = True, True
+    on_edges = edge_outer_convolution(g, kernel, edges, first, last)
+    assert torch.allclose(on_edges, fixture["ahat"][edges.query, edges.key], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("density", [0.0, 0.15, 0.6])
+def test_update_is_minus_the_gradient_and_edges_agree_with_pairs(mixed, density):
+    g, edge_index, weight, dense, head_mix = random_case(density=density)
+    head_mix = head_mix if mixed else None
+    module = attention()
+    on_edges, on_pairs = WeightedEdges(edge_index, weight, len(g), head_mix), WeightedPairs(dense, head_mix)
+    g.requires_grad_()
+    for topology in (on_edges, on_pairs):
+        (gradient,) = torch.autograd.grad(module.energy(g, topology), g)
+        assert torch.allclose(module.update(g, topology), -gradient, rtol=0, atol=1e-9)
+    assert torch.allclose(module.token_energy(g, on_edges), module.token_energy(g, on_pairs), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_training_gradients_agree_between_edges_and_pairs(mixed):
+    g, edge_index, weight, dense, head_mix = random_case(seed=3)
+    module = attention()
+    key, query = edge_index
+    gradients = []
+    for sparse in (True, False):
+        leaf = (weight if sparse else dense).clone().requires_grad_()
+        mix = head_mix.clone().requires_grad_() if mixed else None
+        topology = WeightedEdges(edge_index, leaf, len(g), mix) if sparse else WeightedPairs(leaf, mix)
+        wanted = [leaf, *module.parameters(), *([mix] if mixed else [])]
+        found = list(torch.autograd.grad(module.update(g, topology).pow(2).sum(), wanted))
+        found[0] = found[0] if sparse else found[0][query, key]
+        gradients.append(found)
+    for sparse, dense_gradient in zip(*gradients, strict=True):
+        assert torch.isfinite(sparse).all()
+        assert torch.allclose(sparse, dense_gradient, rtol=1e-9, atol=1e-9)
+
+
+def test_a_batch_of_dense_graphs_is_each_of_them():
+    module = attention()
+    cases = [random_case(seed=seed) for seed in (1, 2)]
+    tokens, ahat = torch.stack([c[0] for c in cases]), torch.stack([c[3] for c in cases])
+    together = module.update(tokens, WeightedPairs(ahat))
+    for index, (g, _, _, dense, _) in enumerate(cases):
+        assert torch.allclose(together[index], module.update(g, WeightedPairs(dense)), rtol=0, atol=1e-12)
+
+
+def test_convolution_on_edges_stops_at_the_ends_of_each_graph():
+    kernel = torch.randn(3, 3, H, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    sizes, generator = [1, 5, 8], torch.Generator().manual_seed(1)
+    graphs = [torch.randn(size, D, dtype=torch.float64, generator=generator) for size in sizes]
+    pairs, start, alone = [], 0, []
+    first, last = torch.zeros(sum(sizes), dtype=torch.bool), torch.zeros(sum(sizes), dtype=torch.bool)
+    for x in graphs:
+        node = torch.arange(len(x)) + start
+        pairs.append(torch.cartesian_prod(node, node).T.flip(0))
+        first[start], last[start + len(x) - 1] = True, True
+        alone.append(outer_convolution(x, kernel).flatten(0, 1))
+        start += len(x)
+    edges = SortedEdges.from_edge_index(torch.cat(pairs, dim=1), sum(sizes))
+    together = edge_outer_convolution(torch.cat(graphs), kernel, edges, first, last)
+    assert torch.allclose(together, torch.cat(alone), rtol=0, atol=1e-10)
+
+
+def test_wrong_shapes_are_named():
+    g, edge_index, weight, _, _ = random_case()
+    with pytest.raises(ValueError, match="num_nodes"):
+        WeightedEdges(edge_index, weight)
+    with pytest.raises(ValueError, match="weight must be"):
+        WeightedEdges(SortedEdges.from_edge_index(edge_index, len(g)), weight[:-1])
