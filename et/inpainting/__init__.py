@@ -1,0 +1,1 @@
+"""Masked-image completion (paper section 3, appendix B)."""

@@ -1,0 +1,106 @@
+"""The image model: affine encoder, CLS and MASK tokens, position biases, one ET block, affine decoder (appendix B, H)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from et.core import Descent, EnergyTransformerBlock, descend
+from et.inpainting.patches import grid_shape, pair, patchify, unpatchify
+
+
+class InpaintingET(nn.Module):
+    """Completes images with masked patches by T steps of one ET block (algorithm 1).
+
+    Patch tokens follow the CLS token; the block's layer norm also normalises what the decoder reads, as algorithm 1 has
+    it. ``fidelity`` chooses what paper and released code do differently: self-attention (eq. 3 against eq. 13) and the
+    initial standard deviations (0.02 for all, against 0.002 for attention, CLS, MASK and positions).
+
+    Args:
+        image_size, patch_size: in pixels, one number or (height, width); the image a multiple of the patch.
+        channels: colour channels of the image.
+        dim: token dimension D.
+        num_heads, head_dim: H and Y.
+        num_memories: M (the paper's K).
+        steps: T.
+        step_size: alpha = dt / tau.
+        fidelity: ``paper`` or ``released``.
+        self_attention: overrides what ``fidelity`` chooses.
+        block: further arguments of :class:`EnergyTransformerBlock`.
+
+    Raises:
+        ValueError: the image is no multiple of the patch, or ``fidelity`` is neither of the two.
+    """
+
+    def __init__(
+        self,
+        image_size: int | tuple[int, int] = 224,
+        patch_size: int | tuple[int, int] = 16,
+        channels: int = 3,
+        dim: int = 768,
+        num_heads: int = 12,
+        head_dim: int = 64,
+        num_memories: int = 3072,
+        steps: int = 12,
+        step_size: float = 0.1,
+        fidelity: Literal["paper", "released"] = "paper",
+        self_attention: bool | None = None,
+        block: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        if fidelity not in ("paper", "released"):
+            raise ValueError(f"fidelity must be 'paper' or 'released', not {fidelity!r}")
+        released = fidelity == "released"
+        self.image_size, self.patch_size, self.channels = pair(image_size), pair(patch_size), channels
+        self.steps, self.step_size = steps, step_size
+        self.grid = grid_shape(self.image_size, self.patch_size)
+        self.num_patches = self.grid[0] * self.grid[1]
+        pixels = channels * self.patch_size[0] * self.patch_size[1]
+        token_std = 0.002 if released else 0.02
+        self.encoder = nn.Linear(pixels, dim)
+        self.decoder = nn.Linear(dim, pixels)
+        self.cls_token = nn.Parameter(torch.randn(dim) * token_std)
+        self.mask_token = nn.Parameter(torch.randn(dim) * token_std)
+        self.position = nn.Parameter(torch.randn(1 + self.num_patches, dim) * token_std)
+        self.block = EnergyTransformerBlock(
+            dim,
+            num_heads,
+            head_dim,
+            num_memories,
+            self_attention=released if self_attention is None else self_attention,
+            attention_init_std=token_std,
+            **(block or {}),
+        )
+        for affine in (self.encoder, self.decoder):
+            nn.init.normal_(affine.weight, std=0.02)
+            nn.init.zeros_(affine.bias)
+
+    def embed(self, patches: Tensor, masked: Tensor) -> Tensor:
+        """Initial tokens of patches (B, N, P), of which ``masked`` (B, N) bool are hidden: (B, 1 + N, D)."""
+        tokens = torch.where(masked[..., None], self.mask_token.to(patches.dtype), self.encoder(patches))
+        cls = self.cls_token.to(tokens.dtype).expand(len(tokens), 1, -1)
+        return torch.cat([cls, tokens], dim=1) + self.position
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Patches of tokens without CLS: (..., D) -> (..., P); the layer norm of the block comes first."""
+        return self.decoder(self.block.norm(tokens))
+
+    def forward(self, images: Tensor, masked: Tensor) -> Tensor:
+        """Reconstruction of every patch: images (B, C, H, W), masked (B, N) bool -> (B, N, P)."""
+        tokens = self.embed(patchify(images, self.patch_size), masked)
+        return self.decode(descend(self.block, tokens, self.steps, self.step_size).x[:, 1:])
+
+    def trajectory(
+        self, images: Tensor, masked: Tensor, steps: int | None = None, record: bool | Literal["energy"] = True
+    ) -> Descent:
+        """The descent itself, recorded; ``states[:, :, 1:]`` are the patch tokens, which :meth:`decode` turns to pixels."""
+        tokens = self.embed(patchify(images, self.patch_size), masked)
+        return descend(self.block, tokens, self.steps if steps is None else steps, self.step_size, record=record)
+
+    def complete(self, images: Tensor, masked: Tensor) -> Tensor:
+        """The images with their masked patches replaced by the reconstruction: (B, C, H, W)."""
+        patches = patchify(images, self.patch_size)
+        completed = torch.where(masked[..., None], self(images, masked).to(patches.dtype), patches)
+        return unpatchify(completed, self.patch_size, self.image_size)

@@ -1,0 +1,60 @@
+"""Images as patches, and which patches are hidden."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def pair(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
+    """(height, width) of a size given as one number or as two."""
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def grid_shape(image_size: int | tuple[int, int], patch_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of patches.
+
+    Raises:
+        ValueError: the image is no multiple of the patch.
+    """
+    (height, width), (patch_h, patch_w) = pair(image_size), pair(patch_size)
+    if height % patch_h or width % patch_w:
+        raise ValueError(f"image size {height} x {width} is no multiple of the patch size {patch_h} x {patch_w}")
+    return height // patch_h, width // patch_w
+
+
+def patchify(images: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
+    """(B, C, H, W) -> (B, N, P): patches row by row, each flattened as (channel, row, column)."""
+    patch_h, patch_w = pair(patch_size)
+    rows, columns = grid_shape(images.shape[-2:], patch_size)
+    batch, channels = images.shape[:2]
+    tiles = images.reshape(batch, channels, rows, patch_h, columns, patch_w)
+    return tiles.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * patch_h * patch_w)
+
+
+def unpatchify(patches: Tensor, patch_size: int | tuple[int, int], image_size: int | tuple[int, int]) -> Tensor:
+    """(B, N, P) -> (B, C, H, W), the inverse of :func:`patchify`."""
+    (patch_h, patch_w), (height, width) = pair(patch_size), pair(image_size)
+    rows, columns = grid_shape(image_size, patch_size)
+    tiles = patches.reshape(patches.shape[0], rows, columns, -1, patch_h, patch_w)
+    return tiles.permute(0, 3, 1, 4, 2, 5).reshape(patches.shape[0], -1, height, width)
+
+
+def draw_masks(rng: np.random.Generator, num_patches: int, num_occluded: int, num_kept: int) -> tuple[Tensor, Tensor]:
+    """Choose the occluded patches and those of them that are left untouched (appendix B: 100 of 196, of which 10).
+
+    Args:
+        rng: where the choice comes from.
+        num_patches: N.
+        num_occluded: patches that the loss looks at.
+        num_kept: how many of these the network may see nonetheless.
+
+    Returns:
+        (occluded, masked), both (N,) bool: the patches of the loss, and those replaced by the MASK token.
+    """
+    order = torch.from_numpy(rng.permutation(num_patches))
+    occluded, masked = torch.zeros(2, num_patches, dtype=torch.bool)
+    occluded[order[:num_occluded]] = True
+    masked[order[num_kept:num_occluded]] = True
+    return occluded, masked
