@@ -194,3 +194,147 @@ def segment_logsumexp(scores: Tensor, edges: SortedEdges) -> Tensor:
     index = arrays(edges.row_start)
     run(_logsumexp, index[0], (*arrays(scores), *index, out.numpy()))
     return out
+
+
+# --------------------------------------------------------------------------------------------------- fused attention
+#
+# The softmax P is never stored: each pass computes it again from q, k and two numbers a query, the largest score ``peak``
+# and ``total`` = sum exp(score - peak). Their logsumexp alone would not do: where scores are large it rounds, and P
+# with it.
+
+
+@kernel
+def _query_term(q, k, beta, row_start, key, u, peak, total, first, low, high):
+    _, heads, width = q.shape
+    most = 0
+    for c in range(low, high):
+        most = max(most, row_start[c + 1] - row_start[c])
+    p = np.empty(most, q.dtype)
+    for c in range(low, high):
+        start, row = row_start[c], c - first
+        degree = row_start[c + 1] - start
+        for h in range(heads):
+            largest = q.dtype.type(-np.inf) if degree else q.dtype.type(0)
+            for j in range(degree):
+                b = key[start + j]
+                score = q.dtype.type(0)
+                for y in range(width):
+                    score += q[row, h, y] * k[b, h, y]
+                p[j] = score * beta[h]
+                largest = max(largest, p[j])
+            norm = 0.0 if degree else 1.0
+            for j in range(degree):
+                p[j] = np.exp(p[j] - largest)
+                norm += p[j]
+            peak[row, h], total[row, h] = largest, norm
+            if len(u) == 0:
+                continue
+            for j in range(degree):
+                b, w = key[start + j], q.dtype.type(p[j] / norm)
+                for y in range(width):
+                    u[row, h, y] += w * k[b, h, y]
+
+
+@kernel
+def _key_term(q, values, k, beta, peak, total, start, query, v, first, low, high):
+    _, heads, width = q.shape
+    for b in range(low, high):
+        row = b - first
+        for e in range(start[b], start[b + 1]):
+            c = query[e]
+            for h in range(heads):
+                score = q.dtype.type(0)
+                for y in range(width):
+                    score += q[c, h, y] * k[row, h, y]
+                w = np.exp(score * beta[h] - peak[c, h]) / total[c, h]
+                for y in range(width):
+                    v[row, h, y] += w * values[c, h, y]
+
+
+@kernel
+def _query_gradient(q, k, beta, peak, total, gu, gv, row_start, key, gq, mean, gbeta, low, high):
+    _, heads, width = q.shape
+    most = 0
+    for c in range(low, high):
+        most = max(most, row_start[c + 1] - row_start[c])
+    scores, p, slope = np.empty(most, q.dtype), np.empty(most, q.dtype), np.empty(most, q.dtype)
+    for c in range(low, high):
+        start = row_start[c]
+        degree = row_start[c + 1] - start
+        for h in range(heads):
+            average = 0.0
+            for j in range(degree):
+                b = key[start + j]
+                score, a = q.dtype.type(0), q.dtype.type(0)
+                for y in range(width):
+                    score += q[c, h, y] * k[b, h, y]
+                    a += gu[c, h, y] * k[b, h, y] + gv[b, h, y] * q[c, h, y]
+                scores[j], slope[j] = score, a
+                p[j] = np.exp(score * beta[h] - peak[c, h]) / total[c, h]
+                average += p[j] * a
+            mean[c, h] = average
+            beta_sum = 0.0
+            for j in range(degree):
+                b, w = key[start + j], p[j]
+                change = w * (slope[j] - mean[c, h])
+                beta_sum += change * scores[j]
+                change *= beta[h]
+                for y in range(width):
+                    gq[c, h, y] += w * gv[b, h, y] + change * k[b, h, y]
+            gbeta[c, h] = beta_sum
+
+
+@kernel
+def _key_gradient(q, k, beta, peak, total, gu, gv, mean, start, query, gk, low, high):
+    _, heads, width = q.shape
+    for b in range(low, high):
+        for e in range(start[b], start[b + 1]):
+            c = query[e]
+            for h in range(heads):
+                score, a = q.dtype.type(0), q.dtype.type(0)
+                for y in range(width):
+                    score += q[c, h, y] * k[b, h, y]
+                    a += gu[c, h, y] * k[b, h, y] + gv[b, h, y] * q[c, h, y]
+                w = np.exp(score * beta[h] - peak[c, h]) / total[c, h]
+                change = beta[h] * w * (a - mean[c, h])
+                for y in range(width):
+                    gk[b, h, y] += w * gu[c, h, y] + change * q[c, h, y]
+
+
+def query_term(
+    q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, first: int = 0, only_partition: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """sum_B P_CB K_B for the queries ``first .. first + len(q)``, with the softmax's peak and total.
+
+    q (n, H, Y), k (N, H, Y), beta (H,) -> (n, H, Y), (n, H), (n, H); the first is empty with ``only_partition``.
+    """
+    u = q.new_zeros(0 if only_partition else len(q), *q.shape[1:])
+    peak, total = (q.new_empty(q.shape[:2]) for _ in range(2))
+    index = arrays(edges.row_start, edges.key)
+    run(_query_term, index[0], (*arrays(q, k, beta), *index, *arrays(u, peak, total), first), (first, first + len(q)))
+    return u, peak, total
+
+
+def key_term(
+    q: Tensor, values: Tensor, k: Tensor, beta: Tensor, peak: Tensor, total: Tensor, edges: SortedEdges, first: int = 0
+) -> Tensor:
+    """sum_C P_CB values_C for the keys ``first .. first + len(k)``: q, values (N, H, Y), k (n, H, Y) -> (n, H, Y)."""
+    v = torch.zeros_like(k, memory_format=torch.contiguous_format)
+    index = arrays(*edges.by_key)
+    tensors = arrays(q, values, k, beta, peak, total)
+    run(_key_term, index[0], (*tensors, *index, v.numpy(), first), (first, first + len(k)))
+    return v
+
+
+def attention_gradient(
+    q: Tensor, k: Tensor, beta: Tensor, peak: Tensor, total: Tensor, grad_u: Tensor, grad_v: Tensor, edges: SortedEdges
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients with respect to q, k (N, H, Y) and beta (H,) from those of both terms, (N, H, Y)."""
+    gq, gk = (torch.zeros_like(q, memory_format=torch.contiguous_format) for _ in range(2))
+    mean, gbeta = (q.new_empty(q.shape[:2]) for _ in range(2))
+    tensors = arrays(q, k, beta, peak, total, grad_u, grad_v)
+    index = arrays(edges.row_start, edges.key)
+    run(_query_gradient, index[0], (*tensors, *index, *arrays(gq, mean, gbeta)))
+    index = arrays(*edges.by_key)
+    run(_key_gradient, index[0], (*tensors, mean.numpy(), *index, gk.numpy()))
+    return gq, gk, gbeta.double().sum(0).to(beta.dtype)

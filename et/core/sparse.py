@@ -2,7 +2,8 @@
 
 Backends: ``reference`` (plain gather and scatter), ``torch`` (the same in chunks of bounded memory, any device) and
 ``numba`` (CPU). ``auto`` takes the fastest that runs where the tensors are. The environment variable
-ET_SPARSE_BACKEND sets it for a process, the argument ``backend`` for a call.
+ET_SPARSE_BACKEND sets it for a process, the argument ``backend`` for a call. All but the reference make no tensor
+larger than (E, H), and :func:`attention` none larger than (N, H, Y).
 """
 
 from __future__ import annotations
@@ -10,16 +11,30 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from et.core import kernels_reference
 from et.core.edges import SortedEdges
 from et.core.precision import at_least_float32
 
-__all__ = ["BACKENDS", "SortedEdges", "edge_aggregate", "edge_scores", "segment_logsumexp", "select_backend"]
+__all__ = [
+    "BACKENDS",
+    "SortedEdges",
+    "attention",
+    "edge_aggregate",
+    "edge_scores",
+    "key_term",
+    "log_partition",
+    "query_term",
+    "segment_logsumexp",
+    "select_backend",
+]
 
 BACKENDS = ("auto", "reference", "torch", "numba")
 
@@ -44,26 +59,201 @@ def select_backend(name: str | None, tensor: Tensor) -> ModuleType:
         raise ValueError(f"sparse backend {name!r} needs a package that is not installed: {error}") from error
 
 
+# ---------------------------------------------------------------------------------------------- attention as a whole
+
+
+def attention(
+    q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, clamp: float | None = None, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Both terms of the update (eq. 17): (sum_B P_CB K_B, sum_C P_CB Q_C), each (N, H, Y) in q's dtype.
+
+    P is the softmax of beta K_B . Q_C over the keys B of a query. The backward pass computes it again instead of
+    storing it, so memory does not grow with the number of edges (it does, by some (E, H) tensors, where the gradient
+    is itself differentiated).
+
+    Args:
+        q, k: queries and keys, (N, H, Y); computed in float32 or better.
+        beta: inverse temperatures, (H,).
+        edges: who attends to whom.
+        clamp: limit the scores to -clamp .. clamp before the softmax (as the authors' released anomaly code does);
+            costs some (E, H) tensors.
+        backend: see the module's text.
+    """
+    kernels, dtype = select_backend(backend, q), q.dtype
+    q, k, beta = _operands(q, k, beta)
+    if kernels is kernels_reference:
+        u, v = kernels.attention(q, k, beta, edges, clamp)
+    elif clamp is not None:
+        u, v = _attention_by_primitives(q, k, beta, edges, clamp, backend)
+    else:
+        u, v = _Attention.apply(q, k, beta, edges, backend)
+    return u.to(dtype), v.to(dtype)
+
+
+def log_partition(
+    q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, clamp: float | None = None, backend: str | None = None
+) -> Tensor:
+    """log sum_B exp(beta K_B . Q_C) of each query, (N, H) in float32 or better; 0 for a query without keys.
+
+    Arguments as for :func:`attention`.
+    """
+    kernels = select_backend(backend, q)
+    q, k, beta = _operands(q, k, beta)
+    if kernels is kernels_reference:
+        return kernels.log_partition(q, k, beta, edges, clamp)
+    if clamp is not None:
+        return _log_partition_by_primitives(q, k, beta, edges, clamp, backend)
+    return _LogPartition.apply(q, k, beta, edges, backend)
+
+
+@torch.no_grad()
+def query_term(
+    q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, first: int = 0, backend: str | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """First term of the update for a block of queries, without gradients: for graphs too large for :func:`attention`.
+
+    Args:
+        q: the queries ``first .. first + n``, (n, H, Y).
+        k: the keys of all nodes, (N, H, Y).
+        beta, edges, backend: as for :func:`attention`; ``edges`` are those of the whole graph.
+
+    Returns:
+        sum_B P_CB K_B, (n, H, Y), and what :func:`key_term` needs to know of the softmax: each query's largest score
+        and its sum of exp(score - largest), (n, H) each. Their log_partition is ``largest + sum.log()``.
+    """
+    return _block_kernels(backend, q).query_term(*_operands(q, k, beta), edges, first)
+
+
+@torch.no_grad()
+def key_term(
+    q: Tensor,
+    k: Tensor,
+    beta: Tensor,
+    peak: Tensor,
+    total: Tensor,
+    edges: SortedEdges,
+    first: int = 0,
+    backend: str | None = None,
+) -> Tensor:
+    """Second term of the update, sum_C P_CB Q_C, for the block of keys ``first .. first + n``, without gradients.
+
+    q (N, H, Y) are the queries of all nodes, k (n, H, Y) the block's keys, and ``peak`` and ``total`` (N, H) what
+    :func:`query_term` returned, for all nodes. Returns (n, H, Y).
+    """
+    q, k, beta = _operands(q, k, beta)
+    return _block_kernels(backend, q).key_term(q, q, k, beta, peak, total, edges, first)
+
+
+def _operands(q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    q, k = at_least_float32(q).contiguous(), at_least_float32(k).contiguous()
+    return q, k, beta.to(q.dtype)
+
+
+def _block_kernels(backend: str | None, tensor: Tensor) -> ModuleType:
+    kernels = select_backend(backend, tensor)
+    return select_backend("torch", tensor) if kernels is kernels_reference else kernels  # the reference has no blocks
+
+
+def _log_partition_by_primitives(
+    q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, clamp: float | None, backend: str | None
+) -> Tensor:
+    scores = edge_scores(q, k, edges, backend) * beta
+    return segment_logsumexp(scores if clamp is None else scores.clamp(-clamp, clamp), edges, backend)
+
+
+def _attention_by_primitives(
+    q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, clamp: float | None, backend: str | None
+) -> tuple[Tensor, Tensor]:
+    """:func:`attention` with P stored, (E, H): differentiable any number of times."""
+    scores = edge_scores(q, k, edges, backend) * beta
+    if clamp is not None:
+        scores = scores.clamp(-clamp, clamp)
+    p = (scores - segment_logsumexp(scores, edges, backend)[edges.query]).exp()
+    return edge_aggregate(p, k, edges, False, backend), edge_aggregate(p, q, edges, True, backend)
+
+
+def _gradient_with_graph(function: Callable, ctx: Any, inputs: tuple, grads: tuple) -> tuple:
+    """Gradients of ``function`` that can be differentiated once more, for a Function's (q, k, beta, edges, backend)."""
+    needed = ctx.needs_input_grad[:3]
+    wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
+    outputs = function(*inputs, ctx.edges, None, ctx.backend)
+    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True))
+    return *(next(found) if need else None for need in needed), None, None
+
+
+class _Attention(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, backend: str | None
+    ) -> tuple[Tensor, Tensor]:
+        kernels = select_backend(backend, q)
+        u, peak, total = kernels.query_term(q, k, beta, edges)
+        ctx.save_for_backward(q, k, beta, peak, total)
+        ctx.edges, ctx.backend = edges, backend
+        return u, kernels.key_term(q, q, k, beta, peak, total, edges)
+
+    @staticmethod
+    def backward(ctx: Any, grad_u: Tensor, grad_v: Tensor) -> tuple:
+        q, k, beta, peak, total = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: this gradient will itself be differentiated
+            return _gradient_with_graph(_attention_by_primitives, ctx, (q, k, beta), (grad_u, grad_v))
+        kernels = select_backend(ctx.backend, q)
+        return *kernels.attention_gradient(q, k, beta, peak, total, grad_u, grad_v, ctx.edges), None, None
+
+
+class _LogPartition(Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, backend: str | None) -> Tensor:
+        _, peak, total = select_backend(backend, q).query_term(q, k, beta, edges, only_partition=True)
+        ctx.save_for_backward(q, k, beta, peak, total)
+        ctx.edges, ctx.backend = edges, backend
+        return peak + total.log()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        q, k, beta, peak, total = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _gradient_with_graph(_log_partition_by_primitives, ctx, (q, k, beta), (grad,))
+        # The derivative with respect to beta K_B . Q_C is P_CB: the gradients are the terms of the update, weighted.
+        kernels = select_backend(ctx.backend, q)
+        weight = (grad * beta)[..., None]
+        u = kernels.query_term(q, k, beta, ctx.edges)[0]
+        grad_k = kernels.key_term(q, weight * q, k, beta, peak, total, ctx.edges)
+        return weight * u, grad_k, (grad * (q * u).sum(-1)).sum(0), None, None
+
+
+# -------------------------------------------------------------------------------------------------------- primitives
+
+
 def edge_scores(q: Tensor, k: Tensor, edges: SortedEdges, backend: str | None = None) -> Tensor:
     """Inner products K_B . Q_C on the edges: q, k (N, H, Y) -> (E, H), in float32 or better."""
-    return _EdgeScores.apply(at_least_float32(q), at_least_float32(k), edges, backend)
+    q, k = at_least_float32(q), at_least_float32(k)
+    if select_backend(backend, q) is kernels_reference:
+        return kernels_reference.edge_scores(q, k, edges)
+    return _EdgeScores.apply(q, k, edges, backend)
 
 
 def edge_aggregate(
     weight: Tensor, x: Tensor, edges: SortedEdges, to_keys: bool = False, backend: str | None = None
 ) -> Tensor:
-    """Sums over edges of weight (E, H) times x (N, H, Y), (N, H, Y) in x's dtype.
+    """Sums over edges of weight (E, H) times x (N, H, Y): (N, H, Y) in x's dtype.
 
     By default what a query collects from its keys, sum_B weight_CB x_B; with ``to_keys`` what a key collects from the
     queries that attend to it, sum_C weight_CB x_C.
     """
     values = at_least_float32(x)
-    return _EdgeAggregate.apply(weight.to(values.dtype), values, edges, to_keys, backend).to(x.dtype)
+    weight = weight.to(values.dtype)
+    if select_backend(backend, x) is kernels_reference:
+        return kernels_reference.edge_aggregate(weight, values, edges, to_keys).to(x.dtype)
+    return _EdgeAggregate.apply(weight, values, edges, to_keys, backend).to(x.dtype)
 
 
 def segment_logsumexp(scores: Tensor, edges: SortedEdges, backend: str | None = None) -> Tensor:
     """log of the sum over each query's edges of exp(scores): (E, H) -> (N, H); 0 for a query without keys."""
-    return _SegmentLogsumexp.apply(at_least_float32(scores), edges, backend).to(scores.dtype)
+    values = at_least_float32(scores)
+    if select_backend(backend, scores) is kernels_reference:
+        return kernels_reference.segment_logsumexp(values, edges).to(scores.dtype)
+    return _SegmentLogsumexp.apply(values, edges, backend).to(scores.dtype)
 
 
 class _EdgeScores(Function):
@@ -90,12 +280,12 @@ class _EdgeAggregate(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        weight, x = ctx.saved_tensors
-        at_query, at_key = (x, grad) if ctx.to_keys else (grad, x)
-        grad_weight = edge_scores(at_query, at_key, ctx.edges, ctx.backend) if ctx.needs_input_grad[0] else None
-        grad_x = (
-            edge_aggregate(weight, grad, ctx.edges, not ctx.to_keys, ctx.backend) if ctx.needs_input_grad[1] else None
-        )
+        (weight, x), grad_weight, grad_x = ctx.saved_tensors, None, None
+        if ctx.needs_input_grad[0]:
+            at_query, at_key = (x, grad) if ctx.to_keys else (grad, x)
+            grad_weight = edge_scores(at_query, at_key, ctx.edges, ctx.backend)
+        if ctx.needs_input_grad[1]:
+            grad_x = edge_aggregate(weight, grad, ctx.edges, not ctx.to_keys, ctx.backend)
         return grad_weight, grad_x, None, None, None
 
 

@@ -12,12 +12,14 @@ A query without any key contributes nothing to either.
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from et.core.sparse import SortedEdges, edge_aggregate, edge_scores, segment_logsumexp
+from et.core import sparse
+from et.core.edges import SortedEdges
 
 
 class Topology(Protocol):
@@ -64,13 +66,16 @@ class EdgeTopology:
         edge_index: (2, E) integers as in PyG; row 0 is the key B (source), row 1 the query C (target). A repeated edge
             counts as often as it stands there; self-loops are edges like any other.
         num_nodes: N; nodes without an incoming edge are queries without keys.
+        clamp: limit the scores to -clamp .. clamp before the softmax; None for no limit (the paper).
+        backend: who computes, one of :data:`et.core.sparse.BACKENDS`; None for ET_SPARSE_BACKEND, or ``auto``.
 
     Raises:
         ValueError: edge_index has another shape, is not integer, or names a node outside 0 .. N-1.
     """
 
-    def __init__(self, edge_index: Tensor, num_nodes: int):
+    def __init__(self, edge_index: Tensor, num_nodes: int, clamp: float | None = None, backend: str | None = None):
         self.edges = SortedEdges.from_edge_index(edge_index, num_nodes)
+        self.clamp, self.backend = clamp, backend
 
     @property
     def num_nodes(self) -> int:
@@ -82,14 +87,12 @@ class EdgeTopology:
 
     def to(self, device: torch.device | str) -> EdgeTopology:
         """The same neighbourhood with its index tensors on ``device``."""
-        moved = object.__new__(type(self))
+        moved = copy(self)
         moved.edges = self.edges.to(device)
         return moved
 
     def log_partition(self, q: Tensor, k: Tensor, beta: Tensor) -> Tensor:
-        return segment_logsumexp(edge_scores(q, k, self.edges) * beta.to(q.dtype), self.edges)
+        return sparse.log_partition(q, k, beta, self.edges, self.clamp, self.backend)
 
     def mix(self, q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-        scores = edge_scores(q, k, self.edges) * beta.to(q.dtype)
-        p = (scores - segment_logsumexp(scores, self.edges)[self.edges.query]).exp()
-        return edge_aggregate(p, k, self.edges), edge_aggregate(p, q, self.edges, to_keys=True)
+        return sparse.attention(q, k, beta, self.edges, self.clamp, self.backend)
