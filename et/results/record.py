@@ -30,17 +30,23 @@ NOT_IN_ID: Mapping[str, tuple[str, ...] | None] = {
 }
 
 
+def counted(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a resolved configuration that a run id is made of."""
+    sections = {key: value for key, value in config.items() if NOT_IN_ID.get(key, ()) is not None}
+    return {key: _without(value, NOT_IN_ID.get(key) or ()) for key, value in sections.items()}
+
+
 def run_id(config: Mapping[str, Any]) -> str:
     """Hash of a resolved configuration without paths, logger and hardware: 12 hexadecimal digits."""
-    kept = {}
-    for key, value in config.items():
-        if key in NOT_IN_ID:
-            if NOT_IN_ID[key] is None:
-                continue
-            value = {k: v for k, v in value.items() if k not in NOT_IN_ID[key]}
-        kept[key] = value
-    text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(counted(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _without(value: Any, names: tuple[str, ...]) -> Any:
+    """``value`` with the keys ``names`` left out at any depth: data.source.root is as little a setting as data.root."""
+    if isinstance(value, Mapping):
+        return {k: _without(v, names) for k, v in value.items() if k not in names}
+    return [_without(v, names) for v in value] if isinstance(value, list) else value
 
 
 def run_dir(runs: str | Path, experiment: str, identity: str) -> Path:

@@ -1,0 +1,123 @@
+"""Which configuration a cell of a table stands for: compose it as train.py would, and compare run ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from et.errors import UserError
+from et.results.record import counted, run_id
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+# Plain values: setting them after composition gives what an override gives, for a hundredth of the time.
+_PLAIN = ("seed", "data.fold")
+
+
+@dataclass(frozen=True, order=True)
+class Key:
+    """A run of an experiment's own configuration: what a table's cell is an average over, and under which protocol."""
+
+    experiment: str
+    seed: int
+    protocol: str
+    fidelity: str
+    fold: int | None = None
+
+    def overrides(self) -> list[str]:
+        """What to give train.py for this run."""
+        fold = [] if self.fold is None else [f"data.fold={self.fold}"]
+        return [
+            f"experiment={self.experiment}", f"seed={self.seed}", *fold,
+            f"protocol={self.protocol}", f"fidelity={self.fidelity}",
+        ]  # fmt: skip
+
+
+def config_of(overrides: Iterable[str]) -> dict[str, Any]:
+    """The resolved configuration of ``python train.py OVERRIDES``, without Hydra's own part.
+
+    Raises:
+        UserError: it does not compose (no such experiment, no such key) or lacks a mandatory value.
+    """
+    overrides = list(overrides)
+    plain = [o for o in overrides if o.split("=")[0] in _PLAIN]
+    rest = tuple(o for o in overrides if o not in plain)
+    return resolve(_with_values(_composed(rest), plain))
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """``cfg`` as plain data with every interpolation resolved, without Hydra's own part.
+
+    Raises:
+        UserError: a mandatory value is missing, or an interpolation leads nowhere.
+    """
+    try:
+        config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"the configuration does not resolve: {_first_line(error)}") from error
+    config.pop("hydra", None)
+    return config
+
+
+def key_of(config: Mapping[str, Any]) -> Key:
+    """The cell a resolved configuration claims to belong to."""
+    data = config.get("data") or {}
+    return Key(config["name"], config["seed"], config["protocol"], config["fidelity"], data.get("fold"))
+
+
+def differences(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Leaves in which two resolved configurations differ, by dotted key, of those that a run id sees."""
+    a, b = _leaves(counted(config)), _leaves(counted(other))
+    return {key: (a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)}
+
+
+def reproduces(overrides: Iterable[str], identity: str) -> bool:
+    """Whether ``python train.py OVERRIDES`` is, with today's configuration files, the run called ``identity``."""
+    try:
+        return run_id(config_of(overrides)) == identity
+    except UserError:
+        return False
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
+    try:
+        if GlobalHydra.instance().is_initialized():  # inside train.py
+            return compose("train", list(overrides))
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("train", list(overrides))
+    except HydraException as error:
+        raise UserError(f"{' '.join(overrides)} does not compose: {_first_line(error)}") from error
+
+
+def _with_values(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
+    cfg = cfg.copy()
+    for override in overrides:
+        key, value = override.split("=", 1)
+        try:
+            OmegaConf.update(cfg, key, int(value))
+        except (OmegaConfBaseException, ValueError) as error:
+            raise UserError(f"{override} does not fit this configuration: {_first_line(error)}") from error
+    return cfg
+
+
+def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not value:
+        return {prefix: value}
+    leaves: dict[str, Any] = {}
+    for name, child in value.items():
+        leaves.update(_leaves(child, f"{prefix}.{name}" if prefix else str(name)))
+    return leaves
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

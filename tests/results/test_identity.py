@@ -1,0 +1,66 @@
+"""Cells, configurations and run ids."""
+
+from __future__ import annotations
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from et.errors import UserError
+from et.results.identity import CONF, Key, config_of, differences, key_of, reproduces
+from et.results.record import run_id
+
+KEY = Key("demo_inpainting", 3, "held_out", "paper")
+
+
+def test_the_fast_way_gives_what_hydra_gives():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("train", KEY.overrides())
+    from et.training import resolve
+
+    assert config_of(KEY.overrides()) == resolve(composed)
+    assert run_id(config_of(KEY.overrides())) == run_id(resolve(composed))
+
+
+def test_inside_a_hydra_application_it_is_the_same():
+    outside = config_of(KEY.overrides())
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert config_of(["experiment=demo_inpainting", "seed=3", "deterministic=true"]) == outside
+
+
+def test_a_configuration_names_its_cell():
+    assert key_of(config_of(KEY.overrides())) == KEY
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    ["paths.data=/elsewhere", "paths.runs=/elsewhere", "logger=tensorboard", "trainer.devices=4", "data.num_workers=3"],
+)
+def test_places_loggers_and_hardware_leave_the_run_id(harmless):
+    overrides = Key("imagenette_inpainting", 0, "held_out", "paper").overrides()
+    assert reproduces([*overrides, harmless], run_id(config_of(overrides)))
+
+
+@pytest.mark.parametrize("other", ["seed=4", "protocol=released", "fidelity=released", "trainer.max_epochs=7"])
+def test_what_changes_a_result_changes_the_run_id(other):
+    assert not reproduces([*KEY.overrides(), other], run_id(config_of(KEY.overrides())))
+
+
+def test_differences_are_named_and_places_are_none():
+    config = config_of(KEY.overrides())
+    other = config_of([*KEY.overrides(), "trainer.max_epochs=7", "paths.data=/elsewhere"])
+    assert differences(config, other) == {"trainer.max_epochs": (config["trainer"]["max_epochs"], 7)}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["experiment=no_such_thing"], "does not compose.*no_such_thing"),
+        (["experiment=demo_inpainting", "trainer.no_such_key=1"], "does not compose"),
+        (["experiment=demo_inpainting", "data.fold=1"], "does not fit"),
+        (["seed=1"], "Missing mandatory value: name"),
+    ],
+)
+def test_what_does_not_compose_is_an_error_for_people(overrides, message):
+    with pytest.raises(UserError, match=message):
+        config_of(overrides)
+    assert not reproduces(overrides, "0" * 12)
