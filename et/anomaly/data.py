@@ -1,0 +1,263 @@
+"""The data of node anomaly detection: one graph, a split of its nodes, and the batches that training sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from et.anomaly.graph import NodeGraph, check_graph, make_undirected, neighbourhoods
+from et.anomaly.sources import load_graph
+from et.anomaly.splits import Split, make_split
+from et.core import EdgeTopology
+from et.core.sparse import SortedEdges
+from et.errors import UserError
+from et.sampling import EpochSampler, rank_and_world, sample_rng
+
+
+@dataclass(frozen=True)
+class NodeBatch:
+    """A graph, or a subgraph of it, with what the model and the loss need.
+
+    Attributes:
+        features: (n, F) float32.
+        labels: (n,) int64: 0 benign, 1 anomalous, -1 unlabelled.
+        topologies: who attends to whom; one, or one a relation.
+        train, val, test: positions of the nodes of each part, (.,) int64.
+        nodes: (n,) ids in the whole graph.
+        anomaly_weight: omega of eq. 12 and 22: benign over anomalous nodes among all training nodes.
+    """
+
+    features: Tensor
+    labels: Tensor
+    topologies: tuple[EdgeTopology, ...]
+    train: Tensor
+    val: Tensor
+    test: Tensor
+    nodes: Tensor
+    anomaly_weight: float
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> NodeBatch:
+        moved = {
+            name: value.to(device, **kwargs) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **moved, topologies=tuple(topology.to(device) for topology in self.topologies))
+
+
+class NodeDataModule(pl.LightningDataModule):
+    """One graph whose nodes are to be told benign from anomalous.
+
+    ``fidelity`` decides what a neighbour is where ``self_loops`` and ``repeated_edges`` are None. ``paper``: the set
+    N_A of "all the nodes connected to node A" of an undirected graph (appendix C.1, eq. 17 and 20). A set holds a node
+    once, so edges that several relations share count once; that also is how table 5 arrives at its number of edges
+    (Amazon: 4,398,392 distinct ones, where its relations hold 4,778,824 together). Eq. 3 has B != C, "1-hop neighbours of the target
+    node" are others than the node itself, and none of the published graphs joins a node to itself: so no self-loops,
+    and a node without neighbours is moved by its Hopfield network alone. ``released``: repeated edges stay, and the
+    merged graph gets a loop at every node (the graphs of the single relations do not).
+
+    Args:
+        source, root, path, neighbours: see :func:`et.anomaly.sources.load_graph`.
+        num_nodes, num_features, num_relations: what the file must hold (the model is built from these numbers).
+        train_ratio, seed, protocol: see :func:`et.anomaly.splits.make_split`.
+        fidelity: ``paper`` or ``released``.
+        merge: one graph out of all relations (table 1), or one a relation (table 12).
+        self_loops, repeated_edges: what a neighbour is; None: as ``fidelity`` has it.
+        one_way_edges: treatment of edges without their reverse: error, mirror or keep.
+        standardize: shift and scale every feature to mean 0 and deviation 1: ``none``; ``train``: over the training
+            nodes; ``all``: over all nodes (features of test nodes are known to a transductive model, labels are not).
+        sample_ratio: train each epoch on the subgraph of so many of the training, validation and test nodes
+            (appendix C.2: 5 %); None: on the whole graph.
+
+    Raises:
+        UserError: from ``setup``, for anything wrong with the data or with these arguments.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        root: str | Path,
+        num_nodes: int,
+        num_features: int,
+        num_relations: int = 1,
+        path: str | Path | None = None,
+        neighbours: int = 10,
+        train_ratio: float = 0.4,
+        seed: int = 0,
+        protocol: str = "held_out",
+        fidelity: str = "paper",
+        merge: bool = True,
+        self_loops: bool | None = None,
+        repeated_edges: bool | None = None,
+        one_way_edges: str = "error",
+        standardize: str = "none",
+        sample_ratio: float | None = None,
+    ):
+        super().__init__()
+        released = fidelity == "released"
+        self.source, self.root, self.path, self.neighbours = source, root, path, neighbours
+        self.expected = {"num_nodes": num_nodes, "num_features": num_features, "num_relations": num_relations}
+        self.train_ratio, self.seed, self.protocol, self.merge = train_ratio, seed, protocol, merge
+        self.self_loops = (released and merge) if self_loops is None else self_loops
+        self.repeated_edges = released if repeated_edges is None else repeated_edges
+        self.one_way_edges, self.standardize, self.sample_ratio = one_way_edges, standardize, sample_ratio
+        self.whole: NodeBatch | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read, check and split the graph; done once."""
+        if self.whole is not None:
+            return
+        if self.standardize not in ("none", "train", "all"):
+            raise UserError(f"data.standardize must be none, train or all, not {self.standardize!r}")
+        if self.sample_ratio is not None and not 0 < self.sample_ratio <= 1:
+            raise UserError(f"data.sample_ratio must lie between 0 and 1, not be {self.sample_ratio}")
+        graph = self._read()
+        split = make_split(graph.labels.numpy(), self.train_ratio, self.seed, self.protocol)
+        edges = neighbourhoods(graph, self.merge, self.self_loops, self.repeated_edges)
+        self._description = self._describe(graph, split, edges)
+        anomalous = int((graph.labels[split.train] == 1).sum())
+        self.whole = NodeBatch(
+            features=standardized(graph.features, self.standardize, split),
+            labels=graph.labels,
+            topologies=tuple(EdgeTopology(edge_index, graph.num_nodes) for edge_index in edges.values()),
+            train=torch.from_numpy(split.train),
+            val=torch.from_numpy(split.val),
+            test=torch.from_numpy(split.test),
+            nodes=torch.arange(graph.num_nodes),
+            anomaly_weight=(len(split.train) - anomalous) / anomalous,
+        )
+        if self.trainer is not None and self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+            split.save(Path(self.trainer.default_root_dir) / "split.npz", graph.num_nodes)
+
+    def _read(self) -> NodeGraph:
+        graph = load_graph(self.source, self.root, self.path, self.neighbours)
+        check_graph(graph)
+        found = {
+            "num_nodes": graph.num_nodes,
+            "num_features": graph.features.shape[1],
+            "num_relations": 1 if self.merge else len(graph.relations),
+        }
+        if found != self.expected:
+            wrong = ", ".join(f"data.{key}={found[key]}" for key in found if found[key] != self.expected[key])
+            raise UserError(f"the configuration does not fit the graph {graph.name!r}: set {wrong}")
+        relations = {
+            name: make_undirected(edge_index, graph.num_nodes, name, self.one_way_edges)
+            for name, edge_index in graph.relations.items()
+        }
+        return replace(graph, relations=relations)
+
+    def _describe(self, graph: NodeGraph, split: Split, edges: dict[str, Tensor]) -> dict[str, Any]:
+        labelled = graph.labels[graph.labels >= 0]
+        return {
+            "name": graph.name,
+            "variant": graph.variant,
+            "sha256": graph.sha256(),
+            "num_nodes": graph.num_nodes,
+            "num_features": graph.features.shape[1],
+            "directed_edges": {name: edge_index.shape[1] for name, edge_index in edges.items()},
+            "labelled_nodes": len(labelled),
+            "anomaly_ratio": round(float((labelled == 1).float().mean()), 6),
+            "self_loops": self.self_loops,
+            "repeated_edges": self.repeated_edges,
+            "standardize": self.standardize,
+            "train_ratio": self.train_ratio,
+            "train_nodes": len(split.train),
+            "val_nodes": len(split.val),
+            "test_nodes": len(split.test),
+            "split_sha256": split.sha256(graph.num_nodes),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """What the data are, for the run's record; after ``setup``."""
+        return self._description
+
+    def train_dataloader(self) -> DataLoader:
+        if self.sample_ratio is None:
+            return whole_graph_loader(self.whole)
+        samples = SubgraphSamples(self.whole, self.sample_ratio, self.seed)
+        return DataLoader(samples, batch_size=None, sampler=EpochSampler(len(samples), self.seed))
+
+    def val_dataloader(self) -> DataLoader:
+        return whole_graph_loader(self.whole)
+
+    def test_dataloader(self) -> DataLoader:
+        return whole_graph_loader(self.whole)
+
+    def transfer_batch_to_device(self, batch: NodeBatch, device: torch.device, dataloader_idx: int) -> NodeBatch:
+        """Move a batch; the whole graph is moved once and then stays there."""
+        if batch.features.device == device:
+            return batch
+        moved = batch.to(device)
+        if batch is self.whole:
+            self.whole = moved
+        return moved
+
+
+def whole_graph_loader(batch: NodeBatch) -> DataLoader:
+    """One batch an epoch: everything."""
+    return DataLoader([batch], batch_size=None)
+
+
+class SubgraphSamples(Dataset):
+    """A fresh subgraph each epoch: the same share of training, validation and test nodes, and the edges among them.
+
+    Validation and test nodes are there as neighbours only: the loss is over the training nodes. The sample of an epoch
+    depends on (seed, epoch) and on the process: each process of a distributed run trains on a subgraph of its own.
+    """
+
+    def __init__(self, whole: NodeBatch, ratio: float, seed: int):
+        self.whole, self.ratio, self.seed = whole, ratio, seed
+
+    def __len__(self) -> int:
+        return rank_and_world()[1]
+
+    def __getitem__(self, epoch_and_index: tuple[int, int]) -> NodeBatch:
+        rng = sample_rng(self.seed, *epoch_and_index)
+        parts = [self._draw(rng, part) for part in (self.whole.train, self.whole.val, self.whole.test)]
+        nodes = torch.cat(parts)
+        train, val, test = torch.arange(len(nodes)).split([len(part) for part in parts])
+        return replace(
+            self.whole,
+            features=self.whole.features[nodes],
+            labels=self.whole.labels[nodes],
+            topologies=tuple(induced_topology(topology.edges, nodes) for topology in self.whole.topologies),
+            train=train,
+            val=val,
+            test=test,
+            nodes=nodes,
+        )
+
+    def _draw(self, rng: np.random.Generator, part: Tensor) -> Tensor:
+        count = max(1, int(self.ratio * len(part)))
+        return part[torch.from_numpy(rng.choice(len(part), count, replace=False)).to(part.device)]
+
+
+def induced_topology(edges: SortedEdges, nodes: Tensor) -> EdgeTopology:
+    """Topology among ``nodes`` (n,), distinct, which become 0 .. n - 1 in their order; repeated edges stay.
+
+    Looks at the edges of these nodes only, so that a small sample of a huge graph is cheap.
+    """
+    count = len(nodes)
+    place = torch.full((edges.num_nodes,), -1, dtype=torch.int32, device=nodes.device)
+    place[nodes] = torch.arange(count, dtype=torch.int32, device=nodes.device)
+    first, degree = edges.row_start[nodes], edges.row_start[nodes + 1] - edges.row_start[nodes]
+    query = torch.repeat_interleave(torch.arange(count, dtype=torch.int32, device=nodes.device), degree)
+    within = torch.arange(len(query), device=nodes.device) - (degree.cumsum(0) - degree)[query]
+    key = place[edges.key[first[query] + within]]
+    return EdgeTopology(torch.stack([key, query])[:, key >= 0], count)
+
+
+def standardized(features: Tensor, how: str, split: Split) -> Tensor:
+    """(N, F) with mean 0 and deviation 1 over the nodes that ``how`` names; a constant feature becomes 0."""
+    if how == "none":
+        return features
+    known = features[torch.from_numpy(split.train)] if how == "train" else features
+    known = known.double()
+    deviation = known.std(dim=0, correction=0)
+    deviation = torch.where(deviation > 1e-12, deviation, torch.ones_like(deviation))
+    return ((features.double() - known.mean(dim=0)) / deviation).float()

@@ -1,0 +1,168 @@
+"""A graph of nodes to be judged: what every source of data is read into, checked once, and turned into neighbourhoods."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from et.errors import UserError
+
+UNLABELLED = -1
+
+
+@dataclass(frozen=True)
+class NodeGraph:
+    """Nodes with features, labels, and one or more kinds of edges.
+
+    Attributes:
+        name: what to call it.
+        features: (N, F) float32.
+        labels: (N,) int64: 0 benign, 1 anomalous, -1 unlabelled.
+        relations: edge_index (2, E) of each relation, row 0 source and row 1 target; an undirected edge stands there
+            in both directions.
+        variant: "exact" where this is the published data set, else what it is instead.
+    """
+
+    name: str
+    features: Tensor
+    labels: Tensor
+    relations: dict[str, Tensor]
+    variant: str = "exact"
+
+    @property
+    def num_nodes(self) -> int:
+        return self.features.shape[0]
+
+    def sha256(self) -> str:
+        """Hash of features, labels and edges: the same whatever file format they came in."""
+        digest = hashlib.sha256()
+        for tensor in (self.features, self.labels):
+            digest.update(np.ascontiguousarray(tensor.numpy()))
+        for name in sorted(self.relations):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(self.relations[name].numpy().astype(np.int32, copy=False)))
+        return digest.hexdigest()
+
+
+def check_graph(graph: NodeGraph) -> None:
+    """Look for everything that would otherwise surface later as NaN, an index error or a wrong number.
+
+    Raises:
+        UserError: wrong shapes; features that are not finite; labels outside {0, 1, -1}; no relation, an empty one, or
+            one that names nodes the graph does not have.
+    """
+    features, labels, where = graph.features, graph.labels, f"the graph {graph.name!r}"
+    if features.dim() != 2 or labels.shape != features.shape[:1]:
+        raise UserError(
+            f"{where} needs features (N, F) and labels (N,), but has {tuple(features.shape)} and {tuple(labels.shape)}"
+        )
+    bad = ~torch.isfinite(features).all(dim=1)
+    if bad.any():
+        raise UserError(
+            f"{where} has features that are NaN or infinite at {int(bad.sum())} nodes, first at node "
+            f"{int(bad.nonzero()[0])}: fill them in (for example with the column's mean) or leave those nodes out"
+        )
+    known = (labels == 0) | (labels == 1) | (labels == UNLABELLED)
+    if not known.all():
+        values = ", ".join(str(v) for v in labels[~known].unique()[:5].tolist())
+        raise UserError(f"{where} has labels {values}; a label is 0 (benign), 1 (anomalous) or -1 (unlabelled)")
+    if not graph.relations:
+        raise UserError(f"{where} has no edges: attention needs at least one relation")
+    for name, edge_index in graph.relations.items():
+        if edge_index.dim() != 2 or edge_index.shape[0] != 2:
+            raise UserError(f"relation {name!r} of {where} must be (2, E), but is {tuple(edge_index.shape)}")
+        if edge_index.is_floating_point() or edge_index.dtype == torch.bool:
+            raise UserError(f"relation {name!r} of {where} must hold integer node ids, but holds {edge_index.dtype}")
+        if edge_index.numel() == 0:
+            raise UserError(f"relation {name!r} of {where} has no edges: leave it out of the file")
+        low, high = int(edge_index.min()), int(edge_index.max())
+        if low < 0 or high >= graph.num_nodes:
+            raise UserError(
+                f"relation {name!r} of {where} names nodes {low} .. {high}, but the nodes are 0 .. {graph.num_nodes - 1}"
+            )
+
+
+def edge_keys(edge_index: Tensor, num_nodes: int) -> np.ndarray:
+    """Sorted numbers target * N + source, one an edge: (E,) int64."""
+    keys = edge_index[1].numpy().astype(np.int64)
+    keys *= num_nodes
+    keys += edge_index[0].numpy()
+    keys.sort()
+    return keys
+
+
+def from_keys(keys: np.ndarray, num_nodes: int) -> Tensor:
+    """Undo :func:`edge_keys`: (2, E) int32, sorted by target."""
+    edge_index = np.empty((2, len(keys)), dtype=np.int32)
+    np.divmod(keys, num_nodes, out=(edge_index[1], edge_index[0]), casting="same_kind")
+    return torch.from_numpy(edge_index)
+
+
+def without_repeats(keys: np.ndarray) -> np.ndarray:
+    """Sorted keys, each once."""
+    return keys[np.concatenate([[True], keys[1:] != keys[:-1]])] if len(keys) else keys
+
+
+def make_undirected(edge_index: Tensor, num_nodes: int, name: str, treatment: str) -> Tensor:
+    """Hold a relation to the promise that its edges go both ways.
+
+    Args:
+        edge_index: (2, E).
+        num_nodes: N.
+        name: of the relation, for the message.
+        treatment: of edges without their reverse. ``error``; ``mirror``: the reverse of every edge is added and repeated
+            edges are merged; ``keep``: the graph is directed, and a node attends to the sources of its edges.
+
+    Raises:
+        UserError: some edges lack their reverse and ``treatment`` is ``error``; an unknown treatment.
+    """
+    if treatment not in ("error", "mirror", "keep"):
+        raise UserError(f"data.one_way_edges must be error, mirror or keep, not {treatment!r}")
+    if treatment == "keep":
+        return edge_index
+    keys = edge_keys(edge_index, num_nodes)
+    reverse = edge_keys(edge_index.flip(0), num_nodes)
+    if np.array_equal(keys, reverse):
+        return edge_index
+    if treatment == "mirror":
+        both = np.concatenate([keys, reverse])
+        both.sort()
+        return from_keys(without_repeats(both), num_nodes)
+    lone = np.setdiff1d(keys, reverse)
+    example = lone[0] if len(lone) else keys[np.flatnonzero(keys != reverse)[0]]
+    target, source = divmod(int(example), num_nodes)
+    raise UserError(
+        f"relation {name!r} should be undirected, but {len(lone) or 'some repeated'} of its {len(keys)} edges lack their "
+        f"reverse, for example {source} -> {target}: set data.one_way_edges=mirror to add the reverse of every edge, "
+        "or data.one_way_edges=keep to let a node attend to the sources of its edges only"
+    )
+
+
+def neighbourhoods(graph: NodeGraph, merge: bool, self_loops: bool, repeated_edges: bool) -> dict[str, Tensor]:
+    """The edge_index of each attention of the model.
+
+    Args:
+        graph: checked, with edges in both directions.
+        merge: one neighbourhood out of all relations (table 1) instead of one a relation (table 12).
+        self_loops: every node is its own neighbour, once; False: no node is.
+        repeated_edges: an edge counts as often as it occurs; False: once.
+    """
+    relations = {"merged": torch.cat(list(graph.relations.values()), dim=1)} if merge else graph.relations
+    return {
+        name: _neighbourhood(edge_index, graph.num_nodes, self_loops, repeated_edges)
+        for name, edge_index in relations.items()
+    }
+
+
+def _neighbourhood(edge_index: Tensor, num_nodes: int, self_loops: bool, repeated_edges: bool) -> Tensor:
+    edge_index = edge_index[:, edge_index[0] != edge_index[1]]
+    if not repeated_edges:
+        edge_index = from_keys(without_repeats(edge_keys(edge_index, num_nodes)), num_nodes)
+    if self_loops:
+        loops = torch.arange(num_nodes, dtype=edge_index.dtype).expand(2, -1)
+        edge_index = torch.cat([edge_index, loops], dim=1)
+    return edge_index

@@ -1,0 +1,117 @@
+"""Training and scoring of node anomaly detection under the two protocols (paper section 4.1, appendix C.2)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from et import optim as optimizers
+from et.anomaly.data import NodeBatch
+from et.anomaly.metrics import best_threshold, measure
+from et.errors import UserError
+
+MEASURES = ("f1_macro", "auc", "average_precision", "recall_at_k", "threshold")
+
+
+def weighted_cross_entropy(log_odds: Tensor, labels: Tensor, anomaly_weight: float) -> Tensor:
+    """Weighted mean of - l log p - (1 - l) log(1 - p), anomalous nodes weighing omega (eq. 12 and 22; their sign is amiss).
+
+    Args:
+        log_odds, labels: (n,).
+        anomaly_weight: omega.
+    """
+    anomalous = (labels == 1).to(log_odds.dtype)
+    weight = 1 + (anomaly_weight - 1) * anomalous
+    return F.binary_cross_entropy_with_logits(log_odds, anomalous, weight, reduction="sum") / weight.sum()
+
+
+class AnomalyTask(pl.LightningModule):
+    """Trains a network that gives nodes log-odds, and scores it.
+
+    ``held_out``: scores come from the network in evaluation mode, after the epoch, on the whole graph. The epoch
+    (Lightning's best checkpoint) and the decision threshold are those with the best macro-F1 on the validation nodes; the labels of the
+    test nodes are read once, at the end.
+
+    ``released``: the scores of an epoch are the logits of its training step: dropout active, weights before the update,
+    and the subgraph of the epoch where it trains on one. Threshold by validation macro-F1; the test numbers are those of
+    the epoch with the best validation macro-F1 (the first, in a tie), whatever the weights were later.
+
+    Args:
+        network: called with (features, topologies, nodes), gives log-odds (n,).
+        optim: configuration of the optimizer.
+        protocol: ``held_out`` or ``released``.
+    """
+
+    def __init__(
+        self, network: nn.Module, optim: DictConfig, protocol: Literal["held_out", "released"] = "held_out"
+    ):
+        super().__init__()
+        if protocol not in ("held_out", "released"):
+            raise UserError(f"protocol must be held_out or released, not {protocol!r}")
+        self.network, self.optim, self.protocol = network, optim, protocol
+        # Measures of the latest and of the best epoch under `released`, in buffers so that checkpoints keep them.
+        for name in ("latest_val", "best_val", "best_test"):
+            self.register_buffer(name, torch.zeros(len(MEASURES)))
+
+    def configure_optimizers(self) -> dict:
+        return optimizers.configure(self.optim, self, self.trainer)
+
+    def log_odds(self, batch: NodeBatch) -> Tensor:
+        """(n,) log-odds of every node of the batch."""
+        return self.network(batch.features, batch.topologies, batch.nodes)
+
+    def training_step(self, batch: NodeBatch, batch_index: int) -> Tensor:
+        log_odds = self.log_odds(batch)
+        loss = weighted_cross_entropy(log_odds[batch.train], batch.labels[batch.train], batch.anomaly_weight)
+        self.log("train/loss", loss, prog_bar=True, batch_size=1)
+        if self.protocol == "released":
+            self._measure_training_step(log_odds.detach(), batch)
+        return loss
+
+    def _measure_training_step(self, log_odds: Tensor, batch: NodeBatch) -> None:
+        val, threshold = self._measure(log_odds, batch, batch.val)
+        self.latest_val.copy_(val)
+        if val[0] > self.best_val[0]:
+            self.best_val.copy_(val)
+            self.best_test.copy_(self._measure(log_odds, batch, batch.test, threshold)[0])
+
+    def _measure(
+        self, log_odds: Tensor, batch: NodeBatch, part: Tensor, threshold: float | None = None
+    ) -> tuple[Tensor, float]:
+        """:data:`MEASURES` of a part of the nodes and the threshold, chosen on this part unless given."""
+        # On the CPU: a few numbers for each node, and sums whose order is fixed.
+        probabilities, labels = torch.sigmoid(log_odds[part].float()).cpu(), batch.labels[part].cpu()
+        if threshold is None:
+            threshold, _ = best_threshold(probabilities, labels)
+        found = {**measure(probabilities, labels, threshold), "threshold": threshold}
+        return torch.tensor([found[name] for name in MEASURES]), threshold
+
+    def _log_measures(self, part: str, values: Tensor) -> None:
+        for name, value in zip(MEASURES, values.tolist(), strict=True):
+            self.log(f"{part}/{name}", value, prog_bar=name == "f1_macro", batch_size=1)
+
+    def validation_step(self, batch: NodeBatch, batch_index: int) -> None:
+        if self.protocol == "released":
+            self._log_measures("val", self.latest_val)
+        else:
+            self._log_measures("val", self._measure(self.score(batch), batch, batch.val)[0])
+
+    def test_step(self, batch: NodeBatch, batch_index: int) -> None:
+        if self.protocol == "released":
+            self._log_measures("test", self.best_test)
+            return
+        log_odds = self.score(batch)
+        _, threshold = self._measure(log_odds, batch, batch.val)
+        self._log_measures("test", self._measure(log_odds, batch, batch.test, threshold)[0])
+
+    def score(self, batch: NodeBatch) -> Tensor:
+        """(n,) log-odds in evaluation mode; a network that can, scores a large graph piece by piece."""
+        in_pieces = getattr(self.network, "score", None)
+        if in_pieces is not None:
+            return in_pieces(batch.features, batch.topologies, batch.nodes)
+        return self.log_odds(batch)

@@ -1,0 +1,197 @@
+"""The Energy Transformer for node anomaly detection (paper section 4, appendices C.1 and E)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from et.anomaly.released import ReleasedBlock
+from et.core import EdgeTopology, EnergyTransformerBlock, descend
+from et.core.norm import EnergyLayerNorm
+
+
+class AnomalyTransformer(nn.Module):
+    """Node features to the log-odds log(p / (1 - p)) that a node is anomalous.
+
+    ``fidelity=paper`` follows eq. 10-22: tokens E y + lambda, T steps of one block of size 1 along the edges (eq. 19),
+    g_1 || g_T into an MLP with one hidden layer, beta trained. Two details of the text are read as follows. Eq. 20 halves
+    the Hopfield energy while eq. 17 does not halve its gradient; the update, which is what the forward pass takes, is
+    eq. 17's. Appendix E aggregates "the final representations" of the relations: that is done to g_T, and g_1, which all
+    relations share, stands once beside the aggregate.
+
+    ``fidelity=released`` is what the authors' code computes: T - 1 steps of one :class:`ReleasedBlock` and a last step of
+    another with its own weights, no position embedding, one linear layer with two outputs, whose difference is the
+    log-odds, on [x_T || x_1] without a layer norm. If trained on subgraphs the layer sees x_T alone. Over
+    several relations x_T is 0 for a node without an edge in a relation, and the layer sees the element-wise maximum of
+    the x_T and x_1. (Concatenation stands there only in a comment; here it is [x_T of each relation || x_1].) The unused
+    parameters that the code allocates are left out.
+
+    Args:
+        in_features: F.
+        dim: token dimension D.
+        num_heads: H.
+        head_dim: Y.
+        num_memories: M (the paper's K); None: ``memories_per_dim`` times Y, as table 6 ranges over it.
+        memories_per_dim: M / Y where ``num_memories`` is None.
+        steps: T.
+        step_size: of the descent, under ``paper``.
+        fidelity: ``paper`` or ``released``.
+        num_relations: R; one ET, with shared weights, runs over each (appendix E).
+        combine: ``max`` or ``concat``: how the results of several relations become one (table 12).
+        num_nodes: N, for the position embedding.
+        position_embedding: learn lambda, a vector for every node (eq. 10); None: as ``fidelity`` has it (paper: yes).
+        sample_ratio: share of the nodes in the subgraphs it is trained on, if it is; matters under ``released`` only.
+        mlp_dim: width of the head's hidden layer under ``paper``; None: D; 0: no hidden layer.
+        dropout: ``released``: on the Hopfield network's hidden layer (0.3 there). ``paper``: on the input of the head,
+            where the text has none.
+        use_attention, use_hopfield: leave a module out (table 13).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        dim: int,
+        num_heads: int,
+        head_dim: int,
+        num_memories: int | None,
+        steps: int,
+        step_size: float = 1.0,
+        fidelity: Literal["paper", "released"] = "paper",
+        num_relations: int = 1,
+        combine: Literal["max", "concat"] = "max",
+        num_nodes: int | None = None,
+        position_embedding: bool | None = None,
+        sample_ratio: float | None = None,
+        mlp_dim: int | None = None,
+        dropout: float | None = None,
+        memories_per_dim: int = 2,
+        use_attention: bool = True,
+        use_hopfield: bool = True,
+    ):
+        super().__init__()
+        if fidelity not in ("paper", "released"):
+            raise ValueError(f"fidelity must be 'paper' or 'released', not {fidelity!r}")
+        if combine not in ("max", "concat"):
+            raise ValueError(f"combine must be 'max' or 'concat', not {combine!r}")
+        self.released, self.num_relations, self.combine = fidelity == "released", num_relations, combine
+        num_memories = memories_per_dim * head_dim if num_memories is None else num_memories
+        dropout = (0.3 if self.released else 0.0) if dropout is None else dropout
+        sizes = (dim, num_heads, head_dim, num_memories)
+        parts = {"use_attention": use_attention, "use_hopfield": use_hopfield}
+        self.embed = nn.Linear(in_features, dim)
+        self.position = None
+        if position_embedding or (position_embedding is None and not self.released):
+            if num_nodes is None:
+                raise ValueError("a position embedding needs num_nodes")
+            self.position = nn.Parameter(torch.empty(num_nodes, dim).normal_(std=0.02))
+        if self.released:
+            self.dynamics = ReleasedDynamics(*sizes, steps=steps, dropout=dropout, **parts)
+        else:
+            self.dynamics = PaperDynamics(*sizes, steps=steps, step_size=step_size, **parts)
+        several = num_relations > 1
+        self.with_first = several or not self.released or sample_ratio is None
+        width = dim * ((num_relations if several and combine == "concat" else 1) + self.with_first)
+        if self.released:
+            width = dim if several and combine == "max" else width
+            self.head = nn.Linear(width, 2)
+        else:
+            self.head = mlp_head(width, dim if mlp_dim is None else mlp_dim, dropout)
+
+    def tokens(self, features: Tensor, nodes: Tensor | None = None) -> Tensor:
+        """x_1 (eq. 10): (n, F) -> (n, D); ``nodes`` (n,) are ids in the whole graph, for the position embedding."""
+        x = self.embed(features)
+        if self.position is None:
+            return x
+        return x + (self.position if nodes is None else self.position[nodes])
+
+    def forward(self, features: Tensor, topologies: Sequence[EdgeTopology], nodes: Tensor | None = None) -> Tensor:
+        """Log-odds of an anomaly, (n,).
+
+        Args:
+            features: (n, F).
+            topologies: one, or one a relation.
+            nodes: (n,) ids in the whole graph; None: 0 .. N-1.
+        """
+        x = self.tokens(features, nodes)
+        return self.classify(self.dynamics.first(x), [self.dynamics(x, topology) for topology in topologies])
+
+    def classify(self, first: Tensor, finals: list[Tensor]) -> Tensor:
+        """Log-odds from the representation before the first step and, of each relation, after the last: (n, D) each."""
+        logits = self.head(self.merge(first, finals))
+        return logits[:, 1] - logits[:, 0] if self.released else logits[:, 0]
+
+    def merge(self, first: Tensor, finals: list[Tensor]) -> Tensor:
+        """What the head sees, (n, a multiple of D) (eq. 11 and 21, appendix E)."""
+        if len(finals) != self.num_relations:
+            raise ValueError(f"built for {self.num_relations} relations, called with {len(finals)}")
+        if len(finals) > 1 and self.combine == "max":
+            if self.released:
+                return torch.stack([*finals, first]).amax(0)
+            finals = [torch.stack(finals).amax(0)]
+        return torch.cat([first, *finals] if self.with_first else finals, dim=-1)
+
+
+def mlp_head(width: int, hidden: int, dropout: float) -> nn.Sequential:
+    """The MLP of section 4, without its sigmoid: (n, width) -> (n, 1)."""
+    if hidden == 0:
+        return nn.Sequential(nn.Dropout(dropout), nn.Linear(width, 1))
+    return nn.Sequential(nn.Dropout(dropout), nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+
+
+class PaperDynamics(nn.Module):
+    """T steps x <- x - dE/dg along the edges and a last layer norm (eq. 15-20)."""
+
+    def __init__(
+        self, dim: int, num_heads: int, head_dim: int, num_memories: int, *, steps: int, step_size: float, **parts: bool
+    ):
+        super().__init__()
+        self.steps, self.step_size = steps, step_size
+        self.block = EnergyTransformerBlock(dim, num_heads, head_dim, num_memories, train_beta=True, **parts)
+
+    @property
+    def norm(self) -> EnergyLayerNorm:
+        return self.block.norm
+
+    def first(self, x: Tensor) -> Tensor:
+        """g_1, (n, D)."""
+        return self.norm(x)
+
+    def forward(self, x: Tensor, topology: EdgeTopology) -> Tensor:
+        """g_T, (n, D)."""
+        return self.norm(descend(self.block, x, self.steps, self.step_size, topology).x)
+
+
+class ReleasedDynamics(nn.Module):
+    """T - 1 steps of one block, then one step of another."""
+
+    def __init__(
+        self, dim: int, num_heads: int, head_dim: int, num_memories: int, *, steps: int, dropout: float, **parts: bool
+    ):
+        super().__init__()
+        if steps < 1:
+            raise ValueError(f"the released model takes at least 1 step, not {steps}")
+        self.steps = steps
+        sizes = (dim, num_heads, head_dim, num_memories, dropout)
+        self.block = ReleasedBlock(*sizes, **parts) if steps > 1 else None
+        self.last = ReleasedBlock(*sizes, **parts)
+
+    @property
+    def blocks(self) -> list[ReleasedBlock]:
+        """The block of each step."""
+        return [self.block] * (self.steps - 1) + [self.last]
+
+    def first(self, x: Tensor) -> Tensor:
+        """x_1, as it is."""
+        return x
+
+    def forward(self, x: Tensor, topology: EdgeTopology) -> Tensor:
+        """x_T, (n, D); 0 for a node without edges (the released code divides 0 by 0 there and replaces the NaN)."""
+        for block in self.blocks:
+            x = block(x, topology)
+        if self.last.w_query is None:
+            return x
+        has_edges = topology.edges.row_start.diff() > 0
+        return torch.where(has_edges[:, None], x, torch.zeros_like(x))

@@ -1,0 +1,90 @@
+"""One step of the authors' released anomaly code, where it departs from the paper's equations."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from et.core import EdgeTopology
+from et.core.sparse import edge_aggregate, edge_scores, segment_logsumexp
+
+CLAMP = 5.0
+
+
+class ReleasedBlock(nn.Module):
+    """x -> g + attention(g) + Hopfield(g) with g = LayerNorm(x).
+
+    What the released code computes, and where eq. 15-19 differ: the residual is the *normalised* token; the layer norm has
+    a gain for every element; one trained scalar beta, shared by the heads, *divides* the scores and starts at sqrt(Y);
+    the exponent is clamped to [-5, 5], so that an edge never outweighs another by more than exp(10) and no gradient
+    passes where the clamp holds; the Hopfield network has dropout on its hidden layer.
+
+    Both terms of eq. 17 are computed explicitly, from weights w_CB = exp(clamp(K_B . Q_C / beta)) normalised by their sum
+    z_C over C's edges: first sum_B W^Q K_B w_CB / z_C, then, by messages that run from each node A along its edges to
+    its neighbours, sum_A W^K Q_A w_AB / z_A. On an undirected graph the edges out of A are the reverse of those into A,
+    so the weights of the second term are those of the first: its transpose. Gradients pass through both terms and
+    through z. Neither term is the gradient of an energy once the clamp holds somewhere.
+
+    Args:
+        dim, num_heads, head_dim, num_memories: D, H, Y, M (the paper's K).
+        dropout: on the Hopfield network's hidden layer, in training.
+        use_attention, use_hopfield: leave a module out (table 13).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        head_dim: int,
+        num_memories: int,
+        dropout: float = 0.3,
+        use_attention: bool = True,
+        use_hopfield: bool = True,
+    ):
+        super().__init__()
+        if not (use_attention or use_hopfield):
+            raise ValueError("a block needs attention, a Hopfield network, or both: one of the two must stay")
+        self.num_heads, self.head_dim, self.dropout = num_heads, head_dim, dropout
+        self.norm = nn.LayerNorm(dim)
+        self.w_query = self.w_key = self.beta = self.memories = None
+        if use_attention:
+            self.w_query = nn.Parameter(torch.empty(num_heads, head_dim, dim).normal_(std=0.01))
+            self.w_key = nn.Parameter(torch.empty(num_heads, head_dim, dim).normal_(std=0.01))
+            self.beta = nn.Parameter(torch.tensor(math.sqrt(head_dim)))
+        if use_hopfield:
+            bound = 1 / math.sqrt(dim)
+            self.memories = nn.Parameter(torch.empty(num_memories, dim).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor, topology: EdgeTopology) -> Tensor:
+        """One step: (N, D) -> (N, D)."""
+        g = self.norm(x)
+        out = g
+        if self.w_query is not None:
+            out = out + self.attend(g, topology)
+        if self.memories is not None:
+            out = out + self.remember(g)
+        return out
+
+    def attend(self, g: Tensor, topology: EdgeTopology) -> Tensor:
+        """Both attention terms, (N, D)."""
+        edges = topology.edges
+        w_query, w_key = self.w_query.flatten(0, 1), self.w_key.flatten(0, 1)
+        q = F.linear(g, w_query).unflatten(-1, (self.num_heads, self.head_dim))
+        k = F.linear(g, w_key).unflatten(-1, (self.num_heads, self.head_dim))
+        weights = self.weights(edge_scores(q, k, edges), topology)
+        to_query = edge_aggregate(weights, k, edges).flatten(-2)
+        to_key = edge_aggregate(weights, q, edges, to_keys=True).flatten(-2)
+        return to_query @ w_query + to_key @ w_key
+
+    def weights(self, scores: Tensor, topology: EdgeTopology) -> Tensor:
+        """w_CB / z_C of the edges from their inner products, (E, H) -> (E, H)."""
+        scores = (scores / self.beta).clamp(-CLAMP, CLAMP)
+        return (scores - segment_logsumexp(scores, topology.edges)[topology.edges.query]).exp()
+
+    def remember(self, g: Tensor) -> Tensor:
+        """The Hopfield network's update, (N, D)."""
+        hidden = F.dropout(F.relu(F.linear(g, self.memories)), self.dropout, self.training)
+        return hidden @ self.memories

@@ -1,0 +1,264 @@
+"""Where graphs come from: the published files of each data set, a user's own file, and one that ships with a library.
+
+No reader executes what a file contains: .npz without pickles, .pt with weights_only, dgl's graph files are plain arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from et.anomaly.graph import UNLABELLED, NodeGraph, edge_keys, without_repeats
+from et.errors import UserError
+
+
+@dataclass(frozen=True)
+class Published:
+    """A data set that lives in a file: what it is called there, where that is from, and how large it is.
+
+    Attributes:
+        file: name under ``<data root>/node/``.
+        address: where to get it.
+        nodes, edges: number of nodes and of distinct undirected edges (table 5), None where the paper has no such data.
+        unlabelled: the first so many nodes have no label.
+        variant: what it is instead of one of the paper's data sets.
+    """
+
+    file: str
+    address: str
+    nodes: int | None = None
+    edges: int | None = None
+    unlabelled: int = 0
+    variant: str = "exact"
+
+
+BWGNN_DATA = "https://github.com/squareRoot3/Rethinking-Anomaly-Detection (its README links the folder)"
+PUBLISHED = {
+    "amazon": Published("Amazon.mat", "https://data.dgl.ai/dataset/FraudAmazon.zip", 11944, 4398392, unlabelled=3305),
+    "yelp": Published("YelpChi.mat", "https://data.dgl.ai/dataset/FraudYelp.zip", 45954, 3846979),
+    "tfinance": Published("tfinance", BWGNN_DATA, 39357, 21222543),
+    "tsocial": Published("tsocial", BWGNN_DATA, 5781065, 73105508),
+    "tolokers": Published(
+        "tolokers.npz",
+        "https://github.com/yandex-research/heterophilous-graphs (data/tolokers.npz)",
+        variant="exact (a data set the paper does not have)",
+    ),
+    "amazon_upu": Published(
+        "amazon_upu.mat",
+        "https://github.com/tzy528/sting",
+        variant="Amazon's U-P-U relation and the 10,224 users that have one; no unlabelled block",
+    ),
+    "yelp_reviewers": Published(
+        "yelp_reviewers.mat",
+        "https://github.com/tzy528/sting",
+        variant="Yelp's R-U-R and R-T-R relations and the 23,831 reviews that share a user",
+    ),
+}
+SOURCES = (*PUBLISHED, "breast_cancer", "file")
+
+
+def load_graph(source: str, root: str | Path, path: str | Path | None = None, neighbours: int = 10) -> NodeGraph:
+    """Read one graph.
+
+    Args:
+        source: one of :data:`SOURCES`.
+        root: the data root; published files are looked for in ``<root>/node/``.
+        path: the file, for source ``file``: .npz, .mat, .pt or .pth (see the readers for their keys).
+        neighbours: k of the kNN graph of ``breast_cancer``.
+
+    Raises:
+        UserError: unknown source; the file is missing (the message says where to get it), damaged or lacks a key.
+    """
+    if source == "breast_cancer":
+        return breast_cancer(neighbours)
+    if source == "file":
+        if path is None:
+            raise UserError("data.path names the graph file (.npz, .mat, .pt): set it")
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"there is no file {path}: set data.path to a .npz, .mat or .pt graph file")
+        return NodeGraph(path.stem, *read_graph_file(path), variant="user file")
+    if source not in PUBLISHED:
+        raise UserError(f"data.source must be one of {', '.join(SOURCES)}, not {source!r}")
+    return published_graph(source, Path(root) / "node")
+
+
+def published_graph(name: str, folder: Path) -> NodeGraph:
+    """A data set of :data:`PUBLISHED` from its file, compared with the sizes of table 5."""
+    about = PUBLISHED[name]
+    path = find_or_download(name, folder)
+    read = read_dgl if name in ("tfinance", "tsocial") else read_graph_file
+    features, labels, relations = read(path)
+    if about.unlabelled and len(labels) == about.nodes:
+        labels = labels.clone()
+        labels[: about.unlabelled] = UNLABELLED
+    variant = about.variant
+    if about.nodes is not None:
+        keys = np.concatenate([edge_keys(edges, len(labels)) for edges in relations.values()])
+        keys.sort()
+        found = (len(labels), len(without_repeats(keys)) // 2)
+        if found != (about.nodes, about.edges):
+            variant = f"{found[0]} nodes and {found[1]} edges where table 5 has {about.nodes} and {about.edges}"
+    return NodeGraph(name, features, labels, relations, variant)
+
+
+def find_or_download(name: str, folder: Path) -> Path:
+    """The file of a published data set; Amazon and Yelp are fetched by dgl where it and the network are there.
+
+    Raises:
+        UserError: the file is not there and cannot be fetched.
+    """
+    about = PUBLISHED[name]
+    path = folder / about.file
+    if path.is_file():
+        return path
+    reason = "it cannot be fetched automatically"
+    if name in ("amazon", "yelp"):
+        try:
+            from dgl.data import FraudAmazonDataset, FraudYelpDataset
+
+            (FraudAmazonDataset if name == "amazon" else FraudYelpDataset)(raw_dir=str(folder), verbose=False)
+        except ImportError:
+            reason = "dgl, which could fetch it, is not installed"
+        except Exception as error:  # dgl reports a failed download in many ways
+            reason = f"dgl could not fetch it ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
+        fetched = sorted(folder.glob(f"**/{about.file}")) if folder.is_dir() else []
+        if fetched:
+            return fetched[0]
+    raise UserError(
+        f"{name} needs the file {about.file} in {folder}/, and {reason}. Get it from {about.address} and put it there "
+        "(paths.data or ET_DATA_DIR sets the data root)"
+    )
+
+
+Parts = tuple[Tensor, Tensor, dict[str, Tensor]]  # features, labels, relations
+
+
+def read_graph_file(path: Path) -> Parts:
+    """Read a .npz, .mat, .pt or .pth file.
+
+    Raises:
+        UserError: another ending; the file is damaged, lacks a key, or would have to execute code to be read.
+    """
+    readers = {".npz": read_npz, ".mat": read_mat, ".pt": read_pyg, ".pth": read_pyg}
+    if path.suffix not in readers:
+        raise UserError(f"{path} should end in {', '.join(readers)}")
+    try:
+        return readers[path.suffix](path)
+    except KeyError as error:
+        raise UserError(f"{path} lacks the key {error}; {(readers[path.suffix].__doc__ or '').splitlines()[0]}") from error
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise UserError(f"{path} cannot be read ({type(error).__name__}: {reason}): is it whole?") from error
+
+
+def read_npz(path: Path) -> Parts:
+    """Keys: features (N, F), labels (N,), edge_index (2, E) or one edge_index_<relation> (2, E) each.
+
+    Files of the heterophilous-graphs collection (node_features, node_labels, and edges (E, 2), each edge once) are read
+    too; their edges get their reverse.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        if "node_features" in file:
+            once = torch.from_numpy(file["edges"]).T
+            relations = {"edges": torch.cat([once, once.flip(0)], dim=1)}
+            return features_of(file["node_features"]), labels_of(file["node_labels"]), relations
+        relations = {key: file[key] for key in file.files if key == "edge_index" or key.startswith("edge_index_")}
+        if not relations:
+            raise KeyError("edge_index")
+        relations = {key.removeprefix("edge_index_"): torch.from_numpy(edges) for key, edges in relations.items()}
+        return features_of(file["features"]), labels_of(file["labels"]), relations
+
+
+def read_mat(path: Path) -> Parts:
+    """Keys: features (N, F) sparse or dense, label (1, N), and a sparse adjacency matrix net_<relation> (N, N) each.
+
+    Where there is no net_<relation>, the matrix ``homo`` is the one relation.
+    """
+    from scipy.io import loadmat
+    from scipy.sparse import coo_array
+
+    file = loadmat(path)
+    names = [key for key in file if key.startswith("net_")] or ["homo"]
+    relations = {}
+    for name in names:
+        matrix = coo_array(file[name])
+        pairs = np.stack([matrix.coords[0], matrix.coords[1]])[:, matrix.data != 0]
+        relations[name.removeprefix("net_")] = torch.from_numpy(pairs.astype(np.int64))
+    features = file["features"]
+    features = features.toarray() if hasattr(features, "toarray") else features
+    return features_of(features), labels_of(file["label"].squeeze()), relations
+
+
+def read_pyg(path: Path) -> Parts:
+    """A torch_geometric Data, or a dictionary, with x (N, F), y (N,) and edge_index (2, E); saved by torch.save.
+
+    Only tensors and PyG's own containers are unpickled (weights_only).
+    """
+    from torch_geometric.data.data import Data, DataEdgeAttr, DataTensorAttr
+    from torch_geometric.data.storage import GlobalStorage
+
+    with torch.serialization.safe_globals([Data, DataEdgeAttr, DataTensorAttr, GlobalStorage]):
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    for key in ("x", "y", "edge_index"):
+        if key not in data or data[key] is None:
+            raise KeyError(key)
+    return features_of(data["x"]), labels_of(data["y"]), {"edge_index": torch.as_tensor(data["edge_index"])}
+
+
+def read_dgl(path: Path) -> Parts:
+    """A graph saved by dgl.save_graphs, with node data feature (N, F) and label (N,) or one-hot (N, 2)."""
+    try:
+        from dgl.data.utils import load_graphs
+    except ImportError as error:
+        raise UserError(f"{path} is a dgl graph: it needs dgl (pip install dgl==1.1.3), which is not installed") from error
+    try:
+        graphs, _ = load_graphs(str(path))
+    except Exception as error:
+        raise UserError(f"{path} is not a dgl graph file ({str(error).splitlines()[0][:200]}): is it whole?") from error
+    graph = graphs[0]
+    for key in ("feature", "label"):
+        if key not in graph.ndata:
+            raise UserError(f"{path} lacks the node data {key!r}; it has {', '.join(graph.ndata) or 'none'}")
+    labels = graph.ndata["label"]
+    labels = labels.argmax(1) if labels.dim() == 2 and labels.shape[1] == 2 else labels
+    relations = {relation: torch.stack(graph.edges(etype=relation)) for relation in graph.etypes}
+    return features_of(graph.ndata["feature"]), labels_of(labels), relations
+
+
+def breast_cancer(neighbours: int) -> NodeGraph:
+    """scikit-learn's 569 tumours as nodes; malignant ones (212) are the anomalies.
+
+    An edge joins two tumours if one is among the ``neighbours`` nearest of the other in the 30 standardised
+    measurements. Nothing but measurements goes into the graph.
+    """
+    from sklearn.datasets import load_breast_cancer
+    from sklearn.neighbors import kneighbors_graph
+    from sklearn.preprocessing import StandardScaler
+
+    measurements, benign = load_breast_cancer(return_X_y=True)
+    nearest = kneighbors_graph(StandardScaler().fit_transform(measurements), neighbours)
+    edges = np.stack(nearest.maximum(nearest.T).nonzero())
+    relations = {"nearest": torch.from_numpy(edges.astype(np.int64))}
+    return NodeGraph("breast_cancer", features_of(measurements), labels_of(1 - benign), relations, variant="embedded")
+
+
+def features_of(array: np.ndarray | Tensor) -> Tensor:
+    """(N, F) float32."""
+    return torch.as_tensor(array).to(torch.float32)
+
+
+def labels_of(array: np.ndarray | Tensor) -> Tensor:
+    """(N,) int64; a label that is no whole number is left to :func:`et.anomaly.graph.check_graph` to report."""
+    labels = torch.as_tensor(array).reshape(-1)
+    if labels.is_floating_point():
+        whole = labels == labels.round()
+        if not whole.all():
+            raise UserError(f"a label is 0, 1 or -1 (unlabelled), but the file has {float(labels[~whole][0])}")
+    return labels.to(torch.int64)
