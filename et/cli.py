@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
@@ -40,6 +40,8 @@ def run_training(cfg: DictConfig) -> float | None:
     """Train as ``cfg`` says, print the outcome, and return the monitored metric (for hyper-parameter search)."""
 
     def run() -> float | None:
+        if OmegaConf.is_missing(cfg, "name"):
+            raise UserError("no experiment chosen: python train.py experiment=NAME (conf/experiment has the names)")
         from et.training import train
 
         outcome = train(cfg)
@@ -49,16 +51,34 @@ def run_training(cfg: DictConfig) -> float | None:
     return told_plainly(run)
 
 
-def print_record(record: dict[str, Any], folder: str, skipped: bool) -> None:
-    """The metrics of a run as a table on the terminal, with what they are of and where the rest lies."""
-    console = Console()
-    dataset = record["dataset"]
-    title = f"{record['experiment']} · {record['protocol']} · {record['fidelity']} · seed {record['seed']}"
+def run_evaluation(cfg: DictConfig) -> None:
+    """Evaluate as ``cfg`` (conf/evaluate.yaml) says and print the metrics."""
+
+    def run() -> None:
+        if OmegaConf.is_missing(cfg, "run"):
+            raise UserError("no run chosen: python evaluate.py run=PATH, a run's folder or a converted checkpoint")
+        from et.evaluation import evaluate
+
+        record = evaluate(cfg)
+        print_metrics(f"evaluation of {record['run']}", record["dataset"], record["metrics"])
+        print(record["output"])
+
+    told_plainly(run)
+
+
+def print_metrics(title: str, dataset: dict[str, Any], metrics: dict[str, float]) -> None:
+    """Metrics as a table on the terminal, with the data they are of."""
     table = Table(title=title, caption=f"data: {dataset['name']} ({dataset['variant']})")
     table.add_column("metric")
     table.add_column("value", justify="right")
-    for name, value in sorted(record["metrics"].items()):
+    for name, value in sorted(metrics.items()):
         table.add_row(name, f"{value:.4f}")
-    console.print(table)
+    Console().print(table)
+
+
+def print_record(record: dict[str, Any], folder: str, skipped: bool) -> None:
+    """The metrics of a run as a table on the terminal, with what they are of and where the rest lies."""
+    title = f"{record['experiment']} · {record['protocol']} · {record['fidelity']} · seed {record['seed']}"
+    print_metrics(title, record["dataset"], record["metrics"])
     state = "finished before; force=true runs it again" if skipped else f"{record['seconds']:.0f} s of training"
-    console.print(f"{record['num_params']:,} parameters, {record['epochs']} epochs, {state}\n{folder}", soft_wrap=True)
+    print(f"{record['num_params']:,} parameters, {record['epochs']} epochs, {state}\n{folder}")

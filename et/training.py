@@ -6,7 +6,7 @@ import fcntl
 import os
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,10 +224,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 def reset_peak_memory() -> None:
     """Start the kernel's and CUDA's peak counters anew, so that a sweep in one process measures each run."""
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 

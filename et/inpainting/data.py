@@ -17,6 +17,7 @@ from et.sampling import EpochSampler, per_process, sample_rng
 class ImageSource(Protocol):
     """Where images come from: :class:`et.inpainting.photos.Photos` or :class:`et.inpainting.folders.ImageFolders`."""
 
+    name: str
     train_length: int
     eval_length: int
 
@@ -95,16 +96,17 @@ class InpaintingData(pl.LightningDataModule):
                 f"data.num_kept ({self.num_kept}) <= data.num_occluded ({self.num_occluded}) <= patches of an image "
                 f"({self.num_patches}) must hold"
             )
-        for split, length in (("training", source.train_length), ("evaluation", source.eval_length)):
-            if length < 1:
-                raise UserError(f"the {split} set has no images")
         self.batch_size, self.num_workers, self.mask_seeds, self.seed = batch_size, num_workers, mask_seeds, seed
 
     def _loader(self, seed: int | None, mask_seeds: int = 1) -> DataLoader[Any]:
         training = seed is not None
         dataset = MaskedImages(self.source, self.num_patches, self.num_occluded, self.num_kept, seed)
         dataset.mask_seeds = mask_seeds
-        sampler = EpochSampler(len(dataset), seed or 0, shuffle=training, batch_size=self.batch_size if training else None)
+        if not len(dataset):
+            raise UserError(f"the {'training' if training else 'evaluation'} set of {self.source.name!r} has no images")
+        sampler = EpochSampler(
+            len(dataset), seed or 0, shuffle=training, batch_size=self.batch_size if training else None
+        )
         return DataLoader(
             dataset, per_process(self.batch_size), sampler=sampler, num_workers=self.num_workers,
             persistent_workers=training and self.num_workers > 0,

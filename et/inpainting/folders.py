@@ -67,8 +67,10 @@ class ImageFolders:
     Args:
         root: folder that holds both.
         image_size: height and width, or one number for both.
-        train, evaluation: names of the two folders below ``root``.
-        name, variant: what the run's record calls the data.
+        train, evaluation: names of the two folders below ``root``; no ``train`` for evaluation alone.
+        name: what the run's record calls the data.
+        expected: numbers of training and evaluation images of the published data; a tree of other numbers is recorded
+            as a variant.
         address: where the data comes from, for the message when it is absent.
         augmentation: arguments of ``timm.data.create_transform`` for training (table 4).
         crop_pct: share of the shorter side that the centre crop of evaluation keeps.
@@ -78,28 +80,29 @@ class ImageFolders:
         self,
         root: str,
         image_size: int | tuple[int, int],
-        train: str = "train",
+        train: str | None = "train",
         evaluation: str = "val",
         name: str = "imagefolder",
-        variant: str = "exact",
+        expected: tuple[int, int] | None = None,
         address: str = "",
         augmentation: dict[str, Any] | None = None,
         crop_pct: float = 0.875,
     ):
         from timm.data import create_transform
 
-        self.name, self.variant = name, variant
-        self.root = Path(root)
+        self.name, self.root = name, Path(root)
         for part in (train, evaluation):
-            if not (self.root / part).is_dir():
+            if part is not None and not (self.root / part).is_dir():
                 source = f" It comes from {address}." if address else ""
                 raise UserError(
                     f"the images of {name!r} belong in {self.root / part}, which is not there.{source} "
                     "Put the images there (any folders below it), or set paths.data / ET_DATA_DIR to the data root"
                 )
-        self.train_files = list_images(self.root / train)
+        self.train_files = list_images(self.root / train) if train else []
         self.eval_files = list_images(self.root / evaluation)
         self.train_length, self.eval_length = len(self.train_files), len(self.eval_files)
+        exact = expected is None or tuple(expected) == (self.train_length, self.eval_length)
+        self.variant = "exact" if exact else f"{self.train_length} + {self.eval_length} images"
         size = pair(image_size)
         self.train_transform = create_transform((3, *size), is_training=True, **(augmentation or {}))
         self.eval_transform = create_transform((3, *size), is_training=False, crop_pct=crop_pct)

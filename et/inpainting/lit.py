@@ -130,7 +130,9 @@ class InpaintingTask(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         prediction, target = self._patches(batch)
         for name, chosen in (("mse", "occluded"), ("mse_masked", "masked")):
-            self.validation[name].update(masked_mse(prediction, target, batch[chosen]), torch.zeros_like(batch["index"]))
+            self.validation[name].update(
+                masked_mse(prediction, target, batch[chosen]), torch.zeros_like(batch["index"])
+            )
 
     def on_validation_epoch_end(self) -> None:
         for name, metric in self.validation.items():

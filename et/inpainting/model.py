@@ -1,4 +1,4 @@
-"""The image model: affine encoder, CLS and MASK tokens, position biases, one ET block, affine decoder (appendix B, H)."""
+"""The image model: affine encoder, CLS and MASK tokens, positions, one ET block, affine decoder (appendix B, H)."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class InpaintingET(nn.Module):
     def trajectory(
         self, images: Tensor, masked: Tensor, steps: int | None = None, record: bool | Literal["energy"] = True
     ) -> Descent:
-        """The descent itself, recorded; ``states[:, :, 1:]`` are the patch tokens, which :meth:`decode` turns to pixels."""
+        """The descent itself, recorded; ``states[:, :, 1:]`` are patch tokens for :meth:`decode`."""
         tokens = self.embed(patchify(images, self.patch_size), masked)
         return descend(self.block, tokens, self.steps if steps is None else steps, self.step_size, record=record)
 

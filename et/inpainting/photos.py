@@ -72,10 +72,8 @@ class Photos:
         area = np.array([level.shape[0] * level.shape[1] for level in self.photos], dtype=float)
         self.weights = np.sqrt(area).cumsum() / np.sqrt(area).sum()
         self.layout = [
-            (name, level[: level.shape[0] // self.size[0] * self.size[0], : level.shape[1] // self.size[1] * self.size[1]])
-            for name in HELD_OUT
-            for level in pyramid(load_photo(name), 2 * max(self.size))[:levels]
-        ]  # fmt: skip
+            (name, level) for name in HELD_OUT for level in pyramid(load_photo(name), 2 * max(self.size))[:levels]
+        ]
         self.held_out = [window for _, image in self.layout for window in windows(image, self.size)]
         self.eval_length = len(self.held_out)
 

@@ -1,0 +1,136 @@
+"""Pictures of completions and of the energy along the descent, and the callback that leaves them in the run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from et.core import Descent
+from et.inpainting.patches import patchify, unpatchify
+from et.inpainting.pixels import to_pixels
+
+
+def hide(images: Tensor, masked: Tensor, patch_size: tuple[int, int], grey: float = 0.5) -> Tensor:
+    """Pixels 0 .. 1 (B, C, H, W) with the masked patches (B, N) painted grey."""
+    patches = patchify(images, patch_size)
+    return unpatchify(torch.where(masked[..., None], grey, patches), patch_size, images.shape[-2:])
+
+
+def draw_completions(rows: dict[str, Tensor], path: Path, title: str = "") -> None:
+    """Save a grid: one labelled row for each entry, each (B, 3, H, W) in 0 .. 1."""
+    from matplotlib.figure import Figure
+
+    columns = max(len(images) for images in rows.values())
+    figure = Figure(figsize=(1.6 * columns + 0.6, 1.7 * len(rows) + 0.4), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for row, (label, images) in zip(axes, rows.items(), strict=True):
+        for axis, image in zip(row, images, strict=True):
+            axis.imshow(image.permute(1, 2, 0).float().numpy(), interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+        row[0].set_ylabel(label)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+
+
+def draw_energies(descent: Descent, path: Path, title: str = "energy along the descent") -> None:
+    """Save the recorded energies, (steps + 1, B), against the step: mean and range over the images."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    parts = {"total": descent.energies, "attention": descent.attention_energies, "Hopfield": descent.hopfield_energies}
+    for axis, (name, energies) in zip(figure.subplots(1, 3), parts.items(), strict=True):
+        values = energies.float().reshape(len(energies), -1).cpu().numpy()
+        steps = np.arange(len(values))
+        axis.fill_between(steps, values.min(1), values.max(1), alpha=0.2, linewidth=0)
+        axis.plot(steps, values.mean(1), marker="o", markersize=3)
+        axis.set(title=name, xlabel="step t")
+        axis.grid(alpha=0.3)
+    figure.suptitle(f"{title} (mean and range over {values.shape[1]} images)")
+    figure.savefig(path, dpi=110)
+
+
+def whole_photos(network: torch.nn.Module, data: pl.LightningDataModule) -> list[tuple[str, dict[str, Tensor]]]:
+    """The held-out photographs put together again from their completed windows.
+
+    Returns:
+        (name, {masked, completed, original}) for each photograph at its full size, pixels (3, H, W) in 0 .. 1.
+    """
+    height, width = data.source.size
+    pictures, start = [], 0
+    loader = data.val_dataloader()
+    batches = [_complete(network, batch) for batch in loader]
+    rows = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    for name, image in data.source.layout:
+        grid = image.shape[0] // height, image.shape[1] // width
+        stop = start + grid[0] * grid[1]
+        if all(name != seen for seen, _ in pictures):
+            joined = {
+                row: tiles[start:stop].reshape(*grid, 3, height, width).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
+                for row, tiles in rows.items()
+            }
+            pictures.append((name, joined))
+        start = stop
+    return pictures
+
+
+def _complete(network: torch.nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Masked, completed and original pixels 0 .. 1 of a batch, on the CPU."""
+    device = next(network.parameters()).device
+    images, masked = batch["image"].to(device), batch["masked"].to(device)
+    with torch.no_grad():
+        completed = network.complete(images, masked)
+    original = to_pixels(images)
+    rows = {
+        "masked": hide(original, masked, network.patch_size),
+        "completed": to_pixels(completed),
+        "original": original,
+    }
+    return {name: pixels.float().cpu() for name, pixels in rows.items()}
+
+
+def draw_photo(name: str, rows: dict[str, Tensor], path: Path) -> None:
+    """Save one photograph masked, completed and original, side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(
+        figsize=(15, 15 / 3 * rows["original"].shape[1] / rows["original"].shape[2] + 0.5), layout="constrained"
+    )
+    for axis, (label, image) in zip(figure.subplots(1, len(rows)), rows.items(), strict=True):
+        axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axis.set(title=f"{name}: {label}", xticks=[], yticks=[])
+    figure.savefig(path, dpi=110)
+
+
+def draw_report(network: torch.nn.Module, data: pl.LightningDataModule, folder: Path, count: int = 8) -> list[Path]:
+    """Save completions.png, energy.png and, where photographs were cut in windows, photo_NAME.png; return the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    device = next(network.parameters()).device
+    loader = data.val_dataloader()
+    chosen = np.linspace(0, len(loader.dataset) - 1, min(count, len(loader.dataset))).astype(int)
+    batch = torch.utils.data.default_collate([loader.dataset[0, int(index)] for index in chosen])
+    network.eval()
+    draw_completions(_complete(network, batch), folder / "completions.png")
+    with torch.no_grad():
+        descent = network.trajectory(batch["image"].to(device), batch["masked"].to(device), record="energy")
+    draw_energies(descent, folder / "energy.png")
+    paths = [folder / "completions.png", folder / "energy.png"]
+    if hasattr(data.source, "layout"):
+        for name, rows in whole_photos(network, data):
+            paths.append(folder / f"photo_{name}.png")
+            draw_photo(name, rows, paths[-1])
+    return paths
+
+
+class Pictures(pl.Callback):
+    """Leaves the pictures of :func:`draw_report` in <run folder>/pictures when the run is tested."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder) / "pictures"
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            draw_report(pl_module.network, trainer.datamodule, self.folder)

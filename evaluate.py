@@ -1,0 +1,18 @@
+"""Score the weights of a run: python evaluate.py run=PATH [images=FOLDER] [key=value ...]."""
+
+from __future__ import annotations
+
+import hydra
+from omegaconf import DictConfig
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+def main(cfg: DictConfig) -> None:
+    # Imported late, as in train.py: --help and mistyped overrides answer at once.
+    from et.cli import run_evaluation
+
+    run_evaluation(cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+import shutil
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from et.core import EdgeTopology, EnergyTransformerBlock, descend
+
+
+@pytest.mark.parametrize("name", ("self", "noself", "edges"))
+def test_golden_trajectory(name, core, golden_block):
+    block = golden_block(self_attention=name == "self")
+    topology = EdgeTopology(core["edge_index"], len(core["x"])) if name == "edges" else None
+    result = descend(block, core["x"], int(core["steps"]), float(core["alpha"]), topology, record=True)
+    torch.testing.assert_close(result.x, core[f"{name}_x"], rtol=0, atol=1e-10)
+    torch.testing.assert_close(result.energies, core[f"{name}_energies"], rtol=1e-12, atol=1e-10)
+    torch.testing.assert_close(result.energies, result.attention_energies + result.hopfield_energies)
+    torch.testing.assert_close(result.states[-1], result.x)
+    torch.testing.assert_close(result.states[0], core["x"])
+
+
+@given(
+    seed=st.integers(0, 2**20), self_attention=st.booleans(), activation=st.sampled_from(("relu", "softmax", "power"))
+)
+@settings(max_examples=25, deadline=None)
+def test_energy_never_rises_with_a_small_step(seed, self_attention, activation):
+    torch.manual_seed(seed)
+    block = EnergyTransformerBlock(
+        8, 2, 4, 12, self_attention=self_attention, activation=activation,
+        attention_init_std=0.4, hopfield_init_std=0.3,
+    ).double()  # fmt: skip
+    x = torch.randn(2, 6, 8, dtype=torch.float64)
+    energies = descend(block, x, steps=20, step_size=1e-3, record="energy").energies
+    assert (energies.diff(dim=0) <= 1e-9).all()
+    assert (energies[-1] < energies[0]).all()
+
+
+def test_recording_changes_nothing_and_keeps_what_it_is_asked_for():
+    block = EnergyTransformerBlock(8, 2, 4, 12)
+    x = torch.randn(3, 5, 8)
+    plain, energy, full = (descend(block, x, 4, 0.5, record=record) for record in (False, "energy", True))
+    assert torch.equal(plain.x, full.x) and torch.equal(plain.x, energy.x)
+    assert plain.energies is None and plain.states is None and energy.states is None
+    assert energy.energies.shape == (5, 3) and full.states.shape == (5, 3, 5, 8)
+
+
+def test_no_steps_return_the_tokens():
+    x = torch.randn(2, 3, 8)
+    assert torch.equal(descend(EnergyTransformerBlock(8, 2, 4, 12), x, 0, 0.1).x, x)
+    with pytest.raises(ValueError, match="steps"):
+        descend(EnergyTransformerBlock(8, 2, 4, 12), x, -1, 0.1)
+
+
+def test_noise_has_the_deviation_of_equation_27():
+    block = EnergyTransformerBlock(8, 2, 4, 12)
+    x = torch.randn(64, 16, 8)
+    torch.manual_seed(0)
+    noisy = descend(block, x, 1, 0.25, noise_std=0.02).x - descend(block, x, 1, 0.25).x
+    assert noisy.std().item() == pytest.approx(0.25**0.5 * 0.02, rel=0.05)
+
+
+def test_bfloat16_stays_within_a_percent_of_float32():
+    torch.manual_seed(0)
+    block = EnergyTransformerBlock(64, 4, 16, 256, attention_init_std=0.1, hopfield_init_std=0.05)
+    x = torch.randn(4, 50, 64)
+    exact = descend(block, x, 12, 0.1, record=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = descend(block, x, 12, 0.1, record=True)
+    moved = (exact.x - x).norm()
+    assert moved > 0.1 * x.norm()
+    assert (rough.x - exact.x).norm() < 0.01 * exact.x.norm()
+    assert rough.x.dtype == rough.energies.dtype == torch.float32
+    torch.testing.assert_close(rough.energies, exact.energies, rtol=0.01, atol=0)
+
+
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on the CPU needs g++")
+
+
+@pytest.mark.parametrize("backend", ("aot_eager", pytest.param("inductor", marks=[NEEDS_COMPILER, pytest.mark.slow])))
+def test_compiles_to_one_graph(backend):
+    block = EnergyTransformerBlock(8, 2, 4, 12)
+    x = torch.randn(2, 5, 8)
+    compiled = torch.compile(lambda x: descend(block, x, 3, 0.1).x, fullgraph=True, backend=backend)
+    torch.testing.assert_close(compiled(x), descend(block, x, 3, 0.1).x)
+    if backend == "aot_eager":  # each dtype compiles anew, which inductor takes half a minute for
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(compiled(x), descend(block, x, 3, 0.1).x, rtol=1e-2, atol=1e-2)
+
+
+def test_gradients_reach_every_parameter_through_all_steps():
+    block = EnergyTransformerBlock(8, 2, 4, 12, train_beta=True)
+    descend(block, torch.randn(2, 5, 8), 3, 0.1).x.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in block.parameters())
