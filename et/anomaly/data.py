@@ -56,10 +56,10 @@ class NodeDataModule(pl.LightningDataModule):
     ``fidelity`` decides what a neighbour is where ``self_loops`` and ``repeated_edges`` are None. ``paper``: the set
     N_A of "all the nodes connected to node A" of an undirected graph (appendix C.1, eq. 17 and 20). A set holds a node
     once, so edges that several relations share count once; that also is how table 5 arrives at its number of edges
-    (Amazon: 4,398,392 distinct ones, where its relations hold 4,778,824 together). Eq. 3 has B != C, "1-hop neighbours of the target
-    node" are others than the node itself, and none of the published graphs joins a node to itself: so no self-loops,
-    and a node without neighbours is moved by its Hopfield network alone. ``released``: repeated edges stay, and the
-    merged graph gets a loop at every node (the graphs of the single relations do not).
+    (Amazon: 4,398,392 distinct ones, where its relations hold 4,778,824 together). Eq. 3 has B != C, "1-hop
+    neighbours of the target node" are others than the node itself, and neither Amazon nor Yelp joins a node to
+    itself: so no self-loops, and a node without neighbours is moved by its Hopfield network alone. ``released``:
+    repeated edges stay, and the merged graph gets a loop at every node (the graphs of the single relations do not).
 
     Args:
         source, root, path, neighbours: see :func:`et.anomaly.sources.load_graph`.

@@ -1,4 +1,4 @@
-"""A graph of nodes to be judged: what every source of data is read into, checked once, and turned into neighbourhoods."""
+"""A graph of nodes to be judged: what every source of data is read into, checked, and turned into neighbourhoods."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def check_graph(graph: NodeGraph) -> None:
         low, high = int(edge_index.min()), int(edge_index.max())
         if low < 0 or high >= graph.num_nodes:
             raise UserError(
-                f"relation {name!r} of {where} names nodes {low} .. {high}, but the nodes are 0 .. {graph.num_nodes - 1}"
+                f"relation {name!r} of {where} names nodes {low} .. {high}, "
+                f"but the nodes are 0 .. {graph.num_nodes - 1}"
             )
 
 
@@ -114,8 +115,8 @@ def make_undirected(edge_index: Tensor, num_nodes: int, name: str, treatment: st
         edge_index: (2, E).
         num_nodes: N.
         name: of the relation, for the message.
-        treatment: of edges without their reverse. ``error``; ``mirror``: the reverse of every edge is added and repeated
-            edges are merged; ``keep``: the graph is directed, and a node attends to the sources of its edges.
+        treatment: of edges without their reverse. ``error``; ``mirror``: the reverse of every edge is added and
+            repeated edges are merged; ``keep``: the graph is directed, and a node attends to the sources of its edges.
 
     Raises:
         UserError: some edges lack their reverse and ``treatment`` is ``error``; an unknown treatment.
@@ -136,8 +137,8 @@ def make_undirected(edge_index: Tensor, num_nodes: int, name: str, treatment: st
     example = lone[0] if len(lone) else keys[np.flatnonzero(keys != reverse)[0]]
     target, source = divmod(int(example), num_nodes)
     raise UserError(
-        f"relation {name!r} should be undirected, but {len(lone) or 'some repeated'} of its {len(keys)} edges lack their "
-        f"reverse, for example {source} -> {target}: set data.one_way_edges=mirror to add the reverse of every edge, "
+        f"relation {name!r} should be undirected, but {len(lone) or 'some repeated'} of its {len(keys)} edges lack "
+        f"their reverse, for example {source} -> {target}: set data.one_way_edges=mirror to add every edge's reverse, "
         "or data.one_way_edges=keep to let a node attend to the sources of its edges only"
     )
 

@@ -19,7 +19,8 @@ MEASURES = ("f1_macro", "auc", "average_precision", "recall_at_k", "threshold")
 
 
 def weighted_cross_entropy(log_odds: Tensor, labels: Tensor, anomaly_weight: float) -> Tensor:
-    """Weighted mean of - l log p - (1 - l) log(1 - p), anomalous nodes weighing omega (eq. 12 and 22; their sign is amiss).
+    """Weighted mean of - l log p - (1 - l) log(1 - p), anomalous nodes weighing omega (eq. 12 and 22; their sign is
+    amiss).
 
     Args:
         log_odds, labels: (n,).
@@ -34,12 +35,12 @@ class AnomalyTask(pl.LightningModule):
     """Trains a network that gives nodes log-odds, and scores it.
 
     ``held_out``: scores come from the network in evaluation mode, after the epoch, on the whole graph. The epoch
-    (Lightning's best checkpoint) and the decision threshold are those with the best macro-F1 on the validation nodes; the labels of the
-    test nodes are read once, at the end.
+    (Lightning's best checkpoint) and the decision threshold are those with the best macro-F1 on the validation nodes;
+    the labels of the test nodes are read once, at the end.
 
     ``released``: the scores of an epoch are the logits of its training step: dropout active, weights before the update,
-    and the subgraph of the epoch where it trains on one. Threshold by validation macro-F1; the test numbers are those of
-    the epoch with the best validation macro-F1 (the first, in a tie), whatever the weights were later.
+    and the subgraph of the epoch where it trains on one. Threshold by validation macro-F1; the test numbers are those
+    of the epoch with the best validation macro-F1 (the first, in a tie), whatever the weights were later.
 
     Args:
         network: called with (features, topologies, nodes), gives log-odds (n,).
@@ -47,9 +48,7 @@ class AnomalyTask(pl.LightningModule):
         protocol: ``held_out`` or ``released``.
     """
 
-    def __init__(
-        self, network: nn.Module, optim: DictConfig, protocol: Literal["held_out", "released"] = "held_out"
-    ):
+    def __init__(self, network: nn.Module, optim: DictConfig, protocol: Literal["held_out", "released"] = "held_out"):
         super().__init__()
         if protocol not in ("held_out", "released"):
             raise UserError(f"protocol must be held_out or released, not {protocol!r}")
@@ -115,3 +114,30 @@ class AnomalyTask(pl.LightningModule):
         if in_pieces is not None:
             return in_pieces(batch.features, batch.topologies, batch.nodes)
         return self.log_odds(batch)
+
+
+class FittedTask(AnomalyTask):
+    """The same protocols for a network that is fitted in one go instead of by gradient steps (trees).
+
+    The single training step fits it. What it has learnt is not part of a checkpoint; where a run is resumed after that
+    step, scoring fits it again, which gives the same.
+
+    Args:
+        network: with ``fit(features, topologies, labels, train)`` and ``fitted``.
+        optim, protocol: as for :class:`AnomalyTask`; the optimizer has nothing to do.
+    """
+
+    def __init__(self, network: nn.Module, optim: DictConfig, protocol: Literal["held_out", "released"] = "held_out"):
+        super().__init__(network, optim, protocol)
+        self.automatic_optimization = False
+
+    def configure_optimizers(self) -> None:
+        return None
+
+    def log_odds(self, batch: NodeBatch) -> Tensor:
+        if not self.network.fitted:
+            self.network.fit(batch.features, batch.topologies, batch.labels, batch.train)
+        return super().log_odds(batch)
+
+    def training_step(self, batch: NodeBatch, batch_index: int) -> None:
+        super().training_step(batch, batch_index)

@@ -17,17 +17,17 @@ class AnomalyTransformer(nn.Module):
     """Node features to the log-odds log(p / (1 - p)) that a node is anomalous.
 
     ``fidelity=paper`` follows eq. 10-22: tokens E y + lambda, T steps of one block of size 1 along the edges (eq. 19),
-    g_1 || g_T into an MLP with one hidden layer, beta trained. Two details of the text are read as follows. Eq. 20 halves
-    the Hopfield energy while eq. 17 does not halve its gradient; the update, which is what the forward pass takes, is
-    eq. 17's. Appendix E aggregates "the final representations" of the relations: that is done to g_T, and g_1, which all
-    relations share, stands once beside the aggregate.
+    g_1 || g_T into an MLP with one hidden layer, beta trained. Two details of the text are read as follows. Eq. 20
+    halves the Hopfield energy while eq. 17 does not halve its gradient; the update, which is what the forward pass
+    takes, is eq. 17's. Appendix E aggregates "the final representations" of the relations: that is done to g_T, and
+    g_1, which all relations share, stands once beside the aggregate.
 
-    ``fidelity=released`` is what the authors' code computes: T - 1 steps of one :class:`ReleasedBlock` and a last step of
-    another with its own weights, no position embedding, one linear layer with two outputs, whose difference is the
-    log-odds, on [x_T || x_1] without a layer norm. If trained on subgraphs the layer sees x_T alone. Over
+    ``fidelity=released`` is what the authors' code computes: T - 1 steps of one :class:`ReleasedBlock` and a last
+    step of another with its own weights, no position embedding, one linear layer with two outputs, whose difference
+    is the log-odds, on [x_T || x_1] without a layer norm. If trained on subgraphs the layer sees x_T alone. Over
     several relations x_T is 0 for a node without an edge in a relation, and the layer sees the element-wise maximum of
-    the x_T and x_1. (Concatenation stands there only in a comment; here it is [x_T of each relation || x_1].) The unused
-    parameters that the code allocates are left out.
+    the x_T and x_1. (Concatenation stands there only in a comment; here it is [x_T of each relation || x_1].) The
+    unused parameters that the code allocates are left out.
 
     Args:
         in_features: F.

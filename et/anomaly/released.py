@@ -17,16 +17,19 @@ CLAMP = 5.0
 class ReleasedBlock(nn.Module):
     """x -> g + attention(g) + Hopfield(g) with g = LayerNorm(x).
 
-    What the released code computes, and where eq. 15-19 differ: the residual is the *normalised* token; the layer norm has
-    a gain for every element; one trained scalar beta, shared by the heads, *divides* the scores and starts at sqrt(Y);
-    the exponent is clamped to [-5, 5], so that an edge never outweighs another by more than exp(10) and no gradient
-    passes where the clamp holds; the Hopfield network has dropout on its hidden layer.
+    What the released code computes, and where eq. 15-19 differ: the residual is the *normalised* token; the layer
+    norm has a gain for every element; one trained scalar beta, shared by the heads, *divides* the scores and starts
+    at sqrt(Y); the exponent is clamped to [-5, 5], so that an edge never outweighs another by more than exp(10) and
+    no gradient passes where the clamp holds; the Hopfield network has dropout on its hidden layer.
 
-    Both terms of eq. 17 are computed explicitly, from weights w_CB = exp(clamp(K_B . Q_C / beta)) normalised by their sum
-    z_C over C's edges: first sum_B W^Q K_B w_CB / z_C, then, by messages that run from each node A along its edges to
-    its neighbours, sum_A W^K Q_A w_AB / z_A. On an undirected graph the edges out of A are the reverse of those into A,
+    Both terms of eq. 17 are computed explicitly, from weights w_CB = exp(clamp(K_B . Q_C / beta)) normalised by their
+    sum z_C over C's edges: first sum_B W^Q K_B w_CB / z_C, then, by messages that run from each node A along its
+    edges to its neighbours, sum_A W^K Q_A w_AB / z_A. On an undirected graph the edges out of A are the reverse of
+    those into A,
     so the weights of the second term are those of the first: its transpose. Gradients pass through both terms and
-    through z. Neither term is the gradient of an energy once the clamp holds somewhere.
+    through z. Neither term is the gradient of an energy once the clamp holds somewhere. (Where an edge is repeated, the
+    released code addresses it by its two ends, and dgl's automatic gradient then differs from that of the formula;
+    here it is the formula's. Without repeated edges the two agree.)
 
     Args:
         dim, num_heads, head_dim, num_memories: D, H, Y, M (the paper's K).

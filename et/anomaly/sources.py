@@ -1,6 +1,7 @@
 """Where graphs come from: the published files of each data set, a user's own file, and one that ships with a library.
 
-No reader executes what a file contains: .npz without pickles, .pt with weights_only, dgl's graph files are plain arrays.
+No reader executes what a file contains: .npz without pickles, .pt with weights_only, dgl's graph files are plain
+    arrays.
 """
 
 from __future__ import annotations
@@ -150,7 +151,9 @@ def read_graph_file(path: Path) -> Parts:
     try:
         return readers[path.suffix](path)
     except KeyError as error:
-        raise UserError(f"{path} lacks the key {error}; {(readers[path.suffix].__doc__ or '').splitlines()[0]}") from error
+        raise UserError(
+            f"{path} lacks the key {error}; {(readers[path.suffix].__doc__ or '').splitlines()[0]}"
+        ) from error
     except UserError:
         raise
     except Exception as error:
@@ -217,7 +220,9 @@ def read_dgl(path: Path) -> Parts:
     try:
         from dgl.data.utils import load_graphs
     except ImportError as error:
-        raise UserError(f"{path} is a dgl graph: it needs dgl (pip install dgl==1.1.3), which is not installed") from error
+        raise UserError(
+            f"{path} is a dgl graph: it needs dgl (pip install dgl==1.1.3), which is not installed"
+        ) from error
     try:
         graphs, _ = load_graphs(str(path))
     except Exception as error:

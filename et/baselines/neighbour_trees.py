@@ -1,0 +1,82 @@
+"""Gradient-boosted trees on a node's features and the means over its neighbours: simple, and hard to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from et.core import EdgeTopology
+from et.core.sparse import edge_aggregate
+
+
+class NeighbourTrees(nn.Module):
+    """scikit-learn's HistGradientBoosting on [x | mean over neighbours | mean over the neighbours' means].
+
+    It has no parameters to train by gradient: :meth:`fit` grows the trees in one go.
+
+    Args:
+        hops: how far the means reach; 0: the node's own features only.
+        rounds: number of boosting rounds.
+        learning_rate, max_leaf_nodes, min_samples_leaf, l2: of each round.
+        balanced: weigh both classes alike.
+        seed: of the trees.
+    """
+
+    def __init__(
+        self,
+        hops: int = 2,
+        rounds: int = 100,
+        learning_rate: float = 0.1,
+        max_leaf_nodes: int = 31,
+        min_samples_leaf: int = 20,
+        l2: float = 0.0,
+        balanced: bool = False,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.hops, self.trees = hops, None
+        self.settings = {
+            "max_iter": rounds,
+            "learning_rate": learning_rate,
+            "max_leaf_nodes": max_leaf_nodes,
+            "min_samples_leaf": min_samples_leaf,
+            "l2_regularization": l2,
+            "class_weight": "balanced" if balanced else None,
+            "random_state": seed,
+            "early_stopping": False,
+        }
+
+    @property
+    def fitted(self) -> bool:
+        return self.trees is not None
+
+    def inputs(self, features: Tensor, topologies: Sequence[EdgeTopology]) -> Tensor:
+        """(n, F) -> (n, F (1 + hops R)): the features, then for each relation the means over 1, 2 ... hops."""
+        columns = [features]
+        for topology in topologies:
+            mean = features
+            for _ in range(self.hops):
+                mean = neighbour_mean(mean, topology)
+                columns.append(mean)
+        return torch.cat(columns, dim=1)
+
+    def fit(self, features: Tensor, topologies: Sequence[EdgeTopology], labels: Tensor, train: Tensor) -> None:
+        """Grow the trees on the nodes ``train`` (m,); ``labels`` (n,) of other nodes are not looked at."""
+        from sklearn.ensemble import HistGradientBoostingClassifier
+
+        inputs = self.inputs(features, topologies)[train].cpu().numpy()
+        self.trees = HistGradientBoostingClassifier(**self.settings).fit(inputs, labels[train].cpu().numpy())
+
+    def forward(self, features: Tensor, topologies: Sequence[EdgeTopology], nodes: Tensor | None = None) -> Tensor:
+        """Log-odds (n,); after :meth:`fit`."""
+        raw = self.trees.decision_function(self.inputs(features, topologies).cpu().numpy())
+        return torch.from_numpy(raw).to(features)
+
+
+def neighbour_mean(x: Tensor, topology: EdgeTopology) -> Tensor:
+    """Mean over each node's neighbours, (n, F) -> (n, F); 0 for a node without any."""
+    edges = topology.edges
+    degree = edges.row_start.diff().clamp(min=1).to(x.dtype)
+    return edge_aggregate(x.new_ones(edges.num_edges, 1), x[:, None], edges)[:, 0] / degree[:, None]
