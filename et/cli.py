@@ -42,6 +42,10 @@ def run_training(cfg: DictConfig) -> float | None:
     def run() -> float | None:
         if OmegaConf.is_missing(cfg, "name"):
             raise UserError("no experiment chosen: python train.py experiment=NAME (conf/experiment has the names)")
+        if cfg.get("sweep"):
+            from et.sweeps import run_cell
+
+            return run_cell(cfg)
         from et.training import train
 
         outcome = train(cfg)

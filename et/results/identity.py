@@ -20,7 +20,7 @@ from et.results.record import counted, run_id
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 # Plain values: setting them after composition gives what an override gives, for a hundredth of the time.
-_PLAIN = ("seed", "data.fold")
+_PLAIN = ("seed", "data.fold", "protocol", "fidelity")
 
 
 @dataclass(frozen=True, order=True)
@@ -104,8 +104,8 @@ def _with_values(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
     for override in overrides:
         key, value = override.split("=", 1)
         try:
-            OmegaConf.update(cfg, key, int(value))
-        except (OmegaConfBaseException, ValueError) as error:
+            OmegaConf.update(cfg, key, int(value) if value.isdecimal() else value)
+        except OmegaConfBaseException as error:
             raise UserError(f"{override} does not fit this configuration: {_first_line(error)}") from error
     return cfg
 

@@ -34,6 +34,11 @@ class Metric:
     conditions: tuple[str, ...] | None = None  # None: all of the table's
     in_paper: bool = True
 
+    @property
+    def measured(self) -> bool:
+        """Whether runs record it; else it is counted from the modules an experiment builds."""
+        return self.key.startswith("test/")
+
     def applies(self, condition: str) -> bool:
         """Whether the table has this metric under ``condition``."""
         return self.conditions is None or condition in self.conditions

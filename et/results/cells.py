@@ -1,0 +1,219 @@
+"""What was measured for each cell of a table: means over runs, comparisons, and what is missing."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import yaml
+
+from et.results.collect import Collection, Run
+from et.results.identity import CONF
+from et.results.paper import Cell, Condition, Method, Metric, Table
+from et.sweeps import jobs
+
+PROTOCOLS = ("held_out", "released")
+USUAL_FIDELITY = {"held_out": "paper", "released": "released"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Runs of one cell under one protocol; ``mean`` and ``std`` in the metric's unit; ``over`` is what std is over."""
+
+    mean: float
+    std: float | None
+    n: int
+    over: str
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a table: one method under one condition, on one variant of the data, of one configuration.
+
+    ``variant`` is empty where the data are the published ones, ``label`` where the configuration is the experiment's.
+    """
+
+    condition: Condition
+    method: Method
+    variant: str
+    label: str
+    runs: tuple[Run, ...]
+
+    def of(self, protocol: str) -> tuple[Run, ...]:
+        """The line's runs under ``protocol``."""
+        return tuple(run for run in self.runs if run.key.protocol == protocol)
+
+
+def lines_of(table: Table, collection: Collection) -> list[Line]:
+    """The table's lines: conditions in order, methods in order, then data variants and other configurations.
+
+    Conditions that are not the paper's are left out as long as nothing was measured under them.
+    """
+    by_experiment: dict[str, dict[tuple[str, str], list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in collection.runs.values():
+        by_experiment[run.key.experiment][(run.variant, _label(run))].append(run)
+    lines = []
+    for condition in table.conditions:
+        under = []
+        for method in table.methods:
+            groups = by_experiment.get(method.experiment_for(condition.name) or "", {})
+            groups = {key: tuple(sorted(runs, key=lambda run: run.key)) for key, runs in sorted(groups.items())}
+            # The cell itself has its line even where nothing, or only something else, was run. On data that the paper
+            # does not have, any variant fills it.
+            filled = any(not label and (not variant or not condition.in_paper) for variant, label in groups)
+            if not filled and (condition.in_paper or method.experiment is not None):
+                under.append(Line(condition, method, "", "", ()))
+            under += [Line(condition, method, variant, label, runs) for (variant, label), runs in groups.items()]
+        if condition.in_paper or any(line.runs for line in under):
+            lines += under
+    return lines
+
+
+def _label(run: Run) -> str:
+    """What sets a run's configuration apart from the one that belongs in its cell."""
+    usual = run.key.fidelity == USUAL_FIDELITY.get(run.key.protocol)
+    return ", ".join(part for part in ("" if usual else f"fidelity={run.key.fidelity}", run.label) if part)
+
+
+def measure(table: Table, metric: Metric, line: Line, protocol: str) -> Measured | None:
+    """Mean and deviation of a metric over a line's runs; None where no run has it.
+
+    A single run that records the spread of its own repeated scorings (``<metric>_std``) is shown with that spread.
+    """
+    if not metric.applies(line.condition.name):
+        return None
+    runs = tuple(run for run in line.of(protocol) if _finite(run.record["metrics"].get(metric.key)))
+    if not runs:
+        return None
+    values = [run.record["metrics"][metric.key] * metric.scale for run in runs]
+    mean = statistics.fmean(values)
+    if len(values) > 1:
+        return Measured(mean, statistics.stdev(values), len(values), over(table, runs, protocol), runs)
+    spread = runs[0].record["metrics"].get(f"{metric.key}_std")
+    if _finite(spread):
+        return Measured(mean, spread * metric.scale, 1, table.deviation.get("within", "scorings of one model"), runs)
+    return Measured(mean, None, 1, "", runs)
+
+
+def over(table: Table, runs: Iterable[Run], protocol: str) -> str:
+    """What the deviation of several runs is over: folds, seeds, or what the table says seeds stand for."""
+    runs = tuple(runs)
+    folds, seeds = len({run.key.fold for run in runs}), len({run.key.seed for run in runs})
+    if folds > 1:
+        return "folds" if seeds == 1 else f"folds of {seeds} seeds"
+    return table.deviation.get(protocol, "seeds")
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method against the best measured baseline: mean difference over ``n`` shared splits, p of the paired t-test."""
+
+    baseline: str
+    difference: float
+    n: int
+    p_value: float | None
+
+
+def best(measured: Iterable[tuple[Line, Measured]], metric: Metric) -> list[Line]:
+    """The lines with the best mean, all of them in a tie; none where the metric has no direction."""
+    measured = list(measured)
+    if metric.direction == "none" or not measured:
+        return []
+    top = (max if metric.direction == "max" else min)(m.mean for _, m in measured)
+    return [line for line, m in measured if m.mean == top]
+
+
+def comparisons(table: Table, metric: Metric, lines: Iterable[Line], protocol: str) -> dict[int, Comparison]:
+    """For each of our lines (by its position) the comparison with the best baseline on the same data.
+
+    Only runs of the experiments' own configurations take part; pairs share seed, fold and the hash of the split.
+    """
+    groups: dict[tuple[str, str], list[tuple[int, Line, Measured]]] = defaultdict(list)
+    for index, line in enumerate(lines):
+        measured = None if line.label else measure(table, metric, line, protocol)
+        if measured is not None:
+            groups[(line.condition.name, line.variant)].append((index, line, measured))
+    found = {}
+    for group in groups.values():
+        baselines = [(line, m) for _, line, m in group if not line.method.ours]
+        top = best(baselines, metric)
+        if not top:
+            continue
+        against = next(m for line, m in baselines if line is top[0])
+        for index, line, m in group:
+            if line.method.ours:
+                comparison = paired(m.runs, against.runs, metric, top[0].method.name)
+                if comparison is not None:
+                    found[index] = comparison
+    return found
+
+
+def paired(ours: Iterable[Run], theirs: Iterable[Run], metric: Metric, baseline: str) -> Comparison | None:
+    """Paired t-test over the splits both have; None where they share none.
+
+    p is None below three pairs and where all differences are equal. The splits are redrawn from one data set, so the
+    differences are not independent and p is optimistic.
+    """
+    other = {run.split: run.record["metrics"][metric.key] for run in theirs if run.split[2] is not None}
+    pairs = [(run.record["metrics"][metric.key], other[run.split]) for run in ours if run.split in other]
+    if not pairs:
+        return None
+    differences = [(a - b) * metric.scale for a, b in pairs]
+    p_value = None
+    if len(pairs) > 2 and statistics.pstdev(differences) > 0:
+        from scipy.stats import ttest_rel
+
+        p_value = float(ttest_rel([a for a, _ in pairs], [b for _, b in pairs]).pvalue)
+    return Comparison(baseline, statistics.fmean(differences), len(pairs), p_value)
+
+
+def difference(measured: Measured | None, cell: Cell | None) -> float | None:
+    """Measured minus paper, in the metric's unit."""
+    return None if measured is None or cell is None else measured.mean - cell.mean
+
+
+def mixed_commits(lines: Iterable[Line]) -> list[str]:
+    """Cells whose runs come from more than one commit, or from a tree with uncommitted changes."""
+    reports = []
+    for line in lines:
+        for protocol in PROTOCOLS:
+            commits = sorted({str(run.record.get("git_commit", "unknown")) for run in line.of(protocol)})
+            name = f"{line.method.experiment_for(line.condition.name)} ({protocol})"
+            if len(commits) > 1:
+                reports.append(f"mixed commits: {name} averages runs of {', '.join(c[:18] for c in commits)}")
+            elif any("+" in commit or commit == "unknown" for commit in commits):
+                reports.append(f"no clean commit: {name} was run from {commits[0][:18]}")
+    return reports
+
+
+def expected_runs(number: int) -> Counter[tuple[str, str]]:
+    """How many runs of each (experiment, protocol) the table's sweep has; empty where the table has no sweep."""
+    file = CONF / "sweep" / f"table{number:02d}.yaml"
+    if not file.exists():
+        return Counter()
+    raw = yaml.safe_load(file.read_text())
+    named = [dict(override.split("=", 1) for override in job) for job in jobs(raw)]
+    return Counter((job["experiment"], job["protocol"]) for job in named)
+
+
+def missing(table: Table, lines: Iterable[Line], expected: Counter[tuple[str, str]]) -> list[tuple[str, str]]:
+    """(what is missing, command that fills it) for every cell of the table's sweep that is not there or incomplete."""
+    have: Counter[tuple[str, str]] = Counter()
+    for line in lines:
+        if not line.label and (not line.variant or not line.condition.in_paper):
+            name = line.method.experiment_for(line.condition.name)
+            have.update((name, run.key.protocol) for run in line.runs)
+    left: dict[str, list[str]] = {}
+    for (name, protocol), count in expected.items():
+        if have[name, protocol] < count:
+            left.setdefault(name, []).append(f"{protocol} {have[name, protocol]} of {count}")
+    sweep = f"python train.py --multirun sweep=table{table.number:02d}"
+    return [(f"{name}: {', '.join(parts)} runs", f"{sweep} experiment={name}") for name, parts in left.items()]

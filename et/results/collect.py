@@ -1,0 +1,257 @@
+"""Results from run folders and from committed json lines, checked against the configurations they claim to be of.
+
+``python -m et.results.collect 1 2 ...`` appends the finished runs of these tables to experiments/tableNN/results.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from et.errors import UserError
+from et.results import paper
+from et.results.identity import Key, config_of, differences, key_of, reproduces
+from et.results.record import read_result, run_id, write_atomically
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPERIMENTS = ROOT / "experiments"
+STALE = "recorded with another configuration"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run whose record and configuration agree.
+
+    Attributes:
+        record: content of result.json.
+        key: experiment, seed, fold, protocol and fidelity.
+        overrides: what train.py was, or would be, given.
+        label: empty where the run is of the experiment's own configuration as it is today; else how it differs.
+        source: file (and line) it was read from.
+    """
+
+    record: Mapping[str, Any]
+    key: Key
+    overrides: tuple[str, ...]
+    label: str
+    source: str
+
+    @property
+    def variant(self) -> str:
+        """What the data are instead of the published data set; empty where they are that."""
+        variant = str(self.record["dataset"].get("variant", "unknown"))
+        return "" if variant.startswith("exact") else variant
+
+    @property
+    def split(self) -> tuple[Any, ...]:
+        """What two runs must share to be compared pairwise: seed, fold and the hash of the split."""
+        dataset = self.record["dataset"]
+        return (self.key.seed, self.key.fold, dataset.get("split_sha256"))
+
+
+@dataclass
+class Collection:
+    """Runs by run id, and everything that was left out or looks odd."""
+
+    runs: dict[str, Run] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, run: Run) -> None:
+        """Take a run in; the same run from a second source is reported, and its metrics must agree."""
+        identity = run.record["run_id"]
+        known = self.runs.setdefault(identity, run)
+        if known is run:
+            return
+        same = known.record["metrics"] == run.record["metrics"]
+        agree = "with the same metrics" if same else f"with other metrics; {known.source} is kept"
+        self.problems.append(f"duplicate: run {identity} of {run.key.experiment} is also in {run.source}, {agree}")
+
+
+def collect(
+    roots: Iterable[str | Path] = (), lines: Iterable[str | Path] = (), experiments: Iterable[str] | None = None
+) -> Collection:
+    """Every run under ``roots`` (result.json in run folders) and in ``lines`` (results.jsonl files).
+
+    Args:
+        roots: folders that are searched for result.json at any depth.
+        lines: files of json lines; one that does not exist counts as empty.
+        experiments: only runs of these; None: all.
+    """
+    found = Collection()
+    wanted = None if experiments is None else set(experiments)
+    for root in roots:
+        for path in sorted(Path(root).glob("**/result.json")):
+            _take(found, wanted, lambda path=path: from_folder(path.parent))
+    for file in lines:
+        for number, line in enumerate(Path(file).read_text().splitlines() if Path(file).exists() else (), 1):
+            if line.strip():
+                source = f"{relative(Path(file))}:{number}"
+                _take(found, wanted, lambda line=line, source=source: from_line(line, source))
+    return found
+
+
+def _take(found: Collection, wanted: set[str] | None, read: Any) -> None:
+    try:
+        run = read()
+    except UserError as error:
+        found.problems.append(str(error))
+        return
+    if wanted is None or run.key.experiment in wanted:
+        found.add(run)
+
+
+def from_folder(folder: Path) -> Run:
+    """The run of a folder with result.json and config.yaml.
+
+    Raises:
+        UserError: the result is corrupt or half-written, or is not of the configuration beside it.
+    """
+    where = relative(folder)
+    record = read_result(folder)
+    if record is None:
+        raise UserError(f"corrupt: {where}/result.json is no whole record; treated as missing")
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        key, identity = key_of(config), run_id(config)
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"foreign: {where} has no readable config.yaml ({type(error).__name__}); left out") from error
+    if identity != record["run_id"] or key != _claimed(record, key.fold):
+        raise UserError(f"foreign: {where}/result.json is not of the config.yaml beside it; left out")
+    try:
+        own = config_of(key.overrides())
+    except UserError:
+        return Run(record, key, tuple(key.overrides()), STALE, where)
+    changed = differences(own, config)
+    extras = [f"{name}={_as_override(new)}" for name, (_, new) in changed.items()]
+    label = ", ".join(f"{name}={_as_override(new)}" for name, (_, new) in changed.items())
+    return Run(record, key, (*key.overrides(), *extras), label, where)
+
+
+def from_line(line: str, source: str) -> Run:
+    """The run of a line of results.jsonl: a record with the ``overrides`` that made it.
+
+    Raises:
+        UserError: the line is no whole record, or its overrides are not of the cell it claims.
+    """
+    try:
+        record = json.loads(line)
+        overrides = tuple(record["overrides"])
+        given = dict(o.split("=", 1) for o in overrides)
+        fold = int(given["data.fold"]) if "data.fold" in given else None
+        key = _claimed(record, fold)
+        whole = all(name in record for name in ("run_id", "metrics", "dataset", "git_commit"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"corrupt: {source} is no whole record ({type(error).__name__}); treated as missing") from error
+    if not whole:
+        raise UserError(f"corrupt: {source} is no whole record; treated as missing")
+    own = key.overrides()
+    if tuple(overrides[: len(own)]) != tuple(own):
+        raise UserError(f"foreign: {source} says it is {' '.join(own)}, but its overrides are others; left out")
+    extras = overrides[len(own) :]
+    if not reproduces(overrides, record["run_id"]):
+        return Run(record, key, overrides, ", ".join((STALE, *extras)), source)
+    return Run(record, key, overrides, ", ".join(extras), source)
+
+
+def home(experiment: str) -> int | None:
+    """The table whose folder keeps an experiment's results: the first one that shows it."""
+    for number in paper.NUMBERS:
+        table = paper.load(number)
+        if table.kind == "results" and experiment in table.experiments():
+            return number
+    return None
+
+
+def as_line(run: Run) -> str:
+    """A run as a line of results.jsonl.
+
+    Raises:
+        UserError: no overrides of train.py give the run's configuration.
+    """
+    if not reproduces(run.overrides, run.record["run_id"]):
+        raise UserError(
+            f"{run.source} ({run.label}): no overrides make its configuration with today's files; not recorded"
+        )
+    return json.dumps({**run.record, "overrides": list(run.overrides)}, sort_keys=True)
+
+
+def append(runs: Iterable[Run], file: Path) -> tuple[int, list[str]]:
+    """Add runs to a results.jsonl, one line each; those that are in it already stay as they are.
+
+    Returns:
+        (number of lines added, what could not be recorded).
+    """
+    lines = file.read_text().splitlines() if file.exists() else []
+    known = {identity for line in lines if (identity := _run_id_of(line)) is not None}
+    added, problems = [], []
+    for run in sorted(runs, key=lambda run: (run.key.experiment, run.key.protocol, run.key.seed, run.key.fold or 0)):
+        if run.record["run_id"] in known:
+            continue
+        try:
+            added.append(as_line(run))
+        except UserError as error:
+            problems.append(str(error))
+    if added:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, "\n".join([*lines, *added]) + "\n")
+    return len(added), problems
+
+
+def _claimed(record: Mapping[str, Any], fold: int | None) -> Key:
+    return Key(record["experiment"], record["seed"], record["protocol"], record["fidelity"], fold)
+
+
+def _run_id_of(line: str) -> str | None:
+    try:
+        return json.loads(line)["run_id"]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _as_override(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value).replace(" ", "").replace('"', "") if isinstance(value, list | dict) else str(value)
+
+
+def relative(path: Path) -> str:
+    """``path`` as seen from the checkout, where it is inside."""
+    path = path.absolute()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Append finished runs to experiments/tableNN/results.jsonl."""
+    parser = argparse.ArgumentParser(prog="python -m et.results.collect", description=main.__doc__)
+    parser.add_argument("tables", nargs="*", type=int, help="table numbers; default: all")
+    parser.add_argument("--runs", nargs="*", default=["runs"], help="run folders, searched at any depth")
+    parser.add_argument("--experiments", type=Path, default=EXPERIMENTS, help="where tableNN/ folders are")
+    options = parser.parse_args(arguments)
+    absent = [root for root in options.runs if not Path(root).is_dir()]
+    if absent:
+        print(f"error: there is no folder {', '.join(absent)}: --runs names the run folders", file=sys.stderr)
+        return 1
+    for number in options.tables or paper.NUMBERS:
+        table = paper.load(number)
+        if table.kind != "results":
+            continue
+        found = collect(options.runs, experiments=[name for name in table.experiments() if home(name) == number])
+        file = options.experiments / f"table{number:02d}" / "results.jsonl"
+        count, problems = append(found.runs.values(), file)
+        print(f"table {number}: {count} runs added to {relative(file)}")
+        for problem in (*found.problems, *problems):
+            print(f"  {problem}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""A results table: what was measured beside what the paper has, as grids and as a long list of numbers."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+
+from et.results.cells import (
+    PROTOCOLS,
+    Comparison,
+    Line,
+    Measured,
+    best,
+    comparisons,
+    difference,
+    expected_runs,
+    lines_of,
+    measure,
+    missing,
+    mixed_commits,
+)
+from et.results.collect import Collection
+from et.results.formats import Document, Grid, Section, Text, signed
+from et.results.paper import Metric, Table
+from et.results.reference_tables import counted_grid, counted_rows
+
+DASH = Text("–")
+LEGEND = (
+    "Measured: mean ± deviation (n runs). Δ is measured minus paper. held_out: honest evaluation of the model as the "
+    "paper has it; released: the authors' own protocol and model. Bold: best in its column for that data. Against "
+    "baseline: mean difference to the best measured baseline on shared splits, p of a paired t-test (optimistic: the "
+    "splits are redrawn from one data set)."
+)
+
+
+def results_document(table: Table, collection: Collection) -> Document:
+    """A results table: one grid a metric, both protocols side by side beside the paper's value."""
+    lines, expected = lines_of(table, collection), expected_runs(table.number)
+    grids = [
+        results_grid(table, metric, lines, expected) if metric.measured else counted_grid(table, metric)
+        for metric in table.metrics
+    ]
+    sections = [
+        Section("Data variants", [f"{name}: {text}" for text, name in variant_names(lines).items()]),
+        Section("Other configurations", [f"{name}: {text}" for text, name in configuration_names(lines).items()]),
+    ]
+    sections.append(Section("What the deviations are over", deviations(table, lines)))
+    sections.append(Section("About the paper's table", table.notes))
+    left = missing(table, lines, expected)
+    sections.append(Section("Missing", [f"{command}  # {what}" for what, command in left], code=True))
+    sections.append(Section("Reports", [*collection.problems, *mixed_commits(lines)]))
+    if not any(metric.measured for metric in table.metrics):
+        intro = "Counted from the modules that the experiments build."
+        return Document(f"Table {table.number}: {table.title}", intro, grids, [s for s in sections if s.points])
+    return Document(f"Table {table.number}: {table.title}", LEGEND, grids, [s for s in sections if s.points])
+
+
+def results_grid(table: Table, metric: Metric, lines: Sequence[Line], expected: Mapping[tuple[str, str], int]) -> Grid:
+    """The grid of one metric."""
+    variants, configurations = variant_names(lines), configuration_names(lines)
+    lines = [line for line in lines if metric.applies(line.condition.name)]
+    tops = {protocol: best_lines(table, metric, lines, protocol) for protocol in PROTOCOLS}
+    against = {protocol: comparisons(table, metric, lines, protocol) for protocol in PROTOCOLS}
+    with_comparison = [protocol for protocol in PROTOCOLS if against[protocol]]
+    rows = []
+    for index, line in enumerate(lines):
+        cell = table.cell(metric.name, line.condition.name, line.method.name) if not line_differs(line) else None
+        measured = {protocol: measure(table, metric, line, protocol) for protocol in PROTOCOLS}
+        name = line.method.name + (" (quoted)" if line.method.quoted and line.condition.in_paper else "")
+        row = [Text(label) for label in line.condition.labels]
+        row += [Text(data_of(line, variants)), Text(name + (f", {configurations[line.label]}" if line.label else ""))]
+        row.append(DASH if cell is None else Text(cell.printed, cell.bold))
+        for protocol in PROTOCOLS:
+            wanted = expected.get((line.method.experiment_for(line.condition.name), protocol), 0)
+            wanted = 0 if line_differs(line) else wanted
+            row.append(measured_text(metric, measured[protocol], wanted, bold=index in tops[protocol]))
+        for protocol in PROTOCOLS:
+            delta = difference(measured[protocol], cell)
+            row.append(DASH if delta is None else Text(signed(delta, metric.digits)))
+        row += [comparison_text(metric, against[protocol].get(index)) for protocol in with_comparison]
+        rows.append(row)
+    unit = f" ({metric.unit})" if metric.unit else ""
+    better = {"max": ", higher is better", "min": ", lower is better"}.get(metric.direction, "")
+    columns = [*table.condition_columns, "Data", "Method", "Paper", *PROTOCOLS, *(f"Δ {name}" for name in PROTOCOLS)]
+    columns += [f"against baseline, {protocol}" for protocol in with_comparison]
+    return Grid(f"{metric.label}{unit}{better}", columns, rows, heads=len(table.condition_columns) + 2)
+
+
+def line_differs(line: Line) -> bool:
+    """Whether a line may not stand beside the paper's number: other data, or another configuration."""
+    return bool(line.label) or (bool(line.variant) and line.condition.in_paper)
+
+
+def best_lines(table: Table, metric: Metric, lines: Sequence[Line], protocol: str) -> set[int]:
+    """Positions of the best lines among those of the same condition and data; other configurations stay out."""
+    found = set()
+    for group in {(line.condition.name, line.variant) for line in lines}:
+        members = [line for line in lines if (line.condition.name, line.variant) == group and not line.label]
+        measured = [(line, m) for line in members if (m := measure(table, metric, line, protocol)) is not None]
+        top = best(measured, metric) if len(measured) > 1 else []
+        found |= {index for index, line in enumerate(lines) if any(line is one for one in top)}
+    return found
+
+
+def variant_names(lines: Sequence[Line]) -> dict[str, str]:
+    """A short name for each data variant, in order of appearance."""
+    texts = dict.fromkeys(line.variant for line in lines if line.variant)
+    return {text: f"variant {number}" for number, text in enumerate(texts, 1)}
+
+
+def configuration_names(lines: Sequence[Line]) -> dict[str, str]:
+    """A short name for each configuration that is not the experiment's own, in order of appearance."""
+    texts = dict.fromkeys(line.label for line in lines if line.label)
+    return {text: f"configuration {number}" for number, text in enumerate(texts, 1)}
+
+
+def data_of(line: Line, variants: dict[str, str]) -> str:
+    """Entry of the column "Data"."""
+    if line.variant:
+        return variants[line.variant]
+    return "exact" if line.runs else ""
+
+
+def measured_text(metric: Metric, measured: Measured | None, wanted: int, bold: bool = False) -> Text:
+    """ "89.6 ± 1.0 (n = 5)", "missing" where the sweep has the cell, a dash where it has not."""
+    if measured is None:
+        return Text("missing") if wanted else DASH
+    spread = "" if measured.std is None else f" ± {measured.std:.{metric.digits}f}"
+    of = f" of {wanted}" if measured.n < wanted else ""
+    return Text(f"{measured.mean:.{metric.digits}f}{spread} (n = {measured.n}{of})", bold)
+
+
+def comparison_text(metric: Metric, comparison: Comparison | None) -> Text:
+    """ "+0.8 to GT (p = 0.031, n = 5)"."""
+    if comparison is None:
+        return DASH
+    p = "" if comparison.p_value is None else f"p = {comparison.p_value:.2g}, "
+    return Text(f"{signed(comparison.difference, metric.digits)} to {comparison.baseline} ({p}n = {comparison.n})")
+
+
+def deviations(table: Table, lines: Sequence[Line]) -> list[str]:
+    """What ± means, in the paper and in each column."""
+    points = [f"paper: {table.deviation['paper']}"] if "paper" in table.deviation else []
+    for protocol in PROTOCOLS:
+        kinds = {
+            measured.over
+            for metric in table.metrics
+            for line in lines
+            if (measured := measure(table, metric, line, protocol)) is not None and measured.over
+        }
+        points += [f"{protocol}: {'; '.join(sorted(kinds))}"] if kinds else []
+    return points
+
+
+def results_csv(table: Table, collection: Collection) -> str:
+    """Every number of a results table in long form: one row a condition, method, metric and protocol."""
+    lines, expected = lines_of(table, collection), expected_runs(table.number)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        ["table", "metric", "unit", "condition", *table.condition_columns, "method", "quoted", "experiment", "protocol",
+         "data", "configuration", "mean", "deviation", "n", "deviation_over", "paper_mean", "paper_deviation",
+         "difference", "best", "baseline", "baseline_difference", "baseline_n", "baseline_p", "runs"]
+    )  # fmt: skip
+    for metric in (metric for metric in table.metrics if metric.measured):
+        shown = [line for line in lines if metric.applies(line.condition.name)]
+        for protocol in PROTOCOLS:
+            top, against = best_lines(table, metric, shown, protocol), comparisons(table, metric, shown, protocol)
+            for index, line in enumerate(shown):
+                cell = table.cell(metric.name, line.condition.name, line.method.name)
+                cell = None if line_differs(line) else cell
+                measured, experiment = (
+                    measure(table, metric, line, protocol),
+                    line.method.experiment_for(line.condition.name),
+                )
+                if measured is None and cell is None and not expected.get((experiment, protocol)):
+                    continue
+                writer.writerow(
+                    [table.number, metric.name, metric.unit, line.condition.name, *line.condition.labels,
+                     line.method.name, line.method.quoted, experiment, protocol,
+                     line.variant or ("exact" if line.runs else ""), line.label,
+                     *_measured_fields(measured), cell and cell.mean, cell and cell.std,
+                     _rounded(difference(measured, cell)), index in top, *_comparison_fields(against.get(index)),
+                     " ".join(run.record["run_id"] for run in measured.runs) if measured else ""]
+                )  # fmt: skip
+    for metric in (metric for metric in table.metrics if not metric.measured):
+        for condition, method, cell, value in counted_rows(table, metric):
+            writer.writerow(
+                [table.number, metric.name, metric.unit, condition.name, *condition.labels, method.name, method.quoted,
+                 method.experiment_for(condition.name), "counted", "", "", _rounded(value), "", "", "",
+                 cell and cell.mean, "", _rounded(None if value is None or cell is None else value - cell.mean),
+                 "", "", "", "", "", ""]
+            )  # fmt: skip
+    return out.getvalue()
+
+
+def _measured_fields(measured: Measured | None) -> list[object]:
+    if measured is None:
+        return ["", "", 0, ""]
+    return [_rounded(measured.mean), _rounded(measured.std), measured.n, measured.over]
+
+
+def _comparison_fields(comparison: Comparison | None) -> list[object]:
+    if comparison is None:
+        return ["", "", "", ""]
+    return [comparison.baseline, _rounded(comparison.difference), comparison.n, _rounded(comparison.p_value)]
+
+
+def _rounded(value: float | None) -> object:
+    return "" if value is None else float(f"{value:.6g}")

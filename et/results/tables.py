@@ -1,0 +1,81 @@
+"""The paper's tables with what was measured here: python -m et.results.tables [1 2 ...]
+
+Reads experiments/*/results.jsonl and, with --runs, run folders; writes table.md, .csv, .tex and .html into
+experiments/tableNN/. What was left out, and why, is printed and stands in the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from et.errors import UserError
+from et.results import paper
+from et.results.collect import EXPERIMENTS, Collection, collect, relative
+from et.results.formats import Document, to_html, to_latex, to_markdown
+from et.results.paper import Table
+from et.results.record import write_atomically
+from et.results.reference_tables import (
+    configuration_csv,
+    configuration_document,
+    statistics_csv,
+    statistics_document,
+)
+from et.results.results_table import results_csv, results_document
+from et.results.statistics import read_statistics
+
+
+def gather(table: Table, roots: Sequence[Path], experiments: Path) -> Collection:
+    """The runs of a table's experiments: from the run folders ``roots`` and every results.jsonl in ``experiments``."""
+    return collect(roots, sorted(experiments.glob("table*/results.jsonl")), table.experiments())
+
+
+def render(table: Table, roots: Sequence[Path], experiments: Path) -> tuple[Document, str]:
+    """The document and the csv text of a table."""
+    if table.kind == "configuration":
+        return configuration_document(table), configuration_csv(table)
+    if table.kind == "statistics":
+        counted = read_statistics(experiments / f"table{table.number:02d}")
+        return statistics_document(table, counted), statistics_csv(table, counted)
+    collection = gather(table, roots, experiments)
+    return results_document(table, collection), results_csv(table, collection)
+
+
+def write(document: Document, csv_text: str, folder: Path) -> None:
+    """table.md, table.csv, table.tex and table.html in ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {"md": to_markdown(document), "csv": csv_text, "tex": to_latex(document), "html": to_html(document)}
+    for ending, text in texts.items():
+        write_atomically(folder / f"table.{ending}", text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Render tables of the paper."""
+    parser = argparse.ArgumentParser(prog="python -m et.results.tables", description=main.__doc__)
+    parser.add_argument("tables", nargs="*", type=int, help="table numbers; default: all")
+    parser.add_argument("--runs", nargs="*", type=Path, default=[], help="run folders, searched at any depth")
+    parser.add_argument("--experiments", type=Path, default=EXPERIMENTS, help="where tableNN/ folders are")
+    options = parser.parse_args(arguments)
+    try:
+        for root in options.runs:
+            if not root.is_dir():
+                raise UserError(f"there is no folder {root}: --runs names folders with run folders in them")
+        for number in options.tables or paper.NUMBERS:
+            table = paper.load(number)
+            document, csv_text = render(table, options.runs, options.experiments)
+            folder = options.experiments / f"table{number:02d}"
+            write(document, csv_text, folder)
+            print(f"table {number}: {relative(folder)}/table.md")
+            for section in document.sections:
+                if section.heading == "Reports":
+                    print("\n".join(f"  {point}" for point in section.points))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
