@@ -9,7 +9,6 @@ larger than (E, H), and :func:`attention` none larger than (N, H, Y).
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 from collections.abc import Callable
 from types import ModuleType
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from et.core import kernels_reference
-from et.core.edges import SortedEdges
+from et.core.edges import SortedEdges, numba_kernels
 from et.core.precision import at_least_float32
 
 __all__ = [
@@ -50,7 +49,7 @@ def select_backend(name: str | None, tensor: Tensor) -> ModuleType:
         raise ValueError(f"no sparse backend {name!r}: choose one of {', '.join(BACKENDS)}")
     on_cpu = tensor.device.type == "cpu"
     if name == "auto":
-        name = "numba" if on_cpu and importlib.util.find_spec("numba") else "torch"
+        name = "numba" if numba_kernels(tensor.device) else "torch"
     if name == "numba" and not on_cpu:
         raise ValueError(f"the numba backend computes on the CPU, but the tensors are on {tensor.device}")
     try:
