@@ -40,12 +40,12 @@ def run_training(cfg: DictConfig) -> float | None:
     """Train as ``cfg`` says, print the outcome, and return the monitored metric (for hyper-parameter search)."""
 
     def run() -> float | None:
-        if OmegaConf.is_missing(cfg, "name"):
-            raise UserError("no experiment chosen: python train.py experiment=NAME (conf/experiment has the names)")
         if cfg.get("sweep"):
             from et.sweeps import run_cell
 
             return run_cell(cfg)
+        if OmegaConf.is_missing(cfg, "name"):
+            raise UserError("no experiment chosen: python train.py experiment=NAME (conf/experiment has the names)")
         from et.training import train
 
         outcome = train(cfg)

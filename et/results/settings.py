@@ -52,7 +52,9 @@ def same(value: Any, expected: Any) -> bool:
     """Equality of settings: numbers to rounding, lists entry by entry."""
     if isinstance(expected, list):
         return isinstance(value, list) and len(value) == len(expected) and all(map(same, value, expected))
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (value, expected))
+    if isinstance(value, bool) or isinstance(expected, bool):
+        return value is expected
+    numbers = all(isinstance(v, int | float) for v in (value, expected))
     return math.isclose(value, expected, rel_tol=1e-6) if numbers else value == expected
 
 

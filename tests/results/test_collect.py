@@ -1,0 +1,175 @@
+"""Records are taken only where they and their configurations agree; everything else is said, not dropped."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from et.errors import UserError
+from et.results import collect as collecting
+from et.results.collect import STALE, append, collect, from_folder, from_line, home
+from et.results.identity import Key
+
+KEY = Key("amazon_1pct", 0, "held_out", "paper")
+METRICS = {"test/f1_macro": 0.9, "test/auc": 0.95}
+
+
+def test_a_run_of_the_experiments_own_configuration_has_no_label(make_run):
+    run = from_folder(make_run(KEY, METRICS))
+    assert (run.key, run.label, run.variant) == (KEY, "", "")
+    assert run.overrides == tuple(KEY.overrides())
+
+
+def test_another_configuration_is_labelled_with_what_differs(make_run):
+    run = from_folder(make_run(KEY, METRICS, "trainer.max_epochs=3", "model.dropout=0.3"))
+    assert run.label == "model.dropout=0.3, trainer.max_epochs=3"
+
+
+def test_other_data_are_a_variant(make_run):
+    assert from_folder(make_run(KEY, METRICS, dataset={"variant": "half of it"})).variant == "half of it"
+    assert from_folder(make_run(KEY, METRICS, dataset={"variant": "exact (no paper has it)"})).variant == ""
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"run_id": "abc"}', "[1, 2]", "null"])
+def test_a_corrupt_result_is_reported_and_treated_as_missing(make_run, tmp_path, text):
+    folder = make_run(KEY, METRICS)
+    (folder / "result.json").write_text(text)
+    found = collect([tmp_path / "runs"])
+    assert not found.runs
+    assert len(found.problems) == 1 and found.problems[0].startswith("corrupt")
+
+
+def test_a_half_written_result_is_reported(make_run, tmp_path):
+    folder = make_run(KEY, METRICS)
+    text = (folder / "result.json").read_text()
+    (folder / "result.json").write_text(text[: len(text) // 2])
+    found = collect([tmp_path / "runs"])
+    assert not found.runs and found.problems[0].startswith("corrupt")
+
+
+def test_a_record_of_another_configuration_is_foreign(make_run, tmp_path):
+    folder = make_run(KEY, METRICS)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["model"]["num_heads"] = 7
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    found = collect([tmp_path / "runs"])
+    assert not found.runs and found.problems[0].startswith("foreign")
+
+
+@pytest.mark.parametrize("change", [{"seed": 4}, {"experiment": "amazon_40pct"}, {"protocol": "released"}])
+def test_a_record_that_claims_another_cell_is_foreign(make_run, change):
+    with pytest.raises(UserError, match="foreign"):
+        from_folder(make_run(KEY, METRICS, **change))
+
+
+def test_a_record_without_configuration_is_foreign(make_run):
+    folder = make_run(KEY, METRICS)
+    (folder / "config.yaml").unlink()
+    with pytest.raises(UserError, match="foreign"):
+        from_folder(folder)
+
+
+def test_an_experiment_that_no_longer_exists_is_marked(make_run, monkeypatch):
+    folder = make_run(KEY, METRICS)
+
+    def gone(overrides):
+        raise UserError("no such experiment")
+
+    monkeypatch.setattr(collecting, "config_of", gone)
+    assert from_folder(folder).label == STALE
+
+
+def test_roots_are_merged_by_run_id_and_duplicates_reported(make_run, tmp_path):
+    folder = make_run(KEY, METRICS)
+    make_run(Key("amazon_1pct", 1, "held_out", "paper"), METRICS)
+    copy = tmp_path / "elsewhere" / "deep" / "down" / folder.name
+    copy.mkdir(parents=True)
+    for name in ("result.json", "config.yaml"):
+        (copy / name).write_text((folder / name).read_text())
+    found = collect([tmp_path / "runs", tmp_path / "elsewhere"])
+    assert len(found.runs) == 2
+    assert len(found.problems) == 1 and "with the same metrics" in found.problems[0]
+    changed = json.loads((copy / "result.json").read_text())
+    changed["metrics"]["test/auc"] = 0.1
+    (copy / "result.json").write_text(json.dumps(changed))
+    found = collect([tmp_path / "runs", tmp_path / "elsewhere"])
+    assert "with other metrics" in found.problems[0]
+    assert found.runs[folder.name].record["metrics"] == METRICS
+
+
+def test_collected_lines_read_back_as_the_same_runs(make_run, tmp_path):
+    make_run(KEY, METRICS)
+    make_run(KEY, METRICS, "trainer.max_epochs=3")
+    make_run(Key("amazon_1pct", 2, "released", "released"), METRICS)
+    runs = collect([tmp_path / "runs"]).runs
+    file = tmp_path / "table01" / "results.jsonl"
+    assert append(runs.values(), file) == (3, [])
+    assert append(runs.values(), file) == (0, [])
+    again = collect(lines=[file])
+    assert not again.problems
+    assert {i: (r.record["metrics"], r.key, r.label) for i, r in again.runs.items()} == {
+        i: (r.record["metrics"], r.key, r.label) for i, r in runs.items()
+    }
+
+
+def test_a_line_whose_configuration_has_changed_since_is_marked(make_run, line_of):
+    line = line_of(make_run(KEY, METRICS, "trainer.max_epochs=3"), KEY.overrides())
+    assert from_line(line, "here:1").label == STALE
+
+
+def test_a_line_whose_overrides_are_of_another_cell_is_foreign(make_run, line_of):
+    line = line_of(make_run(KEY, METRICS), Key("amazon_1pct", 1, "held_out", "paper").overrides())
+    with pytest.raises(UserError, match="foreign"):
+        from_line(line, "here:1")
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "{}", '{"overrides": []}', '{"overrides": ["seed"]}'])
+def test_a_broken_line_is_reported(tmp_path, line):
+    file = tmp_path / "results.jsonl"
+    file.write_text(line + "\n\n")
+    found = collect(lines=[file])
+    assert not found.runs
+    assert found.problems[0].startswith("corrupt") and found.problems[0].count("results.jsonl:1") == 1
+
+
+def test_appending_after_a_broken_line_keeps_it_and_adds(make_run, tmp_path):
+    make_run(KEY, METRICS)
+    file = tmp_path / "results.jsonl"
+    file.write_text('{"half a li\n')
+    assert append(collect([tmp_path / "runs"]).runs.values(), file)[0] == 1
+    assert len(collect(lines=[file]).runs) == 1
+
+
+def test_what_overrides_cannot_make_is_not_recorded(make_run, tmp_path):
+    folder = make_run(KEY, METRICS, "optim=adamw_cosine")
+    count, problems = append(collect([tmp_path / "runs"]).runs.values(), tmp_path / "results.jsonl")
+    run = from_folder(folder)
+    assert run.label
+    assert count + len(problems) == 1
+    if problems:
+        assert "not recorded" in problems[0]
+
+
+def test_only_the_experiments_asked_for(make_run, tmp_path):
+    make_run(KEY, METRICS)
+    assert not collect([tmp_path / "runs"], experiments=["yelp_1pct"]).runs
+
+
+def test_every_experiment_has_one_home():
+    assert home("amazon_1pct") == 1
+    assert home("amazon_1pct_no_hopfield") == 13
+    assert home("imagenet_inpainting") in (14, 15)
+    assert home("no_such_experiment") is None
+
+
+def test_the_command_line(make_run, tmp_path, capsys):
+    make_run(KEY, METRICS)
+    arguments = ["--runs", str(tmp_path / "runs"), "--experiments", str(tmp_path / "experiments")]
+    assert collecting.main(["1", "13", *arguments]) == 0
+    assert "table 1: 1 runs added" in capsys.readouterr().out
+    assert (tmp_path / "experiments/table01/results.jsonl").exists()
+    assert not (tmp_path / "experiments/table13/results.jsonl").exists()
+    assert collecting.main(["1", "--runs", str(tmp_path / "nowhere")]) == 1
+    assert "there is no folder" in capsys.readouterr().err
