@@ -103,9 +103,11 @@ class EnergyTransformerBlock(nn.Module):
         if self.attention is None:
             return self.hopfield.respond(hidden) @ matrix
         inner = 2 * self.attention.num_heads * self.attention.head_dim
-        mixed = self.attention.mix(*self.attention.split_heads(hidden[..., :inner]), topology)
+        # One split: slices would each get a gradient of the full width, mostly zeros, to be added up.
+        qk, memories = hidden.split([inner, hidden.shape[-1] - inner], dim=-1)
+        mixed = self.attention.mix(*self.attention.split_heads(qk), topology)
         if self.hopfield is not None:
-            mixed = torch.cat([mixed, self.hopfield.respond(hidden[..., inner:])], dim=-1)
+            mixed = torch.cat([mixed, self.hopfield.respond(memories)], dim=-1)
         return mixed @ matrix
 
     def module_energies(self, g: Tensor, topology: Topology | None = None) -> tuple[Tensor, Tensor]:

@@ -76,6 +76,7 @@ class WeightedEdges:
 
     def mix(self, q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
         """(sum_B c_CB K_B, sum_C c_CB Q_C), each (N, H, Y)."""
+        q, k = q.contiguous(), k.contiguous()  # once, not in each of the kernels below and again in their gradients
         scores = self._scores(q, k, beta)
         p = (scores - segment_logsumexp(scores, self.edges)[self.edges.query]).exp()
         c = _update_weights(p, self.weight, beta, self.head_mix)

@@ -1,0 +1,238 @@
+"""Batches of graphs for training, validation and test (LightningDataModule)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from et.errors import UserError
+from et.graphs import made, sources
+from et.graphs.batch import GraphBatch
+from et.graphs.positional import with_eigenvectors
+from et.graphs.protocol import everything_split, held_out_split
+from et.sampling import EpochSampler, per_process, rank_and_world
+
+Kind = Literal["tu", "gnnbench", "zinc", "generated", "extracted", "zinc_variant", "digits"]
+
+
+class GraphSubset(Dataset):
+    """Some graphs of a data set, fetched a batch at a time: samples are (epoch, index), a batch is one GraphBatch."""
+
+    def __init__(self, graphs: GraphBatch, numbers: Tensor):
+        self.graphs, self.numbers = graphs, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitems__(self, samples: Sequence[tuple[int, int]]) -> GraphBatch:
+        return self.graphs.select(self.numbers[[index for _, index in samples]])
+
+
+class GraphData(pl.LightningDataModule):
+    """Graphs of one data set with their split, features and eigenvectors.
+
+    Args:
+        name: as its collection spells it, for example ``MUTAG``.
+        source: where it comes from (see et/graphs/sources.py and et/graphs/made.py).
+        root: the data root.
+        num_features, num_edge_features, num_classes: what the model is built for; checked against the data.
+            ``num_edge_features`` is 0 where edges have none; ``num_classes`` is 1 for regression.
+        batch_size: graphs in a (global) batch.
+        num_eigenvectors: k of eq. 23.
+        fold, folds: which part of the cross-validation is tested, for data without an official split.
+        protocol: ``held_out``, or ``released`` (for data without an official split: train on all, score all).
+        fidelity: ``released`` applies ``max_nodes``.
+        max_nodes: the released code's limit; surplus nodes of larger graphs are dropped. None: no limit.
+        one_hot: code integer node and edge types (ZINC's) as one-hot columns.
+        standardize: shift and scale node features by mean and deviation over the training nodes.
+        sizes: for made data, how many graphs to make for train, val and test.
+        made_seed: for made data, the seed they are made from (not that of the run, so that runs share their data).
+        cache: folder for derived files; by default inside the data root.
+        seed: of folds and of the order of batches.
+        num_workers: processes that assemble batches.
+
+    Raises:
+        UserError: data is missing, damaged, or not what the configuration says (from ``setup``).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: Kind,
+        root: str | Path,
+        num_features: int,
+        num_edge_features: int,
+        num_classes: int,
+        batch_size: int = 32,
+        num_eigenvectors: int = 15,
+        fold: int = 0,
+        folds: int = 10,
+        protocol: Literal["held_out", "released"] = "held_out",
+        fidelity: Literal["paper", "released"] = "paper",
+        max_nodes: int | None = None,
+        one_hot: bool = False,
+        standardize: bool = False,
+        sizes: Sequence[int] | None = None,
+        made_seed: int = 0,
+        cache: str | Path | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+    ):
+        super().__init__()
+        self.name, self.source, self.root = name, source, Path(root)
+        self.num_features, self.num_edge_features, self.num_classes = num_features, num_edge_features, num_classes
+        self.batch_size, self.num_eigenvectors, self.num_workers = batch_size, num_eigenvectors, num_workers
+        self.fold, self.folds, self.protocol, self.seed = fold, folds, protocol, seed
+        self.max_nodes = max_nodes if fidelity == "released" else None
+        self.one_hot, self.standardize, self.sizes, self.made_seed = one_hot, standardize, sizes, made_seed
+        self.cache = cache
+        self.graphs: GraphBatch | None = None
+
+    def load(self) -> sources.Source:
+        """Read, generate or extract the data set.
+
+        Raises:
+            UserError: there is no such source, or its data are missing or damaged.
+        """
+        cache = sources.cache_folder(self.root, self.cache)
+        readers = {"tu": sources.load_tu, "gnnbench": sources.load_gnn_benchmark, "zinc": sources.load_zinc}
+        if self.source in readers:
+            return readers[self.source](self.name, self.root, cache)
+        makers = {"zinc_variant": made.load_zinc_variant, "digits": made.load_digits}
+        if self.source in makers:
+            return makers[self.source](self.root)
+        makers = {"generated": made.generate_block_models, "extracted": made.extract_superpixels}
+        if self.source in makers:
+            return makers[self.source](self.name, self.root, cache, self.made_seed, self.sizes)
+        raise UserError(f"data.source must be one of {', '.join(Kind.__args__)}, not {self.source!r}")
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.graphs is not None:
+            return
+        loaded = self.load()
+        graphs = (
+            encode_types(loaded.graphs, self.num_features, self.num_edge_features) if self.one_hot else loaded.graphs
+        )
+        self.check_counts(graphs)
+        if self.max_nodes is not None:
+            graphs = graphs.truncate(self.max_nodes)
+        self.split = self.make_split(graphs, loaded.split)
+        if self.standardize:
+            graphs = standardized(graphs, self.split["train"])
+        self.graphs = with_eigenvectors(graphs, self.num_eigenvectors, sources.cache_folder(self.root, self.cache))
+        self.variant, self.sha256 = loaded.variant, loaded.sha256
+
+    def check_counts(self, graphs: GraphBatch) -> None:
+        """Raise UserError unless features and classes are as many as the configuration says."""
+        edge_features = 0 if graphs.edge_attr is None else graphs.edge_attr.shape[1]
+        found = {"num_features": graphs.x.shape[1], "num_edge_features": edge_features}
+        if self.num_classes > 1:
+            low, high = int(graphs.y.min()), int(graphs.y.max())
+            if low < 0 or high >= self.num_classes:
+                raise UserError(
+                    f"{self.name} has {graphs.level} labels {low} .. {high}, the configuration says "
+                    f"num_classes={self.num_classes}: labels must be 0 .. {self.num_classes - 1}; check the label "
+                    "files, or set data.num_classes"
+                )
+        for key, count in found.items():
+            if count != getattr(self, key):
+                raise UserError(
+                    f"{self.name} has {count} columns where the configuration says {key}={getattr(self, key)}: a label "
+                    f"out of range in the files adds columns; check them, or set data.{key}={count}"
+                )
+        for key, values in (("node features", graphs.x), ("edge features", graphs.edge_attr)):
+            if values is not None and not torch.isfinite(values).all():
+                raise UserError(f"the {key} of {self.name} contain NaN or infinite values: mend the files")
+
+    def make_split(self, graphs: GraphBatch, official: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """Numbers of the graphs in train, val and test."""
+        if self.protocol not in ("held_out", "released"):
+            raise UserError(f"protocol must be held_out or released, not {self.protocol!r}")
+        if official is not None:
+            return official
+        if self.protocol == "released":
+            return everything_split(len(graphs))
+        return held_out_split(graphs.y, self.fold, self.folds, self.seed)
+
+    def train_dataloader(self) -> DataLoader:
+        _, world = rank_and_world()
+        subset = GraphSubset(self.graphs, self.split["train"])
+        # Several processes must take equally many steps, so there the incomplete last batch is left out.
+        whole = self.batch_size if world > 1 else None
+        sampler = EpochSampler(len(subset), self.seed, shuffle=True, batch_size=whole)
+        return self._loader(subset, sampler)
+
+    def val_dataloader(self) -> DataLoader:
+        subset = GraphSubset(self.graphs, self.split["val"])
+        return self._loader(subset, EpochSampler(len(subset)))
+
+    def test_dataloader(self) -> DataLoader:
+        subset = GraphSubset(self.graphs, self.split["test"])
+        return self._loader(subset, EpochSampler(len(subset)))
+
+    def _loader(self, subset: GraphSubset, sampler: EpochSampler) -> DataLoader:
+        return DataLoader(
+            subset,
+            batch_size=per_process(self.batch_size),
+            sampler=sampler,
+            collate_fn=_as_it_is,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Provenance for result.json: what the data are, how many, and which graphs were in which part."""
+        return {
+            "name": self.name,
+            "variant": self.variant,
+            "sha256": self.sha256,
+            "num_graphs": len(self.graphs),
+            "num_nodes": self.graphs.num_nodes,
+            "num_edges": self.graphs.num_edges,
+            "largest_graph": int(self.graphs.sizes.max()),
+            "num_classes": self.num_classes,
+            "fold": self.fold,
+            "folds": self.folds,
+            "split": {part: len(numbers) for part, numbers in self.split.items()},
+            "split_sha256": {part: _short_hash(numbers) for part, numbers in self.split.items()},
+        }
+
+
+def encode_types(graphs: GraphBatch, num_node_types: int, num_edge_types: int) -> GraphBatch:
+    """Integer node and edge types, one column each, as one-hot columns.
+
+    Raises:
+        UserError: a type is out of range.
+    """
+    encoded = {}
+    for key, values, count in (("x", graphs.x, num_node_types), ("edge_attr", graphs.edge_attr, num_edge_types)):
+        types = values.long()
+        if types.shape[1] != 1 or int(types.min()) < 0 or int(types.max()) >= count:
+            raise UserError(
+                f"{key} holds types {int(types.min())} .. {int(types.max())}, the configuration has {count}"
+            )
+        encoded[key] = torch.nn.functional.one_hot(types[:, 0], count).float()
+    return replace(graphs, **encoded)
+
+
+def standardized(graphs: GraphBatch, train: Tensor) -> GraphBatch:
+    """Node features with mean 0 and deviation 1 over the training graphs' nodes; constant columns are only shifted."""
+    seen = graphs.select(train).x
+    std = seen.std(0)
+    return replace(graphs, x=(graphs.x - seen.mean(0)) / torch.where(std > 0, std, torch.ones_like(std)))
+
+
+def _as_it_is(batch: GraphBatch) -> GraphBatch:
+    return batch
+
+
+def _short_hash(numbers: Tensor) -> str:
+    return hashlib.sha256(numbers.contiguous().numpy().tobytes()).hexdigest()[:16]

@@ -1,0 +1,154 @@
+"""How a batch of graphs is laid out for attention: as one sparse graph, or padded to the largest graph and dense.
+
+Both answer the same four questions, so that the model does not know which of them it has. ``tokens`` are always given
+and taken as (N + G, D): for each graph its CLS token, then its nodes, in the order of the data.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from et.core import Topology
+from et.core.sparse import SortedEdges
+from et.core.weighted import WeightedEdges, WeightedPairs, edge_outer_convolution, outer_convolution
+from et.graphs.batch import GraphBatch
+
+
+class Layout(Protocol):
+    def place(self, tokens: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Tokens (N + G, D) in the layout's own shape; ``padding`` (D,) is the token that fills the gaps, if any."""
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """The way back: (N + G, D)."""
+
+    def adjacency(self, x: Tensor, projection: nn.Linear, kernel: Tensor | None) -> Tensor:
+        """ahat of eq. 24: Conv3x3(X X^T) * A', or A' alone without a ``kernel``; A' = projection of the edges."""
+
+    def attention(self, ahat: Tensor, head_mix: Tensor | None) -> Topology:
+        """Attention weighted by ``ahat``."""
+
+    def on_edges(self, ahat: Tensor) -> tuple[Tensor, Tensor]:
+        """``ahat`` on the graphs' own edges, (E, H), and these edges' features, (E, P), in the same order."""
+
+
+def token_edges(batch: GraphBatch) -> tuple[Tensor, Tensor]:
+    """Edges among the tokens, the first row and column of A-tilde included (eq. 23), and their features.
+
+    Returns:
+        (2, E + 2N + G) and (E + 2N + G, P). The graphs' own edges come first; then each CLS token with its nodes, both
+        ways, and with itself. Features of these are ones, and of all edges (P = 1) where the data has none.
+    """
+    node, cls = batch.node_tokens, batch.cls_tokens
+    cls_of_node = cls[batch.graph_of_node]
+    added = torch.cat(
+        [torch.stack([cls_of_node, node]), torch.stack([node, cls_of_node]), torch.stack([cls, cls])], dim=1
+    )
+    own = batch.edge_attr if batch.edge_attr is not None else batch.x.new_ones(batch.num_edges, 1)
+    features = torch.cat([own, own.new_ones(added.shape[1], own.shape[1])])
+    return torch.cat([node[batch.edge_index], added], dim=1), features
+
+
+class SparseLayout:
+    """All graphs of the batch as one graph without edges between them; no padding, no truncation.
+
+    What a graph is given does not depend on the batch it is in.
+    """
+
+    def __init__(self, batch: GraphBatch):
+        self.batch = batch
+        edge_index, features = token_edges(batch)
+        self.edges = SortedEdges.from_edge_index(edge_index, batch.num_nodes + len(batch))
+        self.features = features[self.edges.order]
+
+    @cached_property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Which tokens are the first and which the last of their graph, each (N + G,) bool."""
+        first = torch.zeros(self.edges.num_nodes, dtype=torch.bool, device=self.batch.x.device)
+        first[self.batch.cls_tokens] = True
+        return first, first.roll(-1)
+
+    def place(self, tokens: Tensor, padding: Tensor | None = None) -> Tensor:
+        return tokens
+
+    def tokens(self, x: Tensor) -> Tensor:
+        return x
+
+    def adjacency(self, x: Tensor, projection: nn.Linear, kernel: Tensor | None) -> Tensor:
+        """(E + 2N + G, H), on the edges only: what is no edge stays none, whatever bias the projection has."""
+        projected = projection(self.features.to(projection.weight.dtype))
+        return projected if kernel is None else edge_outer_convolution(x, kernel, self.edges, *self.ends) * projected
+
+    def attention(self, ahat: Tensor, head_mix: Tensor | None) -> WeightedEdges:
+        return WeightedEdges(self.edges, ahat, head_mix=head_mix)
+
+    def on_edges(self, ahat: Tensor) -> tuple[Tensor, Tensor]:
+        own = self.edges.order < self.batch.num_edges
+        return ahat[own], self.features[own]
+
+
+class PaddedLayout:
+    """Each graph of the batch as a dense matrix of the size of the largest: the reference, and the released form.
+
+    Args:
+        batch: the graphs; no graph may hold an edge twice.
+        sinks: the released code's padding: padded tokens are tokens like others, which attend to all of their graph's
+            real tokens and, as long as the adjacency projection has no bias, are attended to by none. Otherwise they
+            are zero and take part in nothing.
+    """
+
+    def __init__(self, batch: GraphBatch, sinks: bool):
+        self.batch, self.sinks = batch, sinks
+        sizes = batch.sizes + 1
+        self.width = int(sizes.max())
+        graph = torch.repeat_interleave(sizes, output_size=batch.num_nodes + len(batch))
+        place_in_graph = torch.arange(len(graph), device=graph.device) - batch.cls_tokens[graph]
+        self.position = graph * self.width + place_in_graph
+        self.real = torch.arange(self.width, device=graph.device) < sizes[:, None]
+        edge_index, features = token_edges(batch)
+        key, query = edge_index
+        self.edge_slots = self.position[query] * self.width + place_in_graph[key]
+        dense = features.new_zeros(len(batch) * self.width**2, features.shape[1])
+        dense[self.edge_slots] = features
+        self.features = dense.view(len(batch), self.width, self.width, -1)
+        if sinks:
+            self.features = torch.where((~self.real[:, :, None] & self.real[:, None])[..., None], 1.0, self.features)
+
+    def place(self, tokens: Tensor, padding: Tensor | None = None) -> Tensor:
+        x = tokens.new_zeros(len(self.batch) * self.width, tokens.shape[1])
+        if self.sinks and padding is not None:
+            x = x + padding
+        return x.index_copy(0, self.position, tokens).view(len(self.batch), self.width, -1)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        return x.flatten(0, 1)[self.position]
+
+    def adjacency(self, x: Tensor, projection: nn.Linear, kernel: Tensor | None) -> Tensor:
+        """(G, n, n, H) with n the largest graph's tokens; a bias in ``projection`` reaches non-edges too."""
+        projected = projection(self.features.to(projection.weight.dtype))
+        return projected if kernel is None else outer_convolution(x, kernel) * projected
+
+    def attention(self, ahat: Tensor, head_mix: Tensor | None) -> WeightedPairs:
+        return WeightedPairs(ahat, head_mix)
+
+    def on_edges(self, ahat: Tensor) -> tuple[Tensor, Tensor]:
+        own = self.edge_slots[: self.batch.num_edges]
+        return ahat.flatten(0, 2)[own], self.features.flatten(0, 2)[own]
+
+
+def make_layout(batch: GraphBatch, name: str, sinks: bool) -> Layout:
+    """``sparse`` or ``padded``.
+
+    Raises:
+        ValueError: there is no layout of that name, or sink-padding is asked of the sparse one.
+    """
+    if name == "sparse":
+        if sinks:
+            raise ValueError("sink_padding needs layout='padded': the sparse layout has no padding")
+        return SparseLayout(batch)
+    if name == "padded":
+        return PaddedLayout(batch, sinks)
+    raise ValueError(f"layout must be 'sparse' or 'padded', not {name!r}")

@@ -1,0 +1,183 @@
+"""The Energy Transformer for graphs (paper section 5 and appendix D, eq. 23-27)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from et.core import EnergyTransformerBlock, Topology, descend
+from et.core.precision import no_autocast
+from et.graphs.batch import GraphBatch
+from et.graphs.layout import Layout, make_layout
+from et.graphs.positional import flip_signs
+
+
+class GraphEnergyTransformer(nn.Module):
+    """S blocks of T steps each over [CLS; nodes], weighted attention along the edges, readout from CLS or the nodes.
+
+    A graph's tokens are X = [CLS; W y] + W_pe lambda, with node features y and Laplacian eigenvectors lambda (eq. 23).
+    From them ahat = Conv3x3(X X^T) * A' is made once (eq. 24); it weights the attention (eq. 25) of every block.
+
+    The convolution runs over the *positions* of the nodes in the file. With it the model's output depends on the order
+    in which a graph's nodes are numbered, which the paper does not say: ``python -m et.graphs.node_order`` measures how
+    much. ``conv="none"`` leaves it out (ahat = A'), and then the output does not depend on the order.
+
+    Args:
+        in_features: F.
+        edge_features: P', or 0 where edges have no features (A' is then a projection of the adjacency itself).
+        num_outputs: classes, or 1 for a regression.
+        readout: ``cls``, one output a graph, or ``nodes``, one a node.
+        dim, num_heads, head_dim, num_memories: D, H, Y, M of a block.
+        num_blocks, steps: S and T.
+        step_size: alpha of eq. 27.
+        noise_std: sigma of eq. 27, in training, and with ``noise_in_evaluation`` always.
+        num_eigenvectors: k of eq. 23; signs are flipped at random in training.
+        conv: ``3x3`` (eq. 24) or ``none``.
+        head_mix: mix the scores over the heads by a matrix (H, H) in each block (released code).
+        adjacency_bias: a bias in the projection A'. In the padded layout it turns non-edges into edges.
+        layout: ``sparse`` or ``padded`` (see et/graphs/layout.py).
+        sink_padding: padded tokens attend to the real ones (released code; only in the padded layout).
+        noise_in_evaluation: see ``noise_std``.
+        edge_reconstruction: learn to rebuild the edge features from ahat (MNIST and CIFAR10, appendix D.3).
+        attention_init_std: of queries, keys and head mix. The images' 0.02 (algorithm 1) saturates the softmax here,
+            where inner products of whole tokens multiply the scores; the released code has 0.002.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        edge_features: int,
+        num_outputs: int,
+        readout: Literal["cls", "nodes"] = "cls",
+        dim: int = 128,
+        num_heads: int = 12,
+        head_dim: int = 64,
+        num_memories: int = 512,
+        num_blocks: int = 4,
+        steps: int = 1,
+        step_size: float = 0.01,
+        noise_std: float = 0.02,
+        num_eigenvectors: int = 15,
+        conv: Literal["3x3", "none"] = "3x3",
+        head_mix: bool = False,
+        adjacency_bias: bool = False,
+        layout: Literal["sparse", "padded"] = "sparse",
+        sink_padding: bool = False,
+        noise_in_evaluation: bool = False,
+        edge_reconstruction: bool = False,
+        attention_init_std: float = 0.002,
+    ):
+        super().__init__()
+        if readout not in ("cls", "nodes"):
+            raise ValueError(f"readout must be 'cls' or 'nodes', not {readout!r}")
+        if conv not in ("3x3", "none"):
+            raise ValueError(f"conv must be '3x3' or 'none', not {conv!r}")
+        if edge_reconstruction and not edge_features:
+            raise ValueError("edge_reconstruction needs edge features: edge_features is 0")
+        self.readout, self.steps, self.step_size = readout, steps, step_size
+        self.noise_std, self.noise_in_evaluation = noise_std, noise_in_evaluation
+        self.layout, self.sink_padding = layout, sink_padding
+        self.encoder = _linear(in_features, dim)
+        self.position = _linear(num_eigenvectors, dim)
+        self.cls = nn.Parameter(0.02 * torch.randn(dim))
+        self.adjacency = _linear(edge_features or 1, num_heads, bias=adjacency_bias)
+        self.kernel = nn.Parameter(torch.randn(3, 3, num_heads) / 3) if conv == "3x3" else None
+        self.blocks = nn.ModuleList(
+            EnergyTransformerBlock(
+                dim, num_heads, head_dim, num_memories, train_beta=True, attention_init_std=attention_init_std
+            )
+            for _ in range(num_blocks)
+        )
+        mixes = [attention_init_std * torch.randn(num_heads, num_heads) for _ in range(num_blocks if head_mix else 0)]
+        self.head_mix = nn.ParameterList(mixes) if head_mix else None
+        self.edge_decoder = _linear(num_heads, edge_features, bias=False) if edge_reconstruction else None
+        self.head = _linear(dim, num_outputs)
+
+    @classmethod
+    def of_fidelity(
+        cls, fidelity: Literal["paper", "released"], released: Mapping[str, Any] | None = None, **arguments: Any
+    ) -> GraphEnergyTransformer:
+        """The model of the paper's equations, or with ``released`` replacing arguments, that of the authors' code.
+
+        Raises:
+            ValueError: ``fidelity`` is neither.
+        """
+        if fidelity not in ("paper", "released"):
+            raise ValueError(f"fidelity must be 'paper' or 'released', not {fidelity!r}")
+        return cls(**(arguments | dict(released or {}) if fidelity == "released" else arguments))
+
+    def forward(self, batch: GraphBatch) -> Tensor:
+        """Outputs (G, num_outputs), or (N, num_outputs) with readout from the nodes."""
+        return self.predict(batch, self.final_tokens(batch)[0])
+
+    def forward_with_edges(self, batch: GraphBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs, edge features rebuilt from ahat (E, P) and the true ones in the same order (appendix D.3)."""
+        tokens, layout, ahat = self.final_tokens(batch)
+        on_edges, features = layout.on_edges(ahat)
+        return self.predict(batch, tokens), self.edge_decoder(on_edges), features
+
+    def predict(self, batch: GraphBatch, tokens: Tensor) -> Tensor:
+        """Linear readout of final tokens (N + G, D)."""
+        return self.head(tokens[batch.cls_tokens if self.readout == "cls" else batch.node_tokens])
+
+    def initial(self, batch: GraphBatch) -> tuple[Tensor, Layout, Tensor]:
+        """Initial tokens in the batch's layout, that layout, and ahat (eq. 23, 24); in float32 or better."""
+        with no_autocast(batch.x):
+            pe = batch.pe
+            if self.training:
+                graph_of_token = torch.repeat_interleave(batch.sizes + 1, output_size=len(pe))
+                pe = flip_signs(pe, graph_of_token, len(batch))
+            dtype = self.cls.dtype
+            tokens = self.position(pe.to(dtype))
+            tokens = tokens.index_add(0, batch.node_tokens, self.encoder(batch.x.to(dtype)))
+            tokens = tokens.index_add(0, batch.cls_tokens, self.cls.expand(len(batch), -1))
+            layout = make_layout(batch, self.layout, self.sink_padding)
+            # The released code encodes padding like any node, from features and eigenvectors of zero.
+            x = layout.place(tokens, self.encoder.bias + self.position.bias)
+            return x, layout, layout.adjacency(x, self.adjacency, self.kernel)
+
+    def final_tokens(self, batch: GraphBatch) -> tuple[Tensor, Layout, Tensor]:
+        """Tokens (N + G, D) after all blocks (eq. 27), the layout they were computed in, and ahat."""
+        x, layout, ahat = self.initial(batch)
+        noise = self.noise_std if self.training or self.noise_in_evaluation else 0.0
+        for index, block in enumerate(self.blocks):
+            x = descend(block, x, self.steps, self.step_size, self._topology(layout, ahat, index), noise).x
+        return layout.tokens(x), layout, ahat
+
+    @torch.no_grad()
+    def energies(self, batch: GraphBatch) -> Tensor:
+        """Energy of each graph before the first and after every step of each block: (S, T + 1, G) (eq. 6, 25).
+
+        Blocks have energies of their own, so the last number of one and the first of the next differ. Only real tokens
+        count, not their padding.
+        """
+        x, layout, ahat = self.initial(batch)
+        noise = self.noise_std if self.training or self.noise_in_evaluation else 0.0
+        graph_of_token = torch.repeat_interleave(batch.sizes + 1, output_size=batch.num_nodes + len(batch))
+        found = []
+        for index, block in enumerate(self.blocks):
+            topology = self._topology(layout, ahat, index)
+            descent = descend(block, x, self.steps, self.step_size, topology, noise, record=True)
+            for state in descent.states:
+                g = block.norm(state)
+                of_token = block.attention.token_energy(g, topology) + block.hopfield.token_energy(g)
+                of_token = layout.tokens(of_token[..., None])[:, 0]
+                found.append(of_token.new_zeros(len(batch)).index_add(0, graph_of_token, of_token))
+            x = descent.x
+        return torch.stack(found).view(len(self.blocks), self.steps + 1, len(batch))
+
+    def _topology(self, layout: Layout, ahat: Tensor, block: int) -> Topology:
+        return layout.attention(ahat, None if self.head_mix is None else self.head_mix[block])
+
+
+def _linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
+    """Affine layer whose outputs start with the variance of its inputs, and with biases of 0."""
+    layer = nn.Linear(inputs, outputs, bias)
+    nn.init.normal_(layer.weight, std=1 / math.sqrt(inputs))
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,108 @@
+"""Positions of the tokens: eigenvectors of the normalised Laplacian of the graph with its CLS token (paper eq. 23)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from et.graphs.batch import GraphBatch
+
+# Part of the cache's key: raise it whenever the numbers below would come out differently.
+VERSION = 1
+# Sums of cubed graph sizes from which there is a progress bar, and from which starting processes pays off.
+WORTH_A_BAR, WORTH_PROCESSES = 1e9, 2e10
+
+
+def laplacian_eigenvectors(edge_index: np.ndarray, num_nodes: int, k: int) -> np.ndarray:
+    """The k eigenvectors after the first of I - D^-1/2 A D^-1/2, for the CLS token and then the nodes.
+
+    A is the adjacency with a first row and column of ones for the CLS token, itself included (eq. 23). It is made
+    symmetric (an edge in one direction counts for both) and repeated edges and self-loops of nodes count once.
+
+    Args:
+        edge_index: (2, E) integers below ``num_nodes``.
+        num_nodes: n >= 0.
+        k: eigenvectors wanted; a graph of fewer tokens gets columns of zeros on the right.
+
+    Returns:
+        (n + 1, k) float32. Signs are arbitrary, and so is the basis of a repeated eigenvalue.
+    """
+    from scipy.linalg import eigh
+
+    n = num_nodes + 1
+    adjacency = np.zeros((n, n))
+    adjacency[0, :] = adjacency[:, 0] = 1.0
+    source, target = edge_index
+    adjacency[source + 1, target + 1] = adjacency[target + 1, source + 1] = 1.0
+    scale = 1 / np.sqrt(adjacency.sum(1))
+    laplacian = np.eye(n) - scale[:, None] * adjacency * scale
+    found = np.zeros((n, k), dtype=np.float32)
+    last = min(k, n - 1)
+    if last > 0:
+        found[:, :last] = eigh(laplacian, subset_by_index=[1, last], overwrite_a=True, check_finite=False)[1]
+    return found
+
+
+def with_eigenvectors(graphs: GraphBatch, k: int, cache: Path | None = None, progress: bool = True) -> GraphBatch:
+    """``graphs`` with their tokens' eigenvectors (``pe``), computed once and then read from ``cache``.
+
+    The file's name is a hash of the graphs' structure and of k, so that no other data can be taken for these.
+    """
+    path = None if cache is None else cache / "laplacian" / f"{_structure_hash(graphs)}-k{k}-v{VERSION}.npy"
+    if path is not None and path.exists():
+        try:
+            pe = np.load(path)
+        except (OSError, ValueError):
+            pe = None  # A damaged file is computed anew.
+        if pe is not None and pe.shape == (graphs.num_nodes + len(graphs), k):
+            return replace(graphs, pe=torch.from_numpy(pe))
+    pe = _compute(graphs, k, progress)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_suffix(f".{os.getpid()}.npy")
+        np.save(fresh, pe)
+        os.replace(fresh, path)
+    return replace(graphs, pe=torch.from_numpy(pe))
+
+
+def flip_signs(pe: Tensor, graph_of_token: Tensor, num_graphs: int) -> Tensor:
+    """Each eigenvector of each graph times a random sign: (N + G, k) -> the same (appendix D.3; for training only)."""
+    signs = torch.randint(0, 2, (num_graphs, pe.shape[1]), device=pe.device, dtype=pe.dtype) * 2 - 1
+    return pe * signs[graph_of_token]
+
+
+def _compute(graphs: GraphBatch, k: int, progress: bool) -> np.ndarray:
+    ptr, edge_ptr = graphs.ptr.numpy(), graphs.edge_ptr.numpy()
+    edge_index, sizes = graphs.edge_index.numpy(), graphs.sizes.numpy()
+    pieces = [edge_index[:, edge_ptr[i] : edge_ptr[i + 1]] - ptr[i] for i in range(len(graphs))]
+    work = (pieces, sizes.tolist(), [k] * len(graphs))
+    effort = float((sizes.astype(float) ** 3).sum())
+    show = progress and effort > WORTH_A_BAR
+    if effort < WORTH_PROCESSES or (os.cpu_count() or 1) == 1:
+        return np.concatenate(list(_tracked(map(laplacian_eigenvectors, *work), len(graphs), show)))
+    # Processes, since scipy's eigensolver keeps the interpreter's lock.
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        return np.concatenate(list(_tracked(pool.map(laplacian_eigenvectors, *work, chunksize=16), len(graphs), show)))
+
+
+def _tracked(results, total: int, show: bool):
+    if not show:
+        return results
+    from rich.progress import track
+
+    return track(results, description="Laplacian eigenvectors (once; cached)", total=total, transient=True)
+
+
+def _structure_hash(graphs: GraphBatch) -> str:
+    digest = hashlib.sha256()
+    for tensor in (graphs.ptr, graphs.edge_ptr, graphs.edge_index):
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,96 @@
+"""Which graphs are trained on and which are scored: the honest protocol and the released code's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from et.errors import UserError
+
+# The released loop averages accuracies over batches of this size, whatever the size in training.
+RELEASED_BATCH = 64
+
+
+def held_out_split(labels: Tensor, fold: int, folds: int, seed: int) -> dict[str, Tensor]:
+    """Stratified cross-validation with an inner validation part.
+
+    The test part is fold number ``fold`` of ``folds``; of the rest a stratified tenth validates (it chooses the epoch)
+    and nine tenths train. The same seed gives the same folds to every model.
+
+    Args:
+        labels: (G,) int64 classes.
+
+    Returns:
+        Graph numbers, ascending, of ``train``, ``val`` and ``test``.
+
+    Raises:
+        UserError: ``fold`` is not one of the folds, or a class is too small to be in each of them.
+    """
+    from sklearn.model_selection import StratifiedKFold, train_test_split
+
+    if not 0 <= fold < folds:
+        raise UserError(f"data.fold={fold} is not one of the {folds} folds 0 .. {folds - 1}")
+    labels = labels.numpy()
+    classes, counts = np.unique(labels, return_counts=True)
+    if counts.min() < folds:
+        rare = classes[counts.argmin()]
+        raise UserError(
+            f"class {rare} has {counts.min()} graphs, fewer than the {folds} folds: it would be absent from some; "
+            f"set data.folds={max(2, counts.min())} or less, or leave the class out"
+        )
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    rest, test = list(splitter.split(np.zeros(len(labels)), labels))[fold]
+    train, val = train_test_split(rest, test_size=0.1, stratify=labels[rest], random_state=seed)
+    return {name: torch.from_numpy(np.sort(part)) for name, part in (("train", train), ("val", val), ("test", test))}
+
+
+def stratified_split(labels: Tensor, seed: int) -> dict[str, Tensor]:
+    """One stratified split 8 : 1 : 1 of graphs that have no official one and no folds asked for."""
+    return held_out_split(labels, fold=0, folds=10, seed=seed)
+
+
+def everything_split(num_graphs: int) -> dict[str, Tensor]:
+    """The released protocol's parts: all graphs train, and all graphs are looked at again."""
+    every = torch.arange(num_graphs)
+    return {"train": every, "val": every, "test": every}
+
+
+def released_fold(num_graphs: int, seed: int, folds: int = 10) -> list[Tensor]:
+    """What one repetition of the released 10-fold loop scores: for each fold the numbers of the graphs it looks at.
+
+    With the larger part of a fold in ascending order and n a tenth of its length, these are the first n graphs of the
+    larger part (nearly always the first of the data set) and the first n of the smaller.
+    """
+    order = np.random.default_rng(seed).permutation(num_graphs)
+    looked_at = []
+    for smaller in np.array_split(order, folds):
+        smaller = np.sort(smaller)
+        larger = np.setdiff1d(np.arange(num_graphs), smaller)
+        n = int(0.1 * len(larger))
+        looked_at.append(torch.from_numpy(np.concatenate([larger[:n], smaller[:n]])))
+    return looked_at
+
+
+def released_accuracy(
+    correct: Callable[[Tensor], Tensor], num_graphs: int, repetitions: int, seed: int
+) -> tuple[float, float]:
+    """Mean and standard deviation over repetitions of the released 10-fold loop, which never refits the model.
+
+    An accuracy is a mean over batches of 64, a repetition a mean over its ten folds.
+
+    Args:
+        correct: takes graph numbers (n,) and says which of them the model classifies correctly, (n,) bool. It is asked
+            again in every batch of every repetition, because noise and padding make the released model's answer vary.
+    """
+    repeated = []
+    for repetition in range(repetitions):
+        folds = []
+        for graphs in released_fold(num_graphs, seed + repetition):
+            batches = [correct(batch).float().mean() for batch in graphs.split(RELEASED_BATCH)]
+            folds.append(torch.stack(batches).mean())
+        repeated.append(torch.stack(folds).mean())
+    scores = torch.stack(repeated)
+    return scores.mean().item(), scores.std(unbiased=False).item()
