@@ -180,7 +180,9 @@ class NodeDataModule(pl.LightningDataModule):
         if self.sample_ratio is None:
             return whole_graph_loader(self.whole)
         samples = SubgraphSamples(self.whole, self.sample_ratio, self.seed)
-        return DataLoader(samples, batch_size=None, sampler=EpochSampler(len(samples), self.seed))
+        return DataLoader(
+            samples, batch_size=None, sampler=EpochSampler(len(samples), self.seed), generator=torch.Generator()
+        )
 
     def val_dataloader(self) -> DataLoader:
         return whole_graph_loader(self.whole)
@@ -199,8 +201,12 @@ class NodeDataModule(pl.LightningDataModule):
 
 
 def whole_graph_loader(batch: NodeBatch) -> DataLoader:
-    """One batch an epoch: everything."""
-    return DataLoader([batch], batch_size=None)
+    """One batch an epoch: everything.
+
+    Loaders here have a generator of their own: an iterator draws one number when it is made, before or after the
+    epoch is seeded depending on whether the run was resumed, and dropout must not notice.
+    """
+    return DataLoader([batch], batch_size=None, generator=torch.Generator())
 
 
 class SubgraphSamples(Dataset):

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from et.anomaly.released import ReleasedBlock
+from et.anomaly.scoring import BLOCK, Step, blocks, take_step
 from et.core import EdgeTopology, EnergyTransformerBlock, descend
-from et.core.norm import EnergyLayerNorm
+from et.core.sparse import segment_logsumexp
 
 
 class AnomalyTransformer(nn.Module):
@@ -118,6 +119,31 @@ class AnomalyTransformer(nn.Module):
         x = self.tokens(features, nodes)
         return self.classify(self.dynamics.first(x), [self.dynamics(x, topology) for topology in topologies])
 
+    @torch.no_grad()
+    def score(
+        self, features: Tensor, topologies: Sequence[EdgeTopology], nodes: Tensor | None = None, block: int = BLOCK
+    ) -> Tensor:
+        """:meth:`forward` without gradients, for graphs of any size: over ``block`` nodes, a piece at a time."""
+        if len(features) <= block:
+            return self(features, topologies, nodes)
+        nodes = torch.arange(len(features), device=features.device) if nodes is None else nodes
+        parts = list(blocks(len(features), block))
+        finals = []
+        for topology in topologies:
+            x = torch.cat([self.tokens(features[part], nodes[part]) for part in parts])
+            for step in self.dynamics.taken_apart():
+                x = take_step(step, x, topology, block)
+            finals.append(x)
+        log_odds = features.new_empty(len(features))
+        for part in parts:
+            first = self.dynamics.first(self.tokens(features[part], nodes[part]))
+            last = [
+                self.dynamics.last(x[part], topology.edges.row_start.diff()[part])
+                for x, topology in zip(finals, topologies, strict=True)
+            ]
+            log_odds[part] = self.classify(first, last)
+        return log_odds
+
     def classify(self, first: Tensor, finals: list[Tensor]) -> Tensor:
         """Log-odds from the representation before the first step and, of each relation, after the last: (n, D) each."""
         logits = self.head(self.merge(first, finals))
@@ -151,17 +177,35 @@ class PaperDynamics(nn.Module):
         self.steps, self.step_size = steps, step_size
         self.block = EnergyTransformerBlock(dim, num_heads, head_dim, num_memories, train_beta=True, **parts)
 
-    @property
-    def norm(self) -> EnergyLayerNorm:
-        return self.block.norm
+    def forward(self, x: Tensor, topology: EdgeTopology) -> Tensor:
+        """x_1 -> g_T, (n, D)."""
+        return self.last(descend(self.block, x, self.steps, self.step_size, topology).x)
 
     def first(self, x: Tensor) -> Tensor:
-        """g_1, (n, D)."""
-        return self.norm(x)
+        """x_1 -> g_1, (n, D)."""
+        return self.block.norm(x)
 
-    def forward(self, x: Tensor, topology: EdgeTopology) -> Tensor:
-        """g_T, (n, D)."""
-        return self.norm(descend(self.block, x, self.steps, self.step_size, topology).x)
+    def last(self, x: Tensor, degree: Tensor | None = None) -> Tensor:
+        """x_T -> g_T, (n, D)."""
+        return self.block.norm(x)
+
+    def taken_apart(self) -> list[Step]:
+        """The T steps, for :func:`et.anomaly.scoring.take_step`."""
+        attention, hopfield = self.block.attention, self.block.hopfield
+
+        def edge_weights(scores: Tensor, topology: EdgeTopology, head: int) -> Tensor:
+            scores = scores * attention.beta[head]
+            return (scores - segment_logsumexp(scores, topology.edges)[topology.edges.query]).exp()
+
+        step = Step(
+            norm=self.block.norm,
+            w_query=attention.w_query if attention else None,
+            w_key=attention.w_key if attention else None,
+            edge_weights=edge_weights,
+            hopfield=hopfield.update if hopfield else None,
+            step_size=self.step_size,
+        )
+        return [step] * self.steps
 
 
 class ReleasedDynamics(nn.Module):
@@ -176,22 +220,39 @@ class ReleasedDynamics(nn.Module):
         self.steps = steps
         sizes = (dim, num_heads, head_dim, num_memories, dropout)
         self.block = ReleasedBlock(*sizes, **parts) if steps > 1 else None
-        self.last = ReleasedBlock(*sizes, **parts)
+        self.last_block = ReleasedBlock(*sizes, **parts)
 
     @property
-    def blocks(self) -> list[ReleasedBlock]:
+    def step_blocks(self) -> list[ReleasedBlock]:
         """The block of each step."""
-        return [self.block] * (self.steps - 1) + [self.last]
+        return [self.block] * (self.steps - 1) + [self.last_block]
+
+    def forward(self, x: Tensor, topology: EdgeTopology) -> Tensor:
+        """x_1 -> x_T, (n, D)."""
+        for block in self.step_blocks:
+            x = block(x, topology)
+        return self.last(x, topology.edges.row_start.diff())
 
     def first(self, x: Tensor) -> Tensor:
         """x_1, as it is."""
         return x
 
-    def forward(self, x: Tensor, topology: EdgeTopology) -> Tensor:
-        """x_T, (n, D); 0 for a node without edges (the released code divides 0 by 0 there and replaces the NaN)."""
-        for block in self.blocks:
-            x = block(x, topology)
-        if self.last.w_query is None:
+    def last(self, x: Tensor, degree: Tensor) -> Tensor:
+        """x_T (n, D), 0 for a node of degree (n,) 0: there the released code divides 0 by 0 and replaces the NaN."""
+        if self.last_block.w_query is None:
             return x
-        has_edges = topology.edges.row_start.diff() > 0
-        return torch.where(has_edges[:, None], x, torch.zeros_like(x))
+        return torch.where(degree[:, None] > 0, x, torch.zeros_like(x))
+
+    def taken_apart(self) -> list[Step]:
+        """The T steps, for :func:`et.anomaly.scoring.take_step`; without dropout."""
+        return [
+            Step(
+                norm=block.norm,
+                w_query=block.w_query,
+                w_key=block.w_key,
+                edge_weights=block.edge_weights,
+                hopfield=block.remember if block.memories is not None else None,
+                from_normalised=True,
+            )
+            for block in self.step_blocks
+        ]

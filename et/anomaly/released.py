@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from et.core import EdgeTopology
-from et.core.sparse import edge_aggregate, edge_scores, segment_logsumexp
+from et.core.sparse import attention, segment_logsumexp
 
 CLAMP = 5.0
 
@@ -73,17 +73,14 @@ class ReleasedBlock(nn.Module):
 
     def attend(self, g: Tensor, topology: EdgeTopology) -> Tensor:
         """Both attention terms, (N, D)."""
-        edges = topology.edges
         w_query, w_key = self.w_query.flatten(0, 1), self.w_key.flatten(0, 1)
         q = F.linear(g, w_query).unflatten(-1, (self.num_heads, self.head_dim))
         k = F.linear(g, w_key).unflatten(-1, (self.num_heads, self.head_dim))
-        weights = self.weights(edge_scores(q, k, edges), topology)
-        to_query = edge_aggregate(weights, k, edges).flatten(-2)
-        to_key = edge_aggregate(weights, q, edges, to_keys=True).flatten(-2)
-        return to_query @ w_query + to_key @ w_key
+        to_query, to_key = attention(q, k, (1 / self.beta).expand(self.num_heads), topology.edges, CLAMP)
+        return to_query.flatten(-2) @ w_query + to_key.flatten(-2) @ w_key
 
-    def weights(self, scores: Tensor, topology: EdgeTopology) -> Tensor:
-        """w_CB / z_C of the edges from their inner products, (E, H) -> (E, H)."""
+    def edge_weights(self, scores: Tensor, topology: EdgeTopology, head: int) -> Tensor:
+        """w_CB / z_C of the edges from the inner products of a head, (E, 1) -> (E, 1); all heads share beta."""
         scores = (scores / self.beta).clamp(-CLAMP, CLAMP)
         return (scores - segment_logsumexp(scores, topology.edges)[topology.edges.query]).exp()
 

@@ -6,7 +6,9 @@ No reader executes what a file contains: .npz without pickles, .pt with weights_
 
 from __future__ import annotations
 
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -122,11 +124,12 @@ def find_or_download(name: str, folder: Path) -> Path:
         try:
             from dgl.data import FraudAmazonDataset, FraudYelpDataset
 
-            (FraudAmazonDataset if name == "amazon" else FraudYelpDataset)(raw_dir=str(folder), verbose=False)
+            with redirect_stdout(StringIO()):  # dgl prints each of its attempts
+                (FraudAmazonDataset if name == "amazon" else FraudYelpDataset)(raw_dir=str(folder), verbose=False)
         except ImportError:
             reason = "dgl, which could fetch it, is not installed"
         except Exception as error:  # dgl reports a failed download in many ways
-            reason = f"dgl could not fetch it ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
+            reason = f"dgl could not fetch it ({type(error).__name__}: is there a network?)"
         fetched = sorted(folder.glob(f"**/{about.file}")) if folder.is_dir() else []
         if fetched:
             return fetched[0]

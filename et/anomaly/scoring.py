@@ -1,0 +1,91 @@
+"""Scoring a graph of millions of nodes on one machine: the same numbers as the forward pass, a piece at a time.
+
+A step moves all nodes at once, so the tokens before and after it are kept, 2 N D numbers. All else comes in pieces: the
+A step moves all nodes at once, so the tokens before and after it are kept, 2 N D numbers. The rest comes in pieces: the
+for a slice of their Y components. Beside the tokens there are at most two tensors of N x (slice of Y), and a few of E.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from et.core import EdgeTopology
+from et.core.sparse import edge_aggregate, edge_scores
+
+BLOCK = 2**17  # nodes
+SLICE = 64  # of the Y components of queries and keys
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the dynamics, taken apart.
+
+    Attributes:
+        norm: (n, D) -> g (n, D).
+        w_query, w_key: (H, Y, D), or None without attention.
+        edge_weights: inner products K_B . Q_C (E, 1) of a head, topology, head -> softmax weights (E, 1).
+        hopfield: g (n, D) -> (n, D), or None without Hopfield network.
+        step_size: what the update is multiplied with.
+        from_normalised: the update is added to g instead of x.
+    """
+
+    norm: Callable[[Tensor], Tensor]
+    w_query: Tensor | None
+    w_key: Tensor | None
+    edge_weights: Callable[[Tensor, EdgeTopology, int], Tensor]
+    hopfield: Callable[[Tensor], Tensor] | None
+    step_size: float = 1.0
+    from_normalised: bool = False
+
+
+def blocks(num_nodes: int, size: int) -> Iterator[slice]:
+    """Slices of 0 .. num_nodes - 1 of at most ``size``."""
+    return (slice(first, min(first + size, num_nodes)) for first in range(0, num_nodes, size))
+
+
+def take_step(step: Step, x: Tensor, topology: EdgeTopology, block: int = BLOCK, width: int = SLICE) -> Tensor:
+    """x after one step, (N, D) -> (N, D); without gradients.
+
+    Args:
+        block: nodes at a time.
+        width: components of queries and keys at a time.
+    """
+    after = torch.empty_like(x)
+    for part in blocks(len(x), block):
+        g = step.norm(x[part])
+        after[part] = g if step.from_normalised else x[part]
+        if step.hopfield is not None:
+            after[part] += step.step_size * step.hopfield(g)
+    if step.w_query is not None:
+        for head in range(len(step.w_query)):
+            _attend(step, head, x, after, topology, block, width)
+    return after
+
+
+def _attend(step: Step, head: int, x: Tensor, after: Tensor, topology: EdgeTopology, block: int, width: int) -> None:
+    """Add what one head contributes to ``after``, (N, D), in place."""
+    edges = topology.edges
+    slices = list(zip(step.w_query[head].split(width), step.w_key[head].split(width), strict=True))
+    scores = None
+    for w_query, w_key in slices:
+        inner = edge_scores(_project(step, x, w_query, block), _project(step, x, w_key, block), edges)
+        scores = inner if scores is None else scores.add_(inner)
+    weights = step.edge_weights(scores, topology, head)
+    del scores, inner
+    for w_query, w_key in slices:
+        for source, back, to_keys in ((w_key, w_query, False), (w_query, w_key, True)):
+            collected = edge_aggregate(weights, _project(step, x, source, block), edges, to_keys)[:, 0]
+            for part in blocks(len(x), block):
+                after[part] += step.step_size * (collected[part] @ back)
+
+
+def _project(step: Step, x: Tensor, weight: Tensor, block: int) -> Tensor:
+    """Queries or keys of all nodes: x (N, D), weight (y, D) -> (N, 1, y)."""
+    projected = x.new_empty(len(x), 1, len(weight))
+    for part in blocks(len(x), block):
+        projected[part, 0] = step.norm(x[part]) @ weight.T
+    return projected

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from et.anomaly.data import NodeDataModule, SubgraphSamples, induced_topology
+from et.core import EdgeTopology
+from et.errors import UserError
+from tests.anomaly.conftest import make_graph, save_npz
+
+
+def module(path, **changes) -> NodeDataModule:
+    data = NodeDataModule("file", "", **{"num_nodes": 200, "num_features": 5, "path": path, **changes})
+    data.setup()
+    return data
+
+
+def pairs(topology: EdgeTopology) -> list[tuple[int, int]]:
+    return sorted(zip(topology.edges.key.tolist(), topology.edges.query.tolist(), strict=True))
+
+
+def test_the_batch_holds_the_graph_and_its_split(graph, graph_file):
+    whole = module(graph_file).whole
+    assert torch.equal(whole.features, graph.features) and torch.equal(whole.labels, graph.labels)
+    ids = torch.cat([whole.train, whole.val, whole.test])
+    assert ids.sort().values.tolist() == list(range(200))
+    train = graph.labels[whole.train]
+    assert whole.anomaly_weight == pytest.approx(float((train == 0).sum() / (train == 1).sum()))
+
+
+@pytest.mark.parametrize(
+    ("fidelity", "merge", "self_loops", "repeated"),
+    [("paper", True, False, False), ("paper", False, False, False), ("released", True, True, True),
+     ("released", False, False, True)],
+)  # fmt: skip
+def test_fidelity_decides_what_a_neighbour_is(graph, graph_file, fidelity, merge, self_loops, repeated):
+    data = module(graph_file, fidelity=fidelity, merge=merge, num_relations=1 if merge else 2)
+    edges = [pairs(topology) for topology in data.whole.topologies]
+    loops = [(i, i) for i in range(200)]
+    given = [list(map(tuple, e.T.tolist())) for e in graph.relations.values()]
+    given = [given[0] + given[1]] if merge else given
+    expected = [sorted((e if repeated else list(set(e))) + loops * self_loops) for e in given]
+    assert edges == expected
+    assert (data.describe()["self_loops"], data.describe()["repeated_edges"]) == (self_loops, repeated)
+
+
+def test_explicit_options_win_over_fidelity(graph_file):
+    data = module(graph_file, fidelity="released", self_loops=False, repeated_edges=False)
+    found = pairs(data.whole.topologies[0])
+    assert len(found) == len(set(found)) and all(a != b for a, b in found)
+
+
+@pytest.mark.parametrize("how", ["train", "all"])
+def test_standardisation_uses_the_nodes_it_names(graph_file, graph, how):
+    whole = module(graph_file, standardize=how).whole
+    known = whole.features[whole.train] if how == "train" else whole.features
+    torch.testing.assert_close(known.mean(0), torch.zeros(5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(known.std(0, correction=0), torch.ones(5), atol=1e-5, rtol=0)
+    # Features of other nodes play no part when fitted on the training nodes.
+    if how == "train":
+        mean, std = graph.features[whole.train].mean(0), graph.features[whole.train].std(0, correction=0)
+        torch.testing.assert_close(whole.features, (graph.features - mean) / std, atol=1e-4, rtol=1e-4)
+
+
+def test_a_constant_feature_becomes_zero(graph, tmp_path):
+    features = graph.features.clone()
+    features[:, 1] = 3.7
+    path = save_npz(graph, tmp_path / "a.npz", features=features.numpy())
+    assert module(path, standardize="train").whole.features[:, 1].abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_features": 6}, r"set data\.num_features=5"),
+        ({"num_nodes": 1, "num_features": 2}, r"set data\.num_nodes=200, data\.num_features=5"),
+        ({"merge": False}, r"set data\.num_relations=2"),
+        ({"standardize": "yes"}, r"data\.standardize must be"),
+        ({"sample_ratio": 1.5}, r"data\.sample_ratio must lie"),
+        ({"train_ratio": 0.001}, r"train_ratio"),
+    ],
+)
+def test_wrong_settings_say_what_to_set(graph_file, changes, message):
+    with pytest.raises(UserError, match=message):
+        module(graph_file, **changes)
+
+
+def test_one_way_edges_are_refused_or_mirrored(graph, tmp_path):
+    path = save_npz(graph, tmp_path / "a.npz", edge_index_first=np.array([[0, 1, 2], [1, 0, 1]]))
+    with pytest.raises(UserError, match="relation 'first' should be undirected"):
+        module(path)
+    kept = module(path, one_way_edges="keep", merge=False, num_relations=2)
+    assert pairs(kept.whole.topologies[0]) == [(0, 1), (1, 0), (2, 1)]
+    mirrored = module(path, one_way_edges="mirror", merge=False, num_relations=2)
+    assert pairs(mirrored.whole.topologies[0]) == [(0, 1), (1, 0), (1, 2), (2, 1)]
+
+
+def test_description_names_data_and_split(graph_file, graph):
+    first, second = module(graph_file).describe(), module(graph_file, seed=1).describe()
+    assert first["sha256"] == second["sha256"] == graph.sha256()
+    assert first["split_sha256"] != second["split_sha256"]
+    assert (first["train_nodes"], first["val_nodes"], first["test_nodes"]) == (80, 40, 80)
+    assert first["name"] == "small" and first["variant"] == "user file" and first["anomaly_ratio"] == 0.2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_induced_topology_is_that_of_brute_force(seed):
+    rng = np.random.default_rng(seed)
+    edge_index = torch.from_numpy(rng.integers(0, 40, (2, 300)))
+    nodes = torch.from_numpy(rng.permutation(40)[:15])
+    place = {int(node): i for i, node in enumerate(nodes)}
+    expected = sorted((place[a], place[b]) for a, b in edge_index.T.tolist() if a in place and b in place)
+    found = induced_topology(EdgeTopology(edge_index, 40).edges, nodes)
+    assert pairs(found) == expected and found.num_nodes == 15
+
+
+def test_induced_topology_of_isolated_nodes_is_empty():
+    edges = EdgeTopology(torch.tensor([[0, 1], [1, 0]]), 5).edges
+    assert induced_topology(edges, torch.tensor([3, 4])).num_edges == 0
+
+
+class TestSubgraphSamples:
+    def samples(self, path, ratio=0.25, seed=0):
+        data = module(path, sample_ratio=ratio)
+        return data.whole, SubgraphSamples(data.whole, ratio, seed)
+
+    def test_a_sample_is_the_same_share_of_every_part(self, graph_file):
+        whole, samples = self.samples(graph_file)
+        batch = samples[0, 0]
+        for name, size in (("train", 20), ("val", 10), ("test", 20)):
+            ids = batch.nodes[getattr(batch, name)]
+            assert len(ids) == size == len(set(ids.tolist()))
+            assert set(ids.tolist()) <= set(getattr(whole, name).tolist())
+        assert torch.equal(batch.features, whole.features[batch.nodes])
+        assert torch.equal(batch.labels, whole.labels[batch.nodes])
+        assert batch.anomaly_weight == whole.anomaly_weight
+
+    def test_its_edges_are_those_among_its_nodes(self, graph_file):
+        whole, samples = self.samples(graph_file)
+        batch = samples[0, 0]
+        inside = set(batch.nodes.tolist())
+        expected = sorted((a, b) for a, b in pairs(whole.topologies[0]) if a in inside and b in inside)
+        ids = batch.nodes.tolist()
+        assert sorted((ids[a], ids[b]) for a, b in pairs(batch.topologies[0])) == expected
+
+    def test_it_depends_on_seed_and_epoch_alone(self, graph_file):
+        _, samples = self.samples(graph_file)
+        _, again = self.samples(graph_file)
+        _, other = self.samples(graph_file, seed=1)
+        first = samples[3, 0].nodes
+        assert torch.equal(first, again[3, 0].nodes)
+        assert not torch.equal(first, samples[4, 0].nodes) and not torch.equal(first, other[3, 0].nodes)
+
+    def test_the_loader_draws_anew_each_epoch_and_validates_on_the_whole(self, graph_file):
+        data = module(graph_file, sample_ratio=0.25)
+        loader = data.train_dataloader()
+        drawn = []
+        for epoch in range(2):
+            loader.sampler.set_epoch(epoch)
+            drawn += [batch.nodes for batch in loader]
+        assert len(drawn) == 2 and not torch.equal(drawn[0], drawn[1])
+        assert [len(batch.nodes) for batch in data.val_dataloader()] == [200]
+
+
+def test_without_sampling_every_loader_gives_the_whole_graph(graph_file):
+    data = module(graph_file)
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        assert [batch is data.whole for batch in loader] == [True]
+
+
+def test_the_whole_graph_is_moved_once(graph_file):
+    data = module(graph_file)
+    first = data.transfer_batch_to_device(data.whole, torch.device("meta"), 0)
+    assert first.features.device.type == "meta" and data.whole is first
+    assert data.transfer_batch_to_device(first, torch.device("meta"), 0) is first
+
+
+def test_a_graph_with_one_relation_needs_no_name(tmp_path):
+    graph = make_graph()
+    np.savez(
+        tmp_path / "a.npz",
+        features=graph.features.numpy(),
+        labels=graph.labels.numpy(),
+        edge_index=graph.relations["first"].numpy(),
+    )
+    assert module(tmp_path / "a.npz").describe()["directed_edges"]["merged"] > 0

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from et.anomaly.released import ReleasedBlock
+from et.core import EdgeTopology
+
+
+def symmetric_edges(num_nodes: int, count: int, loops: bool, seed: int = 0) -> Tensor:
+    """Distinct undirected edges in both directions, and a loop at every node if asked for."""
+    generator = torch.Generator().manual_seed(seed)
+    pairs = torch.randint(0, num_nodes, (2, count), generator=generator)
+    pairs = pairs[:, pairs[0] != pairs[1]]
+    both = torch.unique(torch.cat([pairs, pairs.flip(0)], dim=1), dim=1)
+    return torch.cat([both, torch.arange(num_nodes).expand(2, -1)], dim=1) if loops else both
+
+
+def by_messages(block: ReleasedBlock, x: Tensor, edge_index: Tensor) -> Tensor:
+    """What the released code computes, message by message: (N, D) -> (N, D); without dropout."""
+    source, target = edge_index
+    num_nodes, heads = len(x), block.num_heads
+    g = F.layer_norm(x, x.shape[-1:], block.norm.weight, block.norm.bias)
+    out = g.clone()
+    for h in range(heads):
+        q, k = g @ block.w_query[h].T, g @ block.w_key[h].T
+        weight = torch.exp(((k[source] * q[target]).sum(-1) / block.beta).clamp(-5, 5))
+        z = torch.zeros(num_nodes, dtype=x.dtype).index_add(0, target, weight)
+        collected = torch.zeros_like(k).index_add(0, target, weight[:, None] * k[source])
+        out = out + (collected / z[:, None]) @ block.w_query[h]
+        # The second term is sent the other way: from a node, with its own query and its own sum z.
+        weight = torch.exp(((q[source] * k[target]).sum(-1) / block.beta).clamp(-5, 5)) / z[source]
+        out = out + torch.zeros_like(q).index_add(0, target, weight[:, None] * q[source]) @ block.w_key[h]
+    return out + F.relu(g @ block.memories.T) @ block.memories
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 150.0])  # at 150 the clamp holds on many edges
+def test_values_and_gradients_are_those_of_the_messages(scale):
+    torch.manual_seed(0)
+    block = ReleasedBlock(6, 2, 5, 10).double().eval()
+    with torch.no_grad():
+        block.w_query.mul_(scale)
+        block.w_key.mul_(scale)
+    edge_index = symmetric_edges(12, 30, loops=True)
+    x = torch.randn(12, 6, dtype=torch.float64, requires_grad=True)
+    probe = torch.randn(12, 6, dtype=torch.float64)
+    wanted = [x, *block.parameters()]
+    found = block(x, EdgeTopology(edge_index, 12))
+    expected = by_messages(block, x, edge_index)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    for a, b in zip(
+        torch.autograd.grad((found * probe).sum(), wanted),
+        torch.autograd.grad((expected * probe).sum(), wanted),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
+def test_the_clamp_matters():
+    torch.manual_seed(0)
+    block = ReleasedBlock(6, 1, 5, 10).double().eval()
+    with torch.no_grad():
+        block.w_query.mul_(150)
+        block.w_key.mul_(150)
+    topology = EdgeTopology(symmetric_edges(12, 30, loops=True), 12)
+    g = torch.randn(12, 6, dtype=torch.float64)
+    to_query, to_key = topology.mix(
+        (g @ block.w_query[0].T)[:, None], (g @ block.w_key[0].T)[:, None], 1 / block.beta.expand(1)
+    )
+    unclamped = to_query[:, 0] @ block.w_query[0] + to_key[:, 0] @ block.w_key[0]
+    assert (block.attend(g, topology) - unclamped).abs().max() > 0.1
+
+
+def test_initial_values_are_the_released_ones():
+    torch.manual_seed(0)
+    block = ReleasedBlock(64, 2, 256, 2048)
+    assert block.beta.item() == pytest.approx(16)  # divides, so its start is sqrt(Y)
+    assert float(block.w_query.std()) == pytest.approx(0.01, rel=0.05)
+    assert float(block.memories.abs().max()) <= 1 / math.sqrt(64)
+    assert float(block.memories.std()) == pytest.approx(1 / math.sqrt(64 * 3), rel=0.05)
+    assert block.norm.weight.shape == (64,) and block.dropout == 0.3
+
+
+def test_dropout_is_active_in_training_only():
+    torch.manual_seed(0)
+    block = ReleasedBlock(6, 1, 5, 40)
+    x, topology = torch.randn(8, 6), EdgeTopology(symmetric_edges(8, 10, loops=True), 8)
+    assert not torch.equal(block(x, topology), block(x, topology))
+    block.eval()
+    assert torch.equal(block(x, topology), block(x, topology))
+
+
+def test_parts_can_be_left_out_but_not_both():
+    x, topology = torch.randn(8, 6), EdgeTopology(symmetric_edges(8, 10, loops=True), 8)
+    alone = ReleasedBlock(6, 1, 5, 10, use_attention=False).eval()
+    changed = x.clone()
+    changed[0] = torch.randn(6)
+    assert torch.equal(alone(x, topology)[1:], alone(changed, topology)[1:])  # no node sees another
+    attention = ReleasedBlock(6, 1, 5, 10, use_hopfield=False).eval()
+    g = attention.norm(x)
+    torch.testing.assert_close(attention(x, topology), g + attention.attend(g, topology))
+    with pytest.raises(ValueError, match="one of the two must stay"):
+        ReleasedBlock(6, 1, 5, 10, use_attention=False, use_hopfield=False)

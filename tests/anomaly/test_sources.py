@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.io import savemat
+from scipy.sparse import csc_matrix
+
+from et.anomaly import sources
+from et.anomaly.graph import check_graph
+from et.anomaly.sources import load_graph
+from et.errors import UserError
+from tests.anomaly.conftest import save_npz
+
+
+class Hostile:
+    """Runs a command when unpickled."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def adjacency(edge_index: torch.Tensor, num_nodes: int) -> csc_matrix:
+    ones = np.ones(edge_index.shape[1])
+    matrix = csc_matrix((ones, edge_index.numpy()), shape=(num_nodes, num_nodes))
+    matrix.data[:] = 1  # repeated edges were summed
+    return matrix
+
+
+def save_fraud_mat(path: Path, graph, names=("net_upu", "net_usu")) -> None:
+    matrices = {name: adjacency(e, graph.num_nodes) for name, e in zip(names, graph.relations.values(), strict=True)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    labels = graph.labels.numpy()[None].astype(float)
+    savemat(path, {**matrices, "features": csc_matrix(graph.features.numpy()), "label": labels})
+
+
+def edge_set(edge_index: torch.Tensor) -> set[tuple[int, int]]:
+    return set(map(tuple, edge_index.T.tolist()))
+
+
+def test_npz_returns_what_was_saved(graph, graph_file):
+    read = load_graph("file", "", graph_file)
+    assert torch.equal(read.features, graph.features) and torch.equal(read.labels, graph.labels)
+    assert {name: e.tolist() for name, e in read.relations.items()} == {
+        name: e.tolist() for name, e in graph.relations.items()
+    }
+    assert (read.name, read.variant, read.sha256()) == ("small", "user file", graph.sha256())
+
+
+def test_mat_has_one_relation_a_matrix(graph, tmp_path):
+    save_fraud_mat(tmp_path / "a.mat", graph)
+    read = load_graph("file", "", tmp_path / "a.mat")
+    assert list(read.relations) == ["upu", "usu"]
+    for found, expected in zip(read.relations.values(), graph.relations.values(), strict=True):
+        assert edge_set(found) == edge_set(expected)
+    assert torch.equal(read.features, graph.features) and torch.equal(read.labels, graph.labels)
+
+
+def test_pyg_data_and_dictionary(graph, tmp_path):
+    from torch_geometric.data import Data
+
+    edges = graph.relations["first"]
+    torch.save(Data(x=graph.features, y=graph.labels, edge_index=edges), tmp_path / "a.pt")
+    torch.save({"x": graph.features, "y": graph.labels, "edge_index": edges}, tmp_path / "b.pth")
+    for name in ("a.pt", "b.pth"):
+        read = load_graph("file", "", tmp_path / name)
+        assert torch.equal(read.features, graph.features) and torch.equal(read.relations["edge_index"], edges)
+
+
+def test_dgl_graph_with_one_hot_labels(graph, tmp_path, monkeypatch):
+    monkeypatch.setenv("DGLBACKEND", "pytorch")
+    dgl = pytest.importorskip("dgl", reason="dgl is not installed")
+    source, target = graph.relations["first"]
+    saved = dgl.graph((source, target), num_nodes=200)
+    saved.ndata["feature"] = graph.features.double()
+    saved.ndata["label"] = torch.nn.functional.one_hot(graph.labels, 2)
+    (tmp_path / "node").mkdir()
+    dgl.save_graphs(str(tmp_path / "node" / "tfinance"), [saved])
+    read = load_graph("tfinance", tmp_path)
+    assert torch.equal(read.features, graph.features) and torch.equal(read.labels, graph.labels)
+    assert edge_set(next(iter(read.relations.values()))) == edge_set(graph.relations["first"])
+    assert read.variant.startswith("200 nodes and ") and "where table 5 has 39357 and 21222543" in read.variant
+
+
+def test_a_damaged_dgl_file_is_an_error(tmp_path):
+    pytest.importorskip("dgl", reason="dgl is not installed")
+    (tmp_path / "node").mkdir()
+    (tmp_path / "node" / "tsocial").write_bytes(b"not a graph")
+    with pytest.raises(UserError, match="is not a dgl graph file"):
+        load_graph("tsocial", tmp_path)
+
+
+def test_the_first_users_of_amazon_have_no_label(graph, tmp_path, monkeypatch):
+    monkeypatch.setitem(sources.PUBLISHED, "amazon", sources.Published("Amazon.mat", "", 200, 1, unlabelled=33))
+    save_fraud_mat(tmp_path / "node" / "Amazon.mat", graph)
+    labels = load_graph("amazon", tmp_path).labels
+    assert (labels[:33] == -1).all() and torch.equal(labels[33:], graph.labels[33:])
+
+
+def test_a_file_of_the_published_size_is_exact(graph, tmp_path, monkeypatch):
+    save_fraud_mat(tmp_path / "node" / "YelpChi.mat", graph)
+    undirected = len(edge_set(torch.cat(list(graph.relations.values()), 1))) // 2
+    monkeypatch.setitem(sources.PUBLISHED, "yelp", sources.Published("YelpChi.mat", "", 200, undirected))
+    assert load_graph("yelp", tmp_path).variant == "exact"
+    monkeypatch.setitem(sources.PUBLISHED, "yelp", sources.Published("YelpChi.mat", "", 200, undirected + 1))
+    assert load_graph("yelp", tmp_path).variant != "exact"
+
+
+def test_dgl_fetches_a_missing_file(graph, tmp_path, monkeypatch):
+    data = pytest.importorskip("dgl.data", reason="dgl is not installed")
+
+    def fetch(raw_dir: str, verbose: bool) -> None:
+        save_fraud_mat(Path(raw_dir) / "yelp" / "YelpChi.mat", graph)
+
+    monkeypatch.setattr(data, "FraudYelpDataset", fetch)
+    assert torch.equal(load_graph("yelp", tmp_path).features, graph.features)
+
+
+def test_without_file_and_network_the_error_says_what_goes_where(tmp_path, monkeypatch):
+    data = pytest.importorskip("dgl.data", reason="dgl is not installed")
+
+    def offline(raw_dir: str, verbose: bool) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(data, "FraudAmazonDataset", offline)
+    with pytest.raises(UserError, match=r"Amazon\.mat in .*/node/, and dgl could not fetch it .*https://data\.dgl\.ai"):
+        load_graph("amazon", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tfinance", "tsocial", "tolokers", "amazon_upu", "yelp_reviewers"])
+def test_a_missing_file_is_named_with_address_and_folder(name, tmp_path):
+    about = sources.PUBLISHED[name]
+    with pytest.raises(UserError) as error:
+        load_graph(name, tmp_path)
+    assert all(part in str(error.value) for part in (about.file, about.address, f"{tmp_path}/node/"))
+
+
+def test_unknown_source_and_missing_path(tmp_path):
+    with pytest.raises(UserError, match=r"data\.source must be one of amazon, yelp"):
+        load_graph("cora", tmp_path)
+    with pytest.raises(UserError, match=r"data\.path names the graph file"):
+        load_graph("file", tmp_path)
+    with pytest.raises(UserError, match="there is no file"):
+        load_graph("file", tmp_path, tmp_path / "absent.npz")
+    (tmp_path / "a.csv").write_text("1")
+    with pytest.raises(UserError, match="should end in"):
+        load_graph("file", tmp_path, tmp_path / "a.csv")
+
+
+def test_a_missing_key_is_named(tmp_path, graph):
+    np.savez(tmp_path / "a.npz", features=graph.features.numpy(), labels=graph.labels.numpy())
+    with pytest.raises(UserError, match=r"lacks the key 'edge_index'; Keys: features"):
+        load_graph("file", "", tmp_path / "a.npz")
+    torch.save({"x": graph.features, "edge_index": graph.relations["first"]}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"lacks the key 'y'"):
+        load_graph("file", "", tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.mat", "a.pt"])
+def test_a_damaged_file_is_an_error(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\x93garbage" * 10)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_graph("file", "", tmp_path / name)
+
+
+def test_a_truncated_npz_is_an_error(graph_file):
+    graph_file.write_bytes(graph_file.read_bytes()[:-200])
+    with pytest.raises(UserError, match="cannot be read"):
+        load_graph("file", "", graph_file)
+
+
+def test_a_hostile_pickle_does_not_execute(tmp_path, graph):
+    marker = tmp_path / "executed"
+    hostile = np.array([Hostile(marker)], dtype=object)
+    save_npz(graph, tmp_path / "a.npz", features=hostile)
+    torch.save({"x": Hostile(marker)}, tmp_path / "b.pt")
+    (tmp_path / "c.pt").write_bytes(pickle.dumps(Hostile(marker)))
+    for name in ("a.npz", "b.pt", "c.pt"):
+        with pytest.raises(UserError, match="cannot be read"):
+            load_graph("file", "", tmp_path / name)
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(Hostile(marker)))
+    assert marker.exists()  # it would have worked
+
+
+def test_a_label_that_is_no_whole_number_is_an_error(tmp_path, graph):
+    path = save_npz(graph, tmp_path / "a.npz", labels=np.full(200, 0.5))
+    with pytest.raises(UserError, match=r"the file has 0\.5"):
+        load_graph("file", "", path)
+
+
+def test_breast_cancer_is_undirected_and_labelled():
+    graph = load_graph("breast_cancer", "", neighbours=5)
+    check_graph(graph)
+    edges = edge_set(graph.relations["nearest"])
+    assert edges == {(b, a) for a, b in edges}
+    assert graph.features.shape == (569, 30) and int(graph.labels.sum()) == 212
+    degree = torch.bincount(graph.relations["nearest"][0], minlength=569)
+    assert degree.min() >= 5 and graph.variant == "embedded"
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "nodes", "features", "anomalies", "edges"),
+    [
+        ("amazon_upu", 10224, 25, 693, {"upu": 351216}),
+        ("yelp_reviewers", 23831, 32, 1217, {"rur": 98630, "rtr": 324742}),
+        ("tolokers", 11758, 10, 2566, {"edges": 1038000}),
+    ],
+)
+def test_real_files_have_the_sizes_they_are_known_for(data_root, name, nodes, features, anomalies, edges):
+    graph = load_graph(name, data_root)
+    check_graph(graph)
+    assert graph.features.shape == (nodes, features) and int(graph.labels.sum()) == anomalies
+    assert {key: e.shape[1] for key, e in graph.relations.items()} == edges

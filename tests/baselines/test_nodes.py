@@ -1,0 +1,154 @@
+"""The baselines for nodes: each against a plain dense computation, and all behind one interface."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from et.baselines.bwgnn import BWGNN, beta_wavelets, laplacian_times
+from et.baselines.neighbour_trees import NeighbourTrees, neighbour_mean
+from et.baselines.node_mlp import NodeMLP
+from et.baselines.node_transformer import NodeTransformer, TransformerLayer
+from et.core import EdgeTopology
+from tests.anomaly.test_released import symmetric_edges
+
+N, F = 20, 6
+NETWORKS = [NodeMLP(F, 8), NodeTransformer(F, 8, 2), BWGNN(F, 8)]
+
+
+def graph(seed: int = 0) -> tuple[torch.Tensor, EdgeTopology, torch.Tensor]:
+    """Features, topology and its adjacency (query, key) with multiplicities; nodes 18 and 19 are isolated."""
+    edge_index = symmetric_edges(N - 2, 40, loops=False, seed=seed)
+    edge_index = torch.cat([edge_index, edge_index[:, :6], edge_index[:, :6].flip(0)], dim=1)
+    adjacency = torch.zeros(N, N, dtype=torch.float64)
+    adjacency.index_put_((edge_index[1], edge_index[0]), torch.ones(edge_index.shape[1]).double(), accumulate=True)
+    features = torch.randn(N, F, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return features, EdgeTopology(edge_index, N), adjacency
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: type(network).__name__)
+def test_networks_give_one_number_a_node_and_train(network):
+    features, topology, _ = graph()
+    out = network(features.float(), [topology])
+    assert out.shape == (N,) and torch.isfinite(out).all()
+    network.zero_grad()
+    out.square().sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+def test_mlp_sees_no_neighbour():
+    features, topology, _ = graph()
+    mlp = NodeMLP(F, 8).double()
+    changed = features.clone()
+    changed[0] += 1
+    difference = (mlp(changed, [topology]) - mlp(features, [topology])).abs()
+    assert difference[0] > 0 and (difference[1:] == 0).all()
+    assert [type(m).__name__ for m in NodeMLP(F, 8, layers=1).stages] == ["Linear"]
+
+
+class TestTransformer:
+    def test_a_layer_is_masked_dense_attention(self):
+        torch.manual_seed(0)
+        layer = TransformerLayer(8, 2, dropout=0.0).double()
+        _, topology, adjacency = graph()
+        x = torch.randn(N, 8, dtype=torch.float64)
+        q, k, v = (part.view(N, 2, 4).transpose(0, 1) for part in layer.to_qkv(x).chunk(3, dim=-1))
+        weight = (q @ k.mT / math.sqrt(4)).exp() * adjacency  # a repeated edge counts as often as it occurs
+        weight = torch.nan_to_num(weight / weight.sum(-1, keepdim=True))
+        y = layer.norm_attention(x + layer.out((weight @ v).transpose(0, 1).reshape(N, 8)))
+        expected = layer.norm_mlp(y + layer.mlp(y))
+        torch.testing.assert_close(layer(x, topology), expected)
+
+    def test_wrong_sizes(self):
+        features, topology, _ = graph()
+        with pytest.raises(ValueError, match="multiple of num_heads"):
+            NodeTransformer(F, 10, 4)
+        with pytest.raises(ValueError, match="one merged graph"):
+            NodeTransformer(F, 8, 2).double()(features, [topology, topology])
+
+
+class TestBWGNN:
+    @pytest.mark.parametrize("order", [1, 2, 3])
+    def test_wavelets_are_beta_densities(self, order):
+        """Against the definition, at points in [0, 2]; over [0, 2] each integrates to 1, as a density does."""
+        from scipy.stats import beta
+
+        points = np.linspace(0, 2, 2001)
+        for p, row in enumerate(beta_wavelets(order).double().numpy()):
+            values = np.polynomial.polynomial.polyval(points, row)
+            np.testing.assert_allclose(values, beta.pdf(points / 2, p + 1, order - p + 1) / 2, atol=1e-6)
+            assert np.trapezoid(values, points) == pytest.approx(1, abs=1e-5)
+
+    def test_laplacian_is_the_dense_one(self):
+        features, topology, adjacency = graph()
+        scale = adjacency.sum(1).clamp(min=1).rsqrt()
+        laplacian = torch.eye(N) - scale[:, None] * adjacency * scale
+        torch.testing.assert_close(laplacian_times(features, topology), laplacian @ features)
+        assert torch.equal(laplacian_times(features, topology)[18:], features[18:])
+
+    def test_filters_act_on_the_spectrum(self):
+        """In the Laplacian's eigenbasis every wavelet only multiplies."""
+        features, topology, adjacency = graph()
+        scale = adjacency.sum(1).clamp(min=1).rsqrt()
+        values, vectors = torch.linalg.eigh(torch.eye(N) - scale[:, None] * adjacency * scale)
+        network = BWGNN(F, 8, order=2).double()
+        found = network.filtered(features, topology).unflatten(1, (3, F))
+        for p in range(3):
+            response = sum(c * values**power for power, c in enumerate(network.wavelets[p]))
+            torch.testing.assert_close(found[:, p], vectors @ (response[:, None] * (vectors.T @ features)))
+
+    def test_relations_are_summed_before_the_last_layer(self):
+        network = BWGNN(F, 8).double()
+        features, first, _ = graph(0)
+        second = graph(1)[1]
+        x = network.encode(features)
+        joined = network.mix(network.filtered(x, first)) + network.mix(network.filtered(x, second))
+        torch.testing.assert_close(network(features, [first, second]), network.head(joined)[:, 0])
+
+
+class TestTrees:
+    def test_means_are_the_dense_ones(self):
+        features, topology, adjacency = graph()
+        expected = torch.nan_to_num(adjacency / adjacency.sum(1, keepdim=True)) @ features
+        torch.testing.assert_close(neighbour_mean(features, topology), expected)
+
+    def test_inputs_are_features_and_means_of_each_relation(self):
+        features, first, _ = graph(0)
+        second = graph(1)[1]
+        inputs = NeighbourTrees(hops=2).inputs(features, [first, second])
+        one, other = neighbour_mean(features, first), neighbour_mean(features, second)
+        columns = [features, one, neighbour_mean(one, first), other, neighbour_mean(other, second)]
+        assert torch.equal(inputs, torch.cat(columns, dim=1))
+        assert torch.equal(NeighbourTrees(hops=0).inputs(features, [first]), features)
+
+    def test_neighbours_tell_what_features_do_not(self):
+        """Labels that only the neighbours' features give away."""
+        rng = np.random.default_rng(0)
+        hidden = torch.from_numpy(rng.normal(size=(600, 1))).float()
+        edge_index = symmetric_edges(600, 3000, loops=False)
+        topology = EdgeTopology(edge_index, 600)
+        labels = (neighbour_mean(hidden, topology)[:, 0] > 0).long()
+        train, test = torch.arange(300), torch.arange(300, 600)
+        accuracy = {}
+        for hops in (0, 1):
+            trees = NeighbourTrees(hops=hops)
+            assert not trees.fitted
+            trees.fit(hidden, [topology], labels, train)
+            assert trees.fitted
+            accuracy[hops] = float(((trees(hidden, [topology]) > 0).long() == labels)[test].float().mean())
+        assert accuracy[1] > 0.95 > 0.7 > accuracy[0]
+
+    def test_labels_outside_training_are_not_looked_at(self):
+        features, topology, _ = graph()
+        labels, train = torch.arange(N) % 2, torch.arange(10)
+        noisy = labels.clone()
+        noisy[10:] = -1
+        results = []
+        for given in (labels, noisy):
+            trees = NeighbourTrees(min_samples_leaf=1)
+            trees.fit(features.float(), [topology], given, train)
+            results.append(trees(features.float(), [topology]))
+        assert torch.equal(*results)
