@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -51,30 +52,26 @@ def train(cfg: DictConfig) -> Outcome:
         UserError: something in the configuration, the data or the machine that the user can mend.
     """
     config = resolve(cfg)
+    check_checkpoint_choice(cfg)
     identity = run_id(config)
     folder = run_dir(cfg.paths.runs, cfg.name, identity)
     finished = read_result(folder)
     if finished is not None and not cfg.force:
         return Outcome(finished, folder, skipped=True)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    data, network = instantiate(cfg.data), build_network(cfg)
+    task = instantiate(cfg.task, network=network, optim=cfg.optim)
     with locked(folder):
+        if cfg.force:
+            start_over(folder)
         write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-        pl.seed_everything(cfg.seed, workers=True, verbose=False)
-        data = instantiate(cfg.data)
-        network = build_network(cfg)
-        task = instantiate(cfg.task, network=network, optim=cfg.optim)
         checkpoints = Checkpoints(
             folder / "checkpoints", cfg.callbacks.monitor, cfg.callbacks.mode, cfg.callbacks.save_every_n_epochs
         )
         stopwatch, metrics_file = Stopwatch(), MetricsFile(folder / "metrics.csv")
         trainer = build_trainer(cfg, folder, identity, [checkpoints, stopwatch], metrics_file)
         reset_peak_memory()
-        resume_from = None if cfg.force else resumable(checkpoints.folder)
-        if cfg.force:
-            start_over(folder)
-        metrics_file.forget_from(checkpoint_step(resume_from))
-        trainer.fit(task, data, ckpt_path=resume_from, weights_only=True)
-        if trainer.interrupted:
-            raise UserError(f"interrupted; start the same command again to resume {folder}")
+        fit(trainer, task, data, checkpoints, metrics_file)
         tested = test(cfg, trainer, task, data, checkpoints)
         record = {
             "experiment": cfg.name,
@@ -98,6 +95,41 @@ def train(cfg: DictConfig) -> Outcome:
         if trainer.is_global_zero and not trainer.fast_dev_run:
             write_result(folder, record)
     return Outcome(record, folder, task=task, data=data, trainer=trainer)
+
+
+def fit(
+    trainer: pl.Trainer,
+    task: pl.LightningModule,
+    data: pl.LightningDataModule,
+    checkpoints: Checkpoints,
+    metrics_file: MetricsFile,
+) -> None:
+    """Train to the end, from the newest checkpoint on where there is one.
+
+    Raises:
+        UserError: the run was interrupted; it can be resumed.
+    """
+    resume_from = resumable(checkpoints.folder)
+    metrics_file.forget_from(checkpoint_step(resume_from))
+    try:
+        trainer.fit(task, data, ckpt_path=resume_from, weights_only=True)
+    except BaseException:
+        metrics_file.save()
+        raise
+    if trainer.interrupted:
+        raise UserError(f"interrupted; start the same command again to resume {checkpoints.folder.parent}")
+
+
+def check_checkpoint_choice(cfg: DictConfig) -> None:
+    """Refuse, before any work, a choice of weights that cannot be tested at the end.
+
+    Raises:
+        UserError: ``checkpoint`` is unknown, or is ``best`` where no metric says what best means.
+    """
+    if cfg.checkpoint not in ("best", "last", "current"):
+        raise UserError(f"checkpoint must be best, last or current, not {cfg.checkpoint!r}")
+    if cfg.checkpoint == "best" and cfg.callbacks.monitor is None:
+        raise UserError("checkpoint=best needs callbacks.monitor: the metric that names the best epoch")
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
@@ -162,15 +194,9 @@ def test(
     cfg: DictConfig, trainer: pl.Trainer, task: pl.LightningModule, data: pl.LightningDataModule, kept: Checkpoints
 ) -> dict[str, float]:
     """The test metrics, read once, with the weights that ``checkpoint`` names."""
-    if cfg.checkpoint not in ("best", "last", "current"):
-        raise UserError(f"checkpoint must be best, last or current, not {cfg.checkpoint!r}")
-    path = None
-    if cfg.checkpoint == "best" and not trainer.fast_dev_run:
-        if cfg.callbacks.monitor is None:
-            raise UserError("checkpoint=best needs callbacks.monitor: the metric that names the best epoch")
-        path = kept.folder / "best.ckpt"
+    best = cfg.checkpoint == "best" and not trainer.fast_dev_run
     # After fit the weights in memory are those of last.ckpt, so `last` and `current` need not read a file.
-    trainer.test(task, data, ckpt_path=path, weights_only=True, verbose=False)
+    trainer.test(task, data, ckpt_path=kept.folder / "best.ckpt" if best else None, weights_only=True, verbose=False)
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
 
 
@@ -203,7 +229,9 @@ def start_over(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the run folder for this process (ranks other than 0 of the same run share it).
+    """Hold the run folder for this process (other ranks of the same run share it).
+
+    Where the work fails before there is a checkpoint to resume from, the folder is removed again.
 
     Raises:
         UserError: the folder cannot be written, or another process holds it.
@@ -213,13 +241,19 @@ def locked(folder: Path) -> Iterator[None]:
         file = (folder / ".lock").open("w")
     except OSError as error:
         raise UserError(f"cannot write the run folder {folder}: {error.strerror}; set paths.runs elsewhere") from error
+    owner = int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
     with file:
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0:
+        if owner:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise UserError(f"another process is running {folder}; wait for it, or change the seed") from error
-        yield
+        try:
+            yield
+        except BaseException:
+            if owner and not any((folder / "checkpoints").glob("*.ckpt")) and read_result(folder) is None:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def reset_peak_memory() -> None:

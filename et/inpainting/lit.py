@@ -107,7 +107,8 @@ class InpaintingTask(pl.LightningModule):
     ):
         super().__init__()
         self.network, self.optim, self.fidelity = network, optim, fidelity
-        self.run = torch.compile(network) if compile else network
+        if compile:
+            network.compile()
         self.validation = nn.ModuleDict({name: MeanPerSeed(1) for name in ("mse", "mse_masked")})
         names = ("mse", "mse_masked", "mse_pixel", "psnr", "ssim", "psnr_normalised", "ssim_normalised")
         fillings = ("mse_mean_fill", "mse_nearest_fill")
@@ -118,7 +119,7 @@ class InpaintingTask(pl.LightningModule):
 
     def _patches(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(prediction, target), both (B, N, P) float32."""
-        prediction = self.run(batch["image"], batch["masked"]).float()
+        prediction = self.network(batch["image"], batch["masked"]).float()
         return prediction, patchify(batch["image"], self.network.patch_size)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:

@@ -11,6 +11,22 @@ from et.core import Descent, EnergyTransformerBlock, descend
 from et.inpainting.patches import grid_shape, pair, patchify, unpatchify
 
 
+def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
+    """Sines and cosines of each patch's row and column, (rows * columns, dim), with root mean square 1.
+
+    The wavelengths run geometrically from 1.5 patches to four times the longer side of the grid.
+
+    Raises:
+        ValueError: ``dim`` is no multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f"sincos positions need a token dimension that is a multiple of 4, not {dim}")
+    wavelength = 1.5 * (4 * max(grid) / 1.5) ** torch.linspace(0, 1, dim // 4)
+    row, column = torch.meshgrid(*(torch.arange(side).float() for side in grid), indexing="ij")
+    angles = [2 * torch.pi * place.flatten()[:, None] / wavelength for place in (row, column)]
+    return 2**0.5 * torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
+
+
 class InpaintingET(nn.Module):
     """Completes images with masked patches by T steps of one ET block (algorithm 1).
 
@@ -28,10 +44,14 @@ class InpaintingET(nn.Module):
         step_size: alpha = dt / tau.
         fidelity: ``paper`` or ``released``.
         self_attention: overrides what ``fidelity`` chooses.
+        position_init: how the (trained) position biases start: as independent normal numbers, as the paper's, or as
+            sines and cosines of row and column, under which neighbours are alike from the first step on.
+        position_std: their initial root mean square; None: what ``fidelity`` chooses. The layer norm divides a token by
+            its size, so a patch keeps its brightness and contrast only next to positions of comparable size.
         block: further arguments of :class:`EnergyTransformerBlock`.
 
     Raises:
-        ValueError: the image is no multiple of the patch, or ``fidelity`` is neither of the two.
+        ValueError: the image is no multiple of the patch; ``fidelity`` or ``position_init`` is unknown.
     """
 
     def __init__(
@@ -47,11 +67,15 @@ class InpaintingET(nn.Module):
         step_size: float = 0.1,
         fidelity: Literal["paper", "released"] = "paper",
         self_attention: bool | None = None,
+        position_init: Literal["normal", "sincos"] = "normal",
+        position_std: float | None = None,
         block: dict[str, Any] | None = None,
     ):
         super().__init__()
         if fidelity not in ("paper", "released"):
             raise ValueError(f"fidelity must be 'paper' or 'released', not {fidelity!r}")
+        if position_init not in ("normal", "sincos"):
+            raise ValueError(f"position_init must be 'normal' or 'sincos', not {position_init!r}")
         released = fidelity == "released"
         self.image_size, self.patch_size, self.channels = pair(image_size), pair(patch_size), channels
         self.steps, self.step_size = steps, step_size
@@ -63,7 +87,10 @@ class InpaintingET(nn.Module):
         self.decoder = nn.Linear(dim, pixels)
         self.cls_token = nn.Parameter(torch.randn(dim) * token_std)
         self.mask_token = nn.Parameter(torch.randn(dim) * token_std)
-        self.position = nn.Parameter(torch.randn(1 + self.num_patches, dim) * token_std)
+        position_std = token_std if position_std is None else position_std
+        self.position = nn.Parameter(torch.randn(1 + self.num_patches, dim) * position_std)
+        if position_init == "sincos":
+            self.position.data[1:] = sincos_positions(self.grid, dim) * position_std
         self.block = EnergyTransformerBlock(
             dim,
             num_heads,

@@ -1,0 +1,33 @@
+# Everything a person types. PYTHON can name another interpreter of 3.11 or newer.
+PYTHON ?= python3.11
+VENV := .venv
+RUN := $(VENV)/bin/python
+EXTRAS := dev,slurm,sweep
+
+.PHONY: help setup demo test lint tables clean
+
+help: ## say what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/.ready ## create the environment in .venv (about 6 GB)
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --editable '.[$(EXTRAS)]'
+	@touch $@
+
+demo: setup ## train a small ET on photographs for a few minutes, then show what it completes
+	$(RUN) train.py experiment=demo_inpainting
+
+test: setup ## run all tests; those on real data need ET_DATA_DIR
+	$(RUN) -m pytest
+
+lint: setup ## check style and format
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+tables: setup ## render every table from the recorded results
+	$(RUN) -m et.results.tables
+
+clean: ## remove the environment and caches, not the runs
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

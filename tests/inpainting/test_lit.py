@@ -1,0 +1,60 @@
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from et.inpainting.lit import InpaintingTask, MeanPerSeed, image_scores, masked_mse, reconstruction_loss
+from et.inpainting.model import InpaintingET
+
+
+def test_losses_of_paper_and_released_code():
+    prediction, target = torch.zeros(2, 4, 3), torch.ones(2, 4, 3)
+    occluded = torch.tensor([[True, True, False, False]] * 2)
+    assert reconstruction_loss(prediction, target, occluded, "paper") == pytest.approx(1.0)
+    assert reconstruction_loss(prediction, target, occluded, "released").item() == pytest.approx(0.5**0.5)
+
+
+def test_masked_mse_is_over_the_chosen_patches_of_each_image():
+    prediction, target = torch.zeros(2, 3, 2), torch.arange(12.0).reshape(2, 3, 2)
+    chosen = torch.tensor([[True, False, False], [False, True, True]])
+    expected = torch.tensor([(0 + 1) / 2, (64 + 81 + 100 + 121) / 4])
+    torch.testing.assert_close(masked_mse(prediction, target, chosen), expected)
+    assert torch.equal(masked_mse(prediction, target, torch.zeros_like(chosen)), torch.zeros(2))
+
+
+def test_mean_per_seed():
+    metric = MeanPerSeed(3)
+    values, seeds = torch.tensor([1.0, 3.0, 5.0, 7.0]), torch.tensor([0, 0, 2, 2])
+    metric.update(values[:3], seeds[:3])
+    metric.update(values[3:], seeds[3:])
+    found = metric.compute()
+    assert found["mean"] == 4
+    assert found["std_masks"].item() == pytest.approx(torch.tensor([2.0, 6.0]).std().item())
+    assert found["std_images"].item() == pytest.approx(values.std(unbiased=False).item())
+
+
+def test_image_scores_agree_with_scikit_image():
+    from skimage.metrics import peak_signal_noise_ratio
+
+    from et.inpainting.pixels import to_pixels
+
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    noisy = images + 0.1 * torch.randn_like(images)
+    scores = image_scores(noisy, images)
+    for number in range(2):
+        expected = peak_signal_noise_ratio(
+            to_pixels(images[number]).numpy(), to_pixels(noisy[number]).numpy(), data_range=1
+        )
+        assert scores["psnr"][number].item() == pytest.approx(expected, abs=1e-3)
+    assert all(value.shape == (2,) for value in scores.values())
+    perfect = image_scores(images, images)
+    assert torch.allclose(perfect["ssim"], torch.ones(2))
+
+
+def test_compiling_keeps_the_names_of_the_weights():
+    def task(compile):
+        network = InpaintingET(8, 4, dim=8, num_heads=1, head_dim=4, num_memories=8, steps=1)
+        return InpaintingTask(network, OmegaConf.create({}), compile=compile)
+
+    assert task(True).network._compiled_call_impl is not None
+    assert task(True).state_dict().keys() == task(False).state_dict().keys()
