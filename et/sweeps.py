@@ -164,16 +164,18 @@ def inspect(overrides: Sequence[str]) -> Cell:
     return Cell(tuple(overrides), config["name"], state, folder, message, seconds, config)
 
 
-def needed(cells: Sequence[Cell], params: Mapping[str, Any]) -> dict[str, str]:
-    """``params`` without the values that only finished or invalid cells have, so that their jobs are not launched."""
+def needed(cells: Sequence[Cell]) -> dict[str, str]:
+    """The values that unfinished cells have, by key: what is left of a sweep once its finished corners are cut off.
+
+    Experiments with an invalid cell are left out, since one such job would keep Hydra from starting any.
+    """
     broken = {cell.experiment for cell in cells if cell.state == "invalid"}
-    wanted = [cell for cell in cells if cell.state != "done" and cell.experiment not in broken]
     values: dict[str, dict[str, None]] = defaultdict(dict)
-    for cell in wanted:
-        for override in cell.overrides:
-            key, value = override.split("=", 1)
-            values[key][value] = None
-    return {key: ",".join(values[key]) for key in params if values[key]}
+    for cell in cells:
+        if cell.state != "done" and cell.experiment not in broken:
+            for key, value in (override.split("=", 1) for override in cell.overrides):
+                values[key][value] = None
+    return {key: ",".join(chosen) for key, chosen in values.items()}
 
 
 def estimate(cells: Sequence[Cell], runs: Path) -> tuple[float, int]:
@@ -261,10 +263,12 @@ class SweepCallback(Callback):
                 _say(f"  missing data: {message}\n      needed by {', '.join(experiments)}")
             raise SystemExit(0)
         if not config.force:
-            params = needed(self.cells, config.hydra.sweeper.params)
-            if not params:
+            values = needed(self.cells)
+            if not values:
                 raise SystemExit(int(any(cell.state != "done" for cell in self.cells)))
-            config.hydra.sweeper.params = params
+            config.hydra.sweeper.params = {key: values[key] for key in config.hydra.sweeper.params}
+            given = [override.split("=", 1)[0] for override in config.hydra.overrides.task]
+            config.hydra.overrides.task = [f"{key}={values[key]}" for key in given]
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print how it went; the exit status says whether every cell is finished."""

@@ -52,8 +52,8 @@ class Run:
     @property
     def split(self) -> tuple[Any, ...]:
         """What two runs must share to be compared pairwise: seed, fold and the hash of the split."""
-        dataset = self.record["dataset"]
-        return (self.key.seed, self.key.fold, dataset.get("split_sha256"))
+        split = self.record["dataset"].get("split_sha256")
+        return (self.key.seed, self.key.fold, None if split is None else json.dumps(split, sort_keys=True))
 
 
 @dataclass

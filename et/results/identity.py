@@ -96,7 +96,7 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return compose("train", list(overrides))
     except HydraException as error:
-        raise UserError(f"{' '.join(overrides)} does not compose: {_first_line(error)}") from error
+        raise UserError(f"the configuration does not compose: {_first_line(error)}") from error
 
 
 def _with_values(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
