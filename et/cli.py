@@ -22,7 +22,8 @@ def told_plainly(function: Callable[[], T]) -> T:
     try:
         return function()
     except UserError as error:
-        message = str(error)
+        # A loader's worker process wraps the error in its own traceback; the last line has what was raised.
+        message = str(error).rstrip().splitlines()[-1].removeprefix("et.errors.UserError: ")
     except OmegaConfBaseException as error:
         message = f"configuration: {error}"
     except InstantiationException as error:
@@ -84,5 +85,17 @@ def print_record(record: dict[str, Any], folder: str, skipped: bool) -> None:
     """The metrics of a run as a table on the terminal, with what they are of and where the rest lies."""
     title = f"{record['experiment']} · {record['protocol']} · {record['fidelity']} · seed {record['seed']}"
     print_metrics(title, record["dataset"], record["metrics"])
+    if "test/mse_nearest_fill" in record["metrics"]:
+        print(compare_with_fillings(record["metrics"]))
     state = "finished before; force=true runs it again" if skipped else f"{record['seconds']:.0f} s of training"
     print(f"{record['num_params']:,} parameters, {record['epochs']} epochs, {state}\n{folder}")
+
+
+def compare_with_fillings(metrics: dict[str, float]) -> str:
+    """One sentence: the error on masked patches against those of the two trivial fillings."""
+    error, clauses = metrics["test/mse_masked"], []
+    for key, filling in (("nearest", "copying the nearest visible patch"), ("mean", "the mean of the visible pixels")):
+        trivial = metrics[f"test/mse_{key}_fill"]
+        verdict = "lower" if error < trivial else "higher"
+        clauses.append(f"{abs(1 - error / trivial):.0%} {verdict} than {filling} ({trivial:.3f})")
+    return f"Mean squared error on masked patches: {error:.3f}, {' and '.join(clauses)}."

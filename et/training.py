@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import resource
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -51,6 +53,7 @@ def train(cfg: DictConfig) -> Outcome:
     Raises:
         UserError: something in the configuration, the data or the machine that the user can mend.
     """
+    quiet_libraries()
     config = resolve(cfg)
     check_checkpoint_choice(cfg)
     identity = run_id(config)
@@ -130,6 +133,15 @@ def check_checkpoint_choice(cfg: DictConfig) -> None:
         raise UserError(f"checkpoint must be best, last or current, not {cfg.checkpoint!r}")
     if cfg.checkpoint == "best" and cfg.callbacks.monitor is None:
         raise UserError("checkpoint=best needs callbacks.monitor: the metric that names the best epoch")
+
+
+def quiet_libraries() -> None:
+    """Keep Lightning's notes on hardware and its advertisements off the screen; warnings about the run stay."""
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("pytorch_lightning.accelerators.cuda").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:

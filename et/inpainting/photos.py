@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 
 import numpy as np
 from torch import Tensor
@@ -17,6 +18,7 @@ TRAINING = (
 HELD_OUT = ("chelsea", "flower")
 
 
+@cache
 def load_photo(name: str) -> np.ndarray:
     """One photograph as (H, W, 3) uint8; grey ones get three equal channels."""
     if name in ("china", "flower"):
@@ -29,6 +31,12 @@ def load_photo(name: str) -> np.ndarray:
         image = data.stereo_motorcycle()[0] if name == "motorcycle_left" else getattr(data, name)()
     image = np.asarray(image)
     return np.ascontiguousarray(image[..., :3] if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2))
+
+
+@cache
+def levels_of(name: str, smallest: int) -> list[np.ndarray]:
+    """:func:`pyramid` of a photograph, computed once a process."""
+    return pyramid(load_photo(name), smallest)
 
 
 def pyramid(image: np.ndarray, smallest: int) -> list[np.ndarray]:
@@ -68,11 +76,11 @@ class Photos:
     def __init__(self, image_size: int | tuple[int, int], crops_per_epoch: int, max_gain: float = 1.5, levels: int = 2):
         self.size = pair(image_size)
         self.train_length, self.max_gain = crops_per_epoch, max_gain
-        self.photos = [level for name in TRAINING for level in pyramid(load_photo(name), 2 * max(self.size))]
+        self.photos = [level for name in TRAINING for level in levels_of(name, 2 * max(self.size))]
         area = np.array([level.shape[0] * level.shape[1] for level in self.photos], dtype=float)
         self.weights = np.sqrt(area).cumsum() / np.sqrt(area).sum()
         self.layout = [
-            (name, level) for name in HELD_OUT for level in pyramid(load_photo(name), 2 * max(self.size))[:levels]
+            (name, level) for name in HELD_OUT for level in levels_of(name, 2 * max(self.size))[:levels]
         ]
         self.held_out = [window for _, image in self.layout for window in windows(image, self.size)]
         self.eval_length = len(self.held_out)
