@@ -73,11 +73,12 @@ def run_evaluation(cfg: DictConfig) -> None:
 
 def print_metrics(title: str, dataset: dict[str, Any], metrics: dict[str, float]) -> None:
     """Metrics as a table on the terminal, with the data they are of."""
-    table = Table(title=title, caption=f"data: {dataset['name']} ({dataset['variant']})")
+    table = Table()
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in sorted(metrics.items()):
         table.add_row(name, f"{value:.4f}")
+    print(f"\n{title}\ndata: {dataset['name']} ({dataset['variant']})")
     Console().print(table)
 
 

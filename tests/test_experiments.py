@@ -14,7 +14,10 @@ EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("
 # One experiment of every kind of data, model and task: what all the others differ from in numbers only.
 RUNNABLE = {
     "embedded": ("demo_inpainting", "demo_anomaly", "demo_anomaly_mlp", "demo_graphs"),
-    "real": ("imagenette_inpainting", "amazon_upu_1pct", "tolokers_1pct_bwgnn", "yelp_reviewers_1pct", "tu_mutag", "tu_mutag_gin"),
+    "real": (
+        "imagenette_inpainting", "amazon_upu_1pct", "tolokers_1pct_bwgnn", "yelp_reviewers_1pct", "tu_mutag",
+        "tu_mutag_gin",
+    ),
 }  # fmt: skip
 
 

@@ -221,6 +221,15 @@ def test_best_follows_the_mode(tmp_path):
         Checkpoints(tmp_path, "val/mse", mode="lowest")
 
 
+def test_tensorboard_and_offline_wandb_are_written_beside_the_metrics(tiny):
+    """No network, no key: both loggers still leave their files in the run's folder."""
+    pytest.importorskip("wandb")
+    outcome = train(tiny("trainer.max_epochs=1", "logger=wandb", "logger.extra=[tensorboard,wandb]"))
+    assert list((outcome.folder / "tensorboard").glob("events.*"))
+    assert list((outcome.folder / "wandb").glob("offline-run-*"))
+    assert (outcome.folder / "metrics.csv").exists()
+
+
 @pytest.mark.slow
 def test_kill_in_the_middle_of_an_epoch(tiny, tmp_path):
     """kill -9 while an epoch is under way; the same command ends in the same result as an uninterrupted run."""

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from conftest import compose_config
+from hydra.utils import instantiate
 
 from et.inpainting.model import InpaintingET, sincos_positions
 from et.inpainting.patches import patchify, unpatchify
@@ -13,14 +15,10 @@ def small():
     return InpaintingET((12, 8), 4, **SMALL)
 
 
-def test_table_15_parameters():
-    model = InpaintingET()
-    block = (
-        model.block.attention.w_query.numel()
-        + model.block.attention.w_key.numel()
-        + model.block.hopfield.memories.numel()
-    )
-    assert block == 3_538_944
+def test_table_15_parameters_of_the_real_configuration():
+    model = instantiate(compose_config("experiment=imagenet_inpainting").model)
+    attention, hopfield = model.block.attention, model.block.hopfield
+    assert attention.w_query.numel() + attention.w_key.numel() + hopfield.memories.numel() == 3_538_944
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == 4.87
 
 

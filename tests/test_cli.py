@@ -1,0 +1,68 @@
+import pytest
+from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
+
+from et.cli import compare_with_fillings, print_record, run_evaluation, run_training, told_plainly
+from et.errors import UserError
+
+
+def failing(error):
+    def function():
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    (
+        (UserError("no folder x: put it there"), "error: no folder x: put it there\n"),
+        (KeyboardInterrupt(), "error: interrupted; start the same command again to resume\n"),
+        (
+            UserError("Caught UserError in DataLoader worker process 0.\nTraceback ...\net.errors.UserError: bad.jpg"),
+            "error: bad.jpg\n",
+        ),
+    ),
+)
+def test_errors_for_people_are_one_line(error, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        told_plainly(failing(error))
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == message
+
+
+def test_values_that_a_constructor_refuses_are_told_and_bugs_keep_their_traceback(capsys):
+    for cause, raised in ((ValueError("no multiple"), SystemExit), (TypeError("a bug"), InstantiationException)):
+        wrapped = InstantiationException("Error in call to target")
+        wrapped.__cause__ = cause
+        with pytest.raises(raised):
+            told_plainly(failing(wrapped))
+    assert capsys.readouterr().err == "error: no multiple\n"
+    with pytest.raises(ZeroDivisionError):
+        told_plainly(lambda: 1 / 0)
+
+
+def test_what_was_not_chosen_is_asked_for(capsys):
+    for run, key in ((run_training, "name"), (run_evaluation, "run")):
+        with pytest.raises(SystemExit):
+            run(OmegaConf.create({key: "???"}))
+    assert "no experiment chosen" in capsys.readouterr().err
+
+
+def test_comparison_with_the_fillings_says_who_wins():
+    metrics = {"test/mse_masked": 0.1, "test/mse_nearest_fill": 0.2, "test/mse_mean_fill": 0.08}
+    sentence = compare_with_fillings(metrics)
+    assert "50% lower than copying the nearest visible patch (0.200)" in sentence
+    assert "25% higher than the mean of the visible pixels (0.080)" in sentence
+
+
+def test_a_record_is_printed_with_its_data(capsys):
+    record = {
+        "experiment": "demo", "protocol": "held_out", "fidelity": "paper", "seed": 0, "seconds": 3.0, "epochs": 2,
+        "dataset": {"name": "photos", "variant": "embedded"}, "metrics": {"test/mse": 0.25}, "num_params": 1234,
+    }  # fmt: skip
+    print_record(record, "runs/demo/abc", skipped=True)
+    printed = capsys.readouterr().out
+    assert all(
+        part in printed for part in ("photos (embedded)", "0.2500", "1,234 parameters", "force=true", "runs/demo/abc")
+    )

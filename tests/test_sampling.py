@@ -1,0 +1,71 @@
+from unittest.mock import patch
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from et import sampling
+from et.sampling import EpochSampler, per_process, sample_rng
+
+
+def shares(world, epoch=0, **arguments):
+    """What each of ``world`` processes gets."""
+    found = []
+    for rank in range(world):
+        with patch.object(sampling, "rank_and_world", return_value=(rank, world)):
+            sampler = EpochSampler(**arguments)
+            sampler.set_epoch(epoch)
+            found.append(list(sampler))
+            assert len(sampler) == len(found[-1])
+    return found
+
+
+@given(length=st.integers(0, 40), world=st.integers(1, 4))
+@settings(max_examples=50, deadline=None)
+def test_evaluation_sees_every_sample_exactly_once(length, world):
+    indices = [index for share in shares(world, length=length) for _, index in share]
+    assert sorted(indices) == list(range(length))
+
+
+@given(length=st.integers(8, 60), epoch=st.integers(0, 5))
+@settings(max_examples=30, deadline=None)
+def test_two_processes_see_the_batches_of_one(length, epoch):
+    arguments = {"length": length, "seed": 3, "shuffle": True, "batch_size": 4}
+    (alone,) = shares(1, epoch, **arguments)
+    first, second = shares(2, epoch, **arguments)
+    assert len(first) == len(second)
+    for start in range(0, len(alone), 4):
+        half = start // 2
+        assert set(alone[start : start + 4]) == set(first[half : half + 2]) | set(second[half : half + 2])
+
+
+def test_the_order_depends_on_seed_and_epoch():
+    def order(seed, epoch):
+        return [index for _, index in shares(1, epoch, length=20, seed=seed, shuffle=True, batch_size=5)[0]]
+
+    assert order(0, 1) == order(0, 1)
+    assert order(0, 1) != order(0, 2) and order(0, 1) != order(1, 1)
+    assert sorted(order(0, 1)) == list(range(20))
+
+
+def test_training_leaves_out_what_does_not_fill_a_batch_but_keeps_a_small_set_whole():
+    assert len(shares(1, length=10, shuffle=True, batch_size=4)[0]) == 8
+    assert len(shares(1, length=3, shuffle=True, batch_size=4)[0]) == 3
+
+
+def test_the_epoch_comes_with_the_index():
+    assert shares(1, epoch=7, length=2)[0] == [(7, 0), (7, 1)]
+
+
+def test_a_batch_that_does_not_divide_over_the_processes_is_refused():
+    assert per_process(6) == 6
+    with patch.object(sampling, "rank_and_world", return_value=(0, 4)):
+        assert per_process(8) == 2
+        with pytest.raises(ValueError, match="multiple of the 4 processes"):
+            per_process(6)
+
+
+def test_samples_have_generators_of_their_own():
+    draws = {sample_rng(*key).integers(2**60) for key in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0))}
+    assert len(draws) == 4
+    assert sample_rng(1, 2, 3).integers(2**60) == sample_rng(1, 2, 3).integers(2**60)
