@@ -40,7 +40,7 @@ def _compare(setting: Setting, experiment: str) -> Compared:
         return Compared(experiment, count, None, "counted under fidelity=released")
     if not setting.keys:
         return Compared(experiment, None, None, setting.why)
-    config = config_of(Key(experiment, 0, "held_out", "paper").overrides())
+    config = _configuration(experiment)
     values = [value for key in setting.keys if (value := _select(config, key)) is not None]
     if not values and not setting.has_absent:
         return Compared(experiment, None, False, f"the configuration has none of {', '.join(setting.keys)}")
@@ -56,6 +56,11 @@ def same(value: Any, expected: Any) -> bool:
         return value is expected
     numbers = all(isinstance(v, int | float) for v in (value, expected))
     return math.isclose(value, expected, rel_tol=1e-6) if numbers else value == expected
+
+
+@cache
+def _configuration(experiment: str) -> dict[str, Any]:
+    return config_of(Key(experiment, 0, "held_out", "paper").overrides())
 
 
 def _select(config: Mapping[str, Any], key: str) -> Any:
