@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from et.anomaly.graph import NodeGraph, check_graph, make_undirected, neighbourhoods
-from et.anomaly.sources import load_graph
+from et.anomaly.sources import PUBLISHED, load_graph
 from et.anomaly.splits import Split, make_split
 from et.core import EdgeTopology
 from et.core.sparse import SortedEdges
@@ -107,6 +107,13 @@ class NodeDataModule(pl.LightningDataModule):
         self.repeated_edges = released if repeated_edges is None else repeated_edges
         self.one_way_edges, self.standardize, self.sample_ratio = one_way_edges, standardize, sample_ratio
         self.whole: NodeBatch | None = None
+
+    def missing(self) -> list[str]:
+        """What ``setup`` would have to download or ask for; reads and fetches nothing."""
+        about = PUBLISHED.get(self.source)
+        if about is None or (Path(self.root) / "node" / about.file).exists():
+            return []
+        return [f"{Path(self.root) / 'node' / about.file} (from {about.address})"]
 
     def setup(self, stage: str | None = None) -> None:
         """Read, check and split the graph; done once."""

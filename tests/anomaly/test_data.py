@@ -185,3 +185,13 @@ def test_a_graph_with_one_relation_needs_no_name(tmp_path):
         edge_index=graph.relations["first"].numpy(),
     )
     assert module(tmp_path / "a.npz").describe()["directed_edges"]["merged"] > 0
+
+
+def test_missing_names_the_file_and_where_it_is_from(tmp_path):
+    data = NodeDataModule("tolokers", tmp_path, num_nodes=11758, num_features=10)
+    (message,) = data.missing()
+    assert str(tmp_path / "node" / "tolokers.npz") in message and "heterophilous-graphs" in message
+    (tmp_path / "node").mkdir()
+    (tmp_path / "node" / "tolokers.npz").touch()
+    assert data.missing() == []
+    assert NodeDataModule("breast_cancer", tmp_path, num_nodes=569, num_features=30).missing() == []
