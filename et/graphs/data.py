@@ -52,7 +52,7 @@ class GraphData(pl.LightningDataModule):
         fidelity: ``released`` applies ``max_nodes``.
         max_nodes: the released code's limit; surplus nodes of larger graphs are dropped. None: no limit.
         one_hot: code integer node and edge types (ZINC's) as one-hot columns.
-        standardize: shift and scale node features by mean and deviation over the training nodes.
+        standardize: shift and scale node attributes by mean and deviation over the training graphs' nodes.
         sizes: for made data, how many graphs to make for train, val and test.
         made_seed: for made data, the seed they are made from (not that of the run, so that runs share their data).
         cache: folder for derived files; by default inside the data root.
@@ -124,6 +124,7 @@ class GraphData(pl.LightningDataModule):
         self.check_counts(graphs)
         if self.max_nodes is not None:
             graphs = graphs.truncate(self.max_nodes)
+        self.has_official_split = loaded.split is not None
         self.split = self.make_split(graphs, loaded.split)
         if self.standardize:
             graphs = standardized(graphs, self.split["train"])
@@ -224,10 +225,15 @@ def encode_types(graphs: GraphBatch, num_node_types: int, num_edge_types: int) -
 
 
 def standardized(graphs: GraphBatch, train: Tensor) -> GraphBatch:
-    """Node features with mean 0 and deviation 1 over the training graphs' nodes; constant columns are only shifted."""
+    """Node features with mean 0 and deviation 1 over the training graphs' nodes.
+
+    Columns that hold nothing but 0 and 1 (one-hot labels) stay as they are; constant ones are only shifted.
+    """
     seen = graphs.select(train).x
-    std = seen.std(0)
-    return replace(graphs, x=(graphs.x - seen.mean(0)) / torch.where(std > 0, std, torch.ones_like(std)))
+    mean, std = seen.mean(0), seen.std(0)
+    one_hot = ((graphs.x == 0) | (graphs.x == 1)).all(0)
+    scale = torch.where(std > 0, std, torch.ones_like(std))
+    return replace(graphs, x=torch.where(one_hot, graphs.x, (graphs.x - mean) / scale))
 
 
 def _as_it_is(batch: GraphBatch) -> GraphBatch:

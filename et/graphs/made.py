@@ -108,7 +108,7 @@ def extract_superpixels(name: str, root: Path, cache: Path, seed: int, sizes: tu
 
 
 def superpixel_graph(image_and_label: tuple[np.ndarray, int], segments: int = 75, neighbours: int = 8) -> Arrays:
-    """One image (28, 28) uint8 as superpixels: mean intensity and centre, joined to the 8 most similar others.
+    """One image (28, 28) uint8 as at most 75 superpixels: mean intensity and centre, joined to the 8 most similar.
 
     The similarity exp(-(distance / s)^2 - (difference / t)^2) is the edge's feature; s and t are a superpixel's mean
     distance in space and intensity to its nearest eight.
@@ -117,7 +117,12 @@ def superpixel_graph(image_and_label: tuple[np.ndarray, int], segments: int = 75
 
     image, label = image_and_label
     image = image.astype(np.float64) / 255
-    segment = slic(image, n_segments=segments, compactness=0.25, channel_axis=None, start_label=0).ravel()
+    asked = segments
+    while True:  # SLIC may give more than it is asked for; the published graphs have at most 75
+        segment = slic(image, n_segments=asked, compactness=0.25, channel_axis=None, start_label=0).ravel()
+        if segment.max() < segments:
+            break
+        asked -= 1
     count = np.maximum(np.bincount(segment), 1)
     rows, columns = np.indices(image.shape) / (image.shape[0] - 1)
     means = np.stack([np.bincount(segment, v.ravel()) / count for v in (image, columns, rows)], axis=1)

@@ -67,7 +67,7 @@ def load_tu(name: str, root: Path, cache: Path) -> Source:
         processed_dir = property(lambda self: str(processed))
 
     data, slices = _read(lambda: Cached(str(root / "tu"), name, use_node_attr=True, use_edge_attr=True), processed)
-    sizes = torch.bincount(torch.from_numpy(_column(raw / f"{name}_graph_indicator.txt")[:, 0]) - 1)
+    sizes = torch.from_numpy(np.bincount(_column(raw / f"{name}_graph_indicator.txt")[:, 0] - 1))
     # torch_geometric's slices end at the last graph that has an edge.
     edge_counts = F.pad(slices["edge_index"].diff(), (0, len(sizes) - len(slices["edge_index"]) + 1))
     x = data.x if data.x is not None else degree_features(data.edge_index, sizes, edge_counts)

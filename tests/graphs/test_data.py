@@ -1,0 +1,140 @@
+"""The data module: what the configuration promises, parts, batches, provenance."""
+
+import pytest
+import torch
+
+from et.errors import UserError
+from et.graphs.data import GraphData, encode_types, standardized
+
+
+@pytest.fixture
+def toy(tmp_path, make_tu):
+    make_tu(tmp_path, attributes=True)
+
+    def build(**changes) -> GraphData:
+        arguments = {"num_features": 5, "num_edge_features": 2, "num_classes": 2, "num_eigenvectors": 4}
+        arguments |= {"batch_size": 6, "folds": 5}
+        data = GraphData(**({"name": "TOY", "source": "tu", "root": tmp_path} | arguments | changes))
+        data.setup()
+        return data
+
+    return build
+
+
+def graphs_of(loader) -> list[int]:
+    """Sizes of all graphs a loader gives, which with their labels tell the toy graphs apart well enough."""
+    return [size for batch in loader for size in batch.sizes.tolist()]
+
+
+def test_parts_are_disjoint_and_batches_cover_them(toy):
+    data = toy()
+    assert torch.equal(torch.cat(list(data.split.values())).sort().values, torch.arange(40))
+    loaders = {"train": data.train_dataloader(), "val": data.val_dataloader(), "test": data.test_dataloader()}
+    for part, loader in loaders.items():
+        batches = list(loader)
+        assert sum(len(batch) for batch in batches) == len(data.split[part])
+        assert all(len(batch) == 6 for batch in batches[:-1])
+        assert sorted(graphs_of(batches)) == sorted(data.graphs.sizes[data.split[part]].tolist())
+
+
+def test_training_order_changes_with_the_epoch_and_evaluation_order_does_not(toy):
+    data = toy()
+    loader = data.train_dataloader()
+    orders = []
+    for epoch in (0, 1, 0):
+        loader.sampler.set_epoch(epoch)
+        orders.append(torch.cat([batch.x for batch in loader]))
+    assert not torch.equal(orders[0], orders[1]) and torch.equal(orders[0], orders[2])
+    first, again = (torch.cat([batch.x for batch in data.test_dataloader()]) for _ in range(2))
+    assert torch.equal(first, again)
+
+
+def test_released_protocol_trains_on_everything(toy):
+    data = toy(protocol="released")
+    assert all(len(part) == 40 for part in data.split.values())
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"num_features": 4}, "num_features=4.*out of range"),
+        ({"num_edge_features": 3}, "num_edge_features=3"),
+        ({"num_classes": 1 + 1, "folds": 50}, "fewer than the 50 folds"),
+        ({"protocol": "honest"}, "protocol"),
+        ({"source": "nosuch"}, "data.source"),
+    ],
+)
+def test_a_configuration_that_the_data_contradicts_is_refused(toy, wrong, message):
+    with pytest.raises(UserError, match=message):
+        toy(**wrong)
+
+
+def test_node_label_out_of_range_is_refused(tmp_path, make_tu):
+    raw = make_tu(tmp_path)
+    lines = (raw / "TOY_node_labels.txt").read_text().splitlines()
+    (raw / "TOY_node_labels.txt").write_text("\n".join(["7", *lines[1:]]) + "\n")
+    data = GraphData("TOY", "tu", tmp_path, num_features=3, num_edge_features=2, num_classes=2)
+    with pytest.raises(UserError, match="label out of range"):
+        data.setup()
+
+
+def test_class_label_out_of_range_is_refused(toy, make_graphs):
+    data = toy()
+    with pytest.raises(UserError, match=r"labels 0 \.\. 2"):
+        data.check_counts(make_graphs(num_classes=3, features=5, edge_features=2))
+    broken = make_graphs(features=5, edge_features=2)
+    broken.x[0, 0] = float("nan")
+    with pytest.raises(UserError, match="NaN"):
+        data.check_counts(broken)
+
+
+def test_node_limit_applies_to_the_released_fidelity_only(toy):
+    assert int(toy(max_nodes=5).graphs.sizes.max()) == 7
+    limited = toy(max_nodes=5, fidelity="released").graphs
+    assert int(limited.sizes.max()) == 5
+    assert len(limited.pe) == limited.num_nodes + len(limited)
+
+
+def test_standardization_uses_training_graphs_and_leaves_one_hot_columns(toy):
+    data, plain = toy(standardize=True), toy()
+    seen = data.graphs.select(data.split["train"]).x
+    assert torch.allclose(seen[:, :2].mean(0), torch.zeros(2), atol=1e-5)
+    assert torch.allclose(seen[:, :2].std(0), torch.ones(2), atol=1e-5)
+    assert torch.equal(data.graphs.x[:, 2:], plain.graphs.x[:, 2:])
+
+
+def test_constant_columns_are_only_shifted(make_graphs):
+    graphs = make_graphs()
+    graphs.x[:, 1] = 3.5
+    x = standardized(graphs, torch.arange(len(graphs))).x
+    assert (x[:, 1] == 0).all() and torch.isfinite(x).all()
+
+
+def test_types_as_one_hot_columns(make_graphs):
+    graphs = make_graphs(features=1, edge_features=1)
+    graphs.x[:] = torch.arange(graphs.num_nodes)[:, None] % 4
+    graphs.edge_attr[:] = 2
+    coded = encode_types(graphs, 4, 3)
+    assert torch.equal(coded.x.argmax(1), graphs.x[:, 0].long()) and coded.x.shape[1] == 4
+    assert coded.edge_attr.shape[1] == 3 and (coded.edge_attr[:, 2] == 1).all()
+    with pytest.raises(UserError, match=r"types 0 \.\. 3"):
+        encode_types(graphs, 3, 3)
+
+
+def test_description_tells_what_was_used(toy):
+    first, other = toy(fold=0).describe(), toy(fold=1).describe()
+    assert first["name"] == "TOY" and first["variant"] == "exact" and len(first["sha256"]) == 64
+    assert first["num_graphs"] == 40 and first["split"] == {"train": 28, "val": 4, "test": 8}
+    assert first["sha256"] == other["sha256"]
+    assert first["split_sha256"]["test"] != other["split_sha256"]["test"]
+
+
+def test_batches_move_and_select_like_tensors(make_graphs):
+    batch = make_graphs().to("cpu")
+    assert batch.x.device.type == "cpu" and batch.edge_attr is None
+
+
+def test_workers_give_the_same_batches(toy):
+    alone, helped = toy().test_dataloader(), toy(num_workers=1).test_dataloader()
+    for mine, theirs in zip(alone, helped, strict=True):
+        assert torch.equal(mine.x, theirs.x) and torch.equal(mine.edge_index, theirs.edge_index)

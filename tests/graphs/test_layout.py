@@ -1,0 +1,59 @@
+"""The two layouts: CLS edges, placing and taking tokens, sinks."""
+
+import pytest
+import torch
+
+from et.graphs.layout import PaddedLayout, SparseLayout, make_layout, token_edges
+
+
+def test_cls_sees_and_is_seen_by_every_token_of_its_graph(make_graphs):
+    batch = make_graphs(edge_features=2)
+    edge_index, features = token_edges(batch)
+    graph_of_token = torch.repeat_interleave(batch.sizes + 1)
+    assert torch.equal(graph_of_token[edge_index[0]], graph_of_token[edge_index[1]])
+    edges = {tuple(edge) for edge in edge_index.T.tolist()}
+    assert len(edges) == edge_index.shape[1] == batch.num_edges + 2 * batch.num_nodes + len(batch)
+    for cls, size in zip(batch.cls_tokens.tolist(), batch.sizes.tolist(), strict=True):
+        for token in range(cls, cls + size + 1):
+            assert (cls, token) in edges and (token, cls) in edges
+    assert (features[batch.num_edges :] == 1).all()
+    assert torch.equal(features[: batch.num_edges], batch.edge_attr)
+    assert torch.equal(edge_index[:, : batch.num_edges], batch.node_tokens[batch.edge_index])
+
+
+@pytest.mark.parametrize("sinks", [False, True])
+def test_padded_tokens_come_back(graphs, sinks):
+    layout = PaddedLayout(graphs, sinks)
+    tokens = torch.randn(graphs.num_nodes + len(graphs), 3)
+    x = layout.place(tokens, padding=torch.full((3,), 7.0))
+    assert x.shape == (4, 10, 3)
+    assert torch.equal(layout.tokens(x), tokens)
+    gaps = x[~layout.real]
+    assert (gaps == (7.0 if sinks else 0.0)).all()
+
+
+def test_sinks_attend_to_the_real_tokens_and_nothing_attends_to_them(make_graphs):
+    graphs = make_graphs(edge_features=2)
+    adjacency = PaddedLayout(graphs, sinks=True).features
+    for number, size in enumerate((graphs.sizes + 1).tolist()):
+        assert (adjacency[number, size:, :size] == 1).all()
+        assert (adjacency[number, :, size:] == 0).all()
+    plain = PaddedLayout(graphs, sinks=False).features
+    assert torch.equal(adjacency[:, 0], plain[:, 0])
+
+
+def test_edges_come_with_their_own_features_in_both_layouts(make_graphs):
+    graphs = make_graphs(edge_features=2)
+    for layout in (SparseLayout(graphs), PaddedLayout(graphs, sinks=True)):
+        # With the features themselves as ahat, what is on the edges must be those features.
+        ahat, features = layout.on_edges(layout.features)
+        assert torch.equal(ahat, features) and len(features) == graphs.num_edges
+        ordered, expected = (values[values[:, 0].argsort()] for values in (features, graphs.edge_attr))
+        assert torch.equal(ordered, expected)
+
+
+def test_unknown_layouts_are_refused(graphs):
+    with pytest.raises(ValueError, match="sparse"):
+        make_layout(graphs, "csr", False)
+    with pytest.raises(ValueError, match="padding"):
+        make_layout(graphs, "sparse", True)

@@ -1,0 +1,211 @@
+"""Training and scoring end to end on small data: measures, both protocols, resuming, what is recorded."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from et.errors import UserError
+from et.graphs.lit import GraphTask, Tally, seeded
+from et.graphs.protocol import released_accuracy
+from et.training import train
+
+SMALL = ["model.dim=16", "model.num_heads=2", "model.head_dim=4", "model.num_memories=8", "model.num_blocks=1"]
+
+
+@pytest.fixture
+def toy_run(config, tmp_path, make_tu):
+    """Configuration of a short run on the toy data set (rings and paths)."""
+    make_tu(tmp_path / "data")
+
+    def build(*overrides):
+        return config(
+            "experiment=tu_mutag", f"paths.data={tmp_path}/data", "data.name=TOY", "data.num_features=3",
+            "data.num_edge_features=2", "data.folds=5", "trainer.max_epochs=2", "optim.schedule.warmup_epochs=1",
+            *SMALL, *overrides,
+        )  # fmt: skip
+
+    return build
+
+
+def no_gather(tensor):
+    return tensor
+
+
+def test_accuracy_and_mean_recall():
+    tally = Tally(3)
+    outputs = F.one_hot(torch.tensor([0, 0, 1, 1, 0]), 4).float()
+    tally.add(outputs[:3], torch.tensor([0, 0, 0]))
+    tally.add(outputs[3:], torch.tensor([1, 1]))
+    assert tally.measures(no_gather, "graph") == {"accuracy": pytest.approx(3 / 5)}
+    measures = tally.measures(no_gather, "node")
+    assert measures["accuracy_weighted"] == pytest.approx((2 / 3 + 1 / 2) / 2)  # no node of class 2
+
+
+def test_predictions_beyond_the_classes_are_wrong():
+    tally = Tally(2)
+    tally.add(F.one_hot(torch.tensor([7, 1]), 10).float(), torch.tensor([0, 1]))
+    assert tally.measures(no_gather, "graph")["accuracy"] == 0.5
+
+
+def test_mean_absolute_error_does_not_depend_on_the_batches():
+    outputs, target = torch.randn(7, 1), torch.randn(7)
+    tally = Tally(1)
+    tally.add(outputs[:5], target[:5])
+    tally.add(outputs[5:], target[5:])
+    assert tally.measures(no_gather, "graph")["mae"] == pytest.approx((outputs[:, 0] - target).abs().mean().item())
+
+
+def test_measures_add_up_over_processes():
+    tally = Tally(2)
+    tally.add(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))
+    assert tally.measures(lambda t: torch.stack([t, t, t]), "graph")["accuracy"] == 0.5
+
+
+def test_losses(config):
+    outputs, target = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
+    task = GraphTask(nn.Identity(), None, num_classes=4, label_smoothing=0.05)
+    log_p = outputs.log_softmax(1)
+    expected = -(0.95 * log_p[range(5), target] + 0.05 * log_p.mean(1)).mean()
+    assert torch.allclose(task.loss(outputs, target), expected)
+    regression = GraphTask(nn.Identity(), None, num_classes=1)
+    assert torch.allclose(regression.loss(outputs[:, :1], target), (outputs[:, 0] - target).abs().mean())
+    with pytest.raises(UserError, match="protocol"):
+        GraphTask(nn.Identity(), None, num_classes=2, protocol="honest")
+
+
+def test_edge_reconstruction_joins_the_loss(make_graphs):
+    from et.graphs.model import GraphEnergyTransformer
+
+    torch.manual_seed(0)
+    batch = make_graphs(edge_features=2)
+    network = GraphEnergyTransformer(
+        3, 2, 2, dim=8, num_heads=2, head_dim=4, num_memories=8, num_eigenvectors=4, edge_reconstruction=True
+    ).eval()
+    losses = []
+    for weight in (0.0, 1.0, 3.0):
+        task = GraphTask(network, None, num_classes=2, edge_loss_weight=weight)
+        task.log = lambda *args, **kwargs: None
+        losses.append(task.training_step(batch, 0).item())
+    _, rebuilt, features = network.forward_with_edges(batch)
+    assert losses[1] - losses[0] == pytest.approx(F.mse_loss(rebuilt, features).item(), rel=1e-4)
+    assert losses[2] - losses[0] == pytest.approx(3 * F.mse_loss(rebuilt, features).item(), rel=1e-4)
+
+
+def test_held_out_run_is_recorded_with_its_data(toy_run):
+    outcome = train(toy_run("data.fold=1"))
+    record = outcome.record
+    assert set(record["metrics"]) == {"val/accuracy", "test/accuracy"}
+    assert record["dataset"]["name"] == "TOY" and record["dataset"]["fold"] == 1
+    assert record["task"] == "graphs" and record["protocol"] == "held_out"
+    assert record["num_params"] == sum(p.numel() for p in outcome.task.network.parameters())
+    assert train(toy_run("data.fold=1")).skipped
+    assert not train(toy_run("data.fold=2")).skipped
+
+
+def test_test_score_is_of_the_best_epochs_weights(toy_run):
+    outcome = train(toy_run("trainer.max_epochs=4", "optim.optimizer.lr=0.05"))
+    best = torch.load(outcome.folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    network = outcome.task.network
+    network.load_state_dict({name.removeprefix("network."): value for name, value in best.items()})
+    network.eval()
+    data = outcome.data
+    for part, key in (("val", "val/accuracy"), ("test", "test/accuracy")):
+        batch = data.graphs.select(data.split[part])
+        accuracy = (network(batch).argmax(1) == batch.y).float().mean().item()
+        assert outcome.record["metrics"][key] == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "released"])
+def test_released_run_is_scored_by_the_released_loop(toy_run, fidelity):
+    outcome = train(toy_run("protocol=released", f"fidelity={fidelity}", "task.repetitions=3"))
+    metrics, data, network = outcome.record["metrics"], outcome.data, outcome.task.network.eval()
+    assert {"test/accuracy", "test/accuracy_std", "test/accuracy_all"} <= set(metrics)
+    assert outcome.record["dataset"]["split"] == {"train": 40, "val": 40, "test": 40}
+    if fidelity == "paper":  # without noise and padding each graph is either right or wrong, once and for all
+        with torch.no_grad():
+            right = network(data.graphs).argmax(1) == data.graphs.y
+        assert metrics["test/accuracy_all"] == pytest.approx(right.float().mean().item())
+        mean, std = released_accuracy(lambda numbers: right[numbers], 40, 3, seed=0)
+        assert metrics["test/accuracy"] == pytest.approx(mean, abs=1e-6)
+        assert metrics["test/accuracy_std"] == pytest.approx(std, abs=1e-6)
+
+
+def test_resumed_run_is_the_uninterrupted_one(toy_run, tmp_path):
+    whole = train(toy_run("trainer.max_epochs=4", "callbacks.save_every_n_epochs=1", f"paths.runs={tmp_path}/whole"))
+    cfg = toy_run("trainer.max_epochs=4", "callbacks.save_every_n_epochs=1", f"paths.runs={tmp_path}/cut")
+
+    class Cut(Exception):
+        pass
+
+    original = GraphTask.training_step
+
+    def cut(self, batch, index):
+        if self.trainer.current_epoch == 2:
+            raise Cut
+        return original(self, batch, index)
+
+    GraphTask.training_step = cut
+    try:
+        with pytest.raises(Cut):
+            train(cfg)
+    finally:
+        GraphTask.training_step = original
+    resumed = train(cfg)
+    assert resumed.record["metrics"] == whole.record["metrics"]
+    for mine, theirs in zip(resumed.task.parameters(), whole.task.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_node_task_reports_both_accuracies_and_repeats_with_noise(config, tmp_path):
+    cfg = config(
+        "experiment=gnnbench_cluster_generated", f"paths.data={tmp_path}", "data.sizes=[8,4,4]", "data.batch_size=4", "trainer.max_epochs=1",
+        "fidelity=released", "protocol=released", "task.repetitions=3", "model.noise_std=3.0", *SMALL,
+        "model.num_blocks=2",
+    )  # fmt: skip
+    metrics = train(cfg).record["metrics"]
+    assert {"test/accuracy", "test/accuracy_std", "test/accuracy_weighted", "test/accuracy_weighted_std"} <= set(
+        metrics
+    )
+    assert metrics["test/accuracy_std"] > 0
+
+
+def test_regression_run_minimizes_the_absolute_error(config, monkeypatch, make_graphs, tmp_path):
+    from et.graphs import made
+    from et.graphs.sources import Source
+
+    graphs = make_graphs(sizes=(4, 6, 5, 7) * 3, features=1, edge_features=1)
+    graphs.y.copy_(torch.arange(12))
+    split = {"train": torch.arange(6), "val": torch.arange(6, 9), "test": torch.arange(9, 12)}
+    graphs = graphs.__class__(**{**graphs.__dict__, "y": graphs.y.float(), "pe": None})
+    monkeypatch.setattr(made, "load_zinc_variant", lambda root: Source(graphs, "toy", "0" * 64, split))
+    cfg = config(
+        "experiment=zinc_variant", f"paths.data={tmp_path}", "trainer.max_epochs=1", "data.batch_size=4", *SMALL
+    )
+    record = train(cfg).record
+    assert set(record["metrics"]) == {"val/mae", "test/mae"}
+    assert record["metrics"]["test/mae"] > 1  # untrained, on targets 9 .. 11
+    assert record["dataset"]["variant"] == "toy"
+
+
+def test_seeded_leaves_the_generator_as_it_was():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    with seeded(7, torch.device("cpu")):
+        inside = torch.rand(2)
+    assert torch.equal(torch.rand(2), expected)
+    with seeded(7, torch.device("cpu")):
+        assert torch.equal(torch.rand(2), inside)
+
+
+@pytest.mark.slow
+def test_it_learns_rings_from_paths(toy_run, make_tu, tmp_path):
+    make_tu(tmp_path / "more", num_graphs=150)
+    outcome = train(
+        toy_run(
+            f"paths.data={tmp_path}/more", "trainer.max_epochs=25", "model.step_size=0.1", "model.num_blocks=2",
+            "optim.optimizer.lr=0.01",
+        )
+    )  # fmt: skip
+    assert outcome.record["metrics"]["test/accuracy"] > 0.9

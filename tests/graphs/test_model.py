@@ -1,0 +1,188 @@
+"""The graph model: the paper's numbers, sparse against dense, independence of batch and node order, energies."""
+
+import pytest
+import torch
+from hydra.utils import instantiate
+
+from et.graphs.model import GraphEnergyTransformer
+
+TINY = dict(in_features=3, edge_features=0, num_outputs=2, dim=8, num_heads=3, head_dim=4, num_memories=10)  # noqa: C408
+TINY |= {"num_blocks": 2, "num_eigenvectors": 4, "step_size": 0.1, "attention_init_std": 0.3}
+RELEASED = {"head_mix": True, "adjacency_bias": True, "layout": "padded", "sink_padding": True}
+
+
+def tiny(seed=0, **changes) -> GraphEnergyTransformer:
+    torch.manual_seed(seed)
+    model = GraphEnergyTransformer(**(TINY | changes)).double()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.norm.delta.normal_()
+            block.attention.beta.uniform_(0.3, 0.8)
+        if model.adjacency.bias is not None:
+            model.adjacency.bias.normal_()
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "experiment, count",
+    [
+        ("tu_dd", 1_064_834),
+        ("zinc", 1_052_409),
+        ("zinc_full", 1_052_409),
+        ("gnnbench_cifar10", 529_236),
+        ("gnnbench_mnist", 528_980),
+        # Table 11's own counts, which are of the true numbers of classes.
+        ("gnnbench_pattern", 527_936),
+        ("gnnbench_cluster", 528_964),
+    ],
+)
+def test_released_parameter_counts(config, experiment, count):
+    network = instantiate(config(f"experiment={experiment}", "fidelity=released").model)
+    assert sum(parameter.numel() for parameter in network.parameters()) == count
+    block = sum(parameter.numel() for parameter in network.blocks[0].parameters()) + network.head_mix[0].numel()
+    assert block == 196_608 + 65_536 + 144 + 12 + 129 == 262_429
+
+
+@pytest.mark.parametrize("changes", [{}, {"edge_features": 2}, {"conv": "none"}, {"readout": "nodes", "steps": 3}])
+def test_sparse_is_dense(make_graphs, changes):
+    batch = make_graphs(edge_features=changes.get("edge_features", 0))
+    sparse, padded = tiny(**changes), tiny(layout="padded", **changes)
+    padded.load_state_dict(sparse.state_dict())
+    assert torch.allclose(sparse(batch), padded(batch), rtol=0, atol=1e-9)
+    assert torch.allclose(sparse.energies(batch), padded.energies(batch), rtol=0, atol=1e-9)
+    gradients = [
+        torch.autograd.grad(model(batch).square().sum(), list(model.parameters())) for model in (sparse, padded)
+    ]
+    for mine, theirs in zip(*gradients, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-8, atol=1e-9)
+
+
+def test_forward_is_the_equations_spelled_out_for_one_graph(make_graphs):
+    """Eq. 23-27 for a single graph with dense matrices and the energy's gradient by autograd."""
+    batch = make_graphs(sizes=(6,))
+    model = tiny(steps=2)
+    n, heads = 7, TINY["num_heads"]
+    adjacency = torch.zeros(n, n, dtype=torch.float64)
+    adjacency[0], adjacency[:, 0] = 1, 1
+    adjacency[batch.edge_index[1] + 1, batch.edge_index[0] + 1] = 1
+    x = torch.cat([model.cls[None], model.encoder(batch.x.double())]) + model.position(batch.pe.double())
+    outer = torch.zeros(n + 2, n + 2, dtype=torch.float64)
+    outer[1:-1, 1:-1] = x @ x.T
+    ahat = torch.zeros(n, n, heads, dtype=torch.float64)
+    for a in range(3):
+        for b in range(3):
+            ahat += outer[a : a + n, b : b + n, None] * model.kernel[a, b]
+    ahat = ahat * adjacency[..., None] * model.adjacency.weight[:, 0]
+
+    def energy(block, g):
+        total = -0.5 * torch.relu(g @ block.hopfield.memories.T).square().sum()
+        for h in range(heads):
+            q, k = g @ block.attention.w_query[h].T, g @ block.attention.w_key[h].T
+            beta = block.attention.beta[h]
+            for c in range(n):
+                keys = adjacency[c].bool()
+                total = total - torch.logsumexp(beta * (k[keys] @ q[c]) * ahat[c, keys, h], 0) / beta
+        return total
+
+    for block in model.blocks:
+        for _ in range(2):
+            g = block.norm(x).detach().requires_grad_()
+            x = x - TINY["step_size"] * torch.autograd.grad(energy(block, g), g)[0]
+    assert torch.allclose(model(batch)[0], model.head(x[0]), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("conv", ["3x3", "none"])
+def test_a_graphs_result_does_not_depend_on_its_batch(make_graphs, conv):
+    graphs, model = make_graphs(), tiny(conv=conv)
+    together = model(graphs)
+    for number in range(len(graphs)):
+        assert torch.allclose(model(graphs.select([number]))[0], together[number], rtol=0, atol=1e-9)
+    assert torch.allclose(model(graphs.select([2, 1, 3, 0])), together[[2, 1, 3, 0]], rtol=0, atol=1e-9)
+
+
+def test_released_results_do_depend_on_the_batch(make_graphs):
+    """As the released code's do: padding is made of tokens, and a bias turns non-edges into edges."""
+    graphs, model = make_graphs(), tiny(**RELEASED)
+    alone = torch.cat([model(graphs.select([number])) for number in range(len(graphs))])
+    assert (model(graphs) - alone).abs().max() > 1e-6
+
+
+def test_without_convolution_node_order_does_not_matter_and_with_it_does(make_graphs):
+    graphs = make_graphs()
+    permuted = graphs.permute_nodes(torch.Generator().manual_seed(0))
+    without, with_it = tiny(conv="none"), tiny()
+    assert torch.allclose(without(graphs), without(permuted), rtol=0, atol=1e-10)
+    assert (with_it(graphs) - with_it(permuted)).abs().max() > 1e-4
+
+
+def test_energy_falls_within_every_block(make_graphs):
+    model = tiny(steps=12, step_size=0.003)
+    energies = model.energies(make_graphs())
+    assert energies.shape == (2, 13, 4)
+    assert (energies.diff(dim=1) < 0).all()
+
+
+def test_noise_and_sign_flips_are_for_training_only_unless_released(make_graphs):
+    graphs = make_graphs()
+    model = tiny(noise_std=0.5)
+    assert torch.equal(model(graphs), model(graphs))
+    model.train()
+    assert not torch.equal(model(graphs), model(graphs))
+    quiet = tiny(noise_std=0.0).train()
+    assert not torch.equal(quiet(graphs), quiet(graphs))  # signs
+    released = tiny(noise_std=0.5, noise_in_evaluation=True)
+    assert not torch.equal(released(graphs), released(graphs))
+
+
+def test_fidelity_replaces_what_the_configuration_lists(config):
+    paper = instantiate(config("experiment=tu_mutag").model)
+    released = instantiate(config("experiment=tu_mutag", "fidelity=released").model)
+    assert paper.head_mix is None and paper.adjacency.bias is None and paper.layout == "sparse"
+    assert not paper.noise_in_evaluation and paper.head.out_features == 2 and paper.step_size == 0.01
+    assert released.head_mix is not None and released.adjacency.bias is not None and released.layout == "padded"
+    assert released.noise_in_evaluation and released.sink_padding
+    assert released.head.out_features == 10 and released.step_size == 0.1
+    with pytest.raises(ValueError, match="fidelity"):
+        GraphEnergyTransformer.of_fidelity("exact", **TINY)
+
+
+@pytest.mark.parametrize("changes", [{}, RELEASED])
+def test_edge_features_are_rebuilt_from_ahat(make_graphs, changes):
+    graphs = make_graphs(edge_features=2)
+    model = tiny(edge_features=2, edge_reconstruction=True, **changes)
+    outputs, rebuilt, features = model.forward_with_edges(graphs)
+    assert torch.equal(outputs, model(graphs))
+    assert rebuilt.shape == features.shape == (graphs.num_edges, 2)
+    assert torch.equal(features.sum(0), graphs.edge_attr[:, :].sum(0)) or torch.allclose(
+        features.sum(0), graphs.edge_attr.sum(0)
+    )
+    rebuilt.sum().backward()
+    assert model.kernel.grad.abs().sum() > 0 and model.edge_decoder.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("changes", [{}, RELEASED, {"readout": "nodes"}, {"conv": "none"}])
+def test_every_parameter_learns_something(make_graphs, changes):
+    graphs, model = make_graphs(), tiny(**changes).train()
+    model(graphs).square().sum().backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert silent == []
+
+
+def test_bfloat16_stays_near_float32(make_graphs):
+    graphs = make_graphs()
+    model = tiny().float()
+    exact = model(graphs)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(graphs)
+    assert rounded.isfinite().all()
+    assert (rounded.float() - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_wrong_options_are_named():
+    for changes, message in (
+        ({"readout": "mean"}, "readout"),
+        ({"conv": "5x5"}, "conv"),
+        ({"edge_reconstruction": True}, "edge features"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            GraphEnergyTransformer(**(TINY | changes))

@@ -1,0 +1,80 @@
+"""Splits and the released code's scoring loop."""
+
+import numpy as np
+import pytest
+import torch
+
+from et.errors import UserError
+from et.graphs.protocol import everything_split, held_out_split, released_accuracy, released_fold
+
+LABELS = torch.tensor([0] * 60 + [1] * 35 + [2] * 25)
+
+
+def test_folds_partition_the_graphs_and_keep_the_classes_proportions():
+    splits = [held_out_split(LABELS, fold, 10, seed=3) for fold in range(10)]
+    tested = torch.cat([split["test"] for split in splits])
+    assert torch.equal(tested.sort().values, torch.arange(120))
+    for split in splits:
+        parts = torch.cat(list(split.values()))
+        assert torch.equal(parts.sort().values, torch.arange(120))
+        assert len(split["test"]) == 12 and len(split["val"]) == 11
+        for part in split.values():
+            share = torch.bincount(LABELS[part], minlength=3) / len(part)
+            assert torch.allclose(share, torch.tensor([0.5, 0.29, 0.21]), atol=0.09)
+
+
+def test_folds_depend_on_the_seed_alone():
+    first, again, other = (held_out_split(LABELS, 4, 10, seed) for seed in (1, 1, 2))
+    assert all(torch.equal(first[part], again[part]) for part in first)
+    assert not torch.equal(first["test"], other["test"])
+
+
+def test_a_class_absent_from_a_fold_and_a_fold_that_is_none_are_refused():
+    with pytest.raises(UserError, match="class 3 has 4 graphs"):
+        held_out_split(torch.cat([LABELS, torch.tensor([3] * 4)]), 0, 10, seed=0)
+    with pytest.raises(UserError, match=r"data\.fold=10"):
+        held_out_split(LABELS, 10, 10, seed=0)
+
+
+def test_released_folds_look_at_the_first_of_both_parts():
+    folds = released_fold(188, seed=0)
+    assert len(folds) == 10
+    for looked_at in folds:
+        n = int(0.1 * (188 - 19)) if len(looked_at) == 32 else int(0.1 * (188 - 18))
+        larger, smaller = looked_at[:n], looked_at[n:]
+        assert len(smaller) == n
+        assert (larger.diff() > 0).all() and (smaller.diff() > 0).all()
+        assert not np.isin(larger, smaller).any()
+        # The first graphs of the data set, but for those that happen to be in the smaller part.
+        assert larger[-1] < n + 10
+    smaller_parts = torch.cat([looked_at[len(looked_at) // 2 :] for looked_at in folds])
+    assert len(smaller_parts.unique()) == len(smaller_parts) > 150
+
+
+def test_released_accuracy_against_the_loop_spelled_out():
+    """An independent version: explicit lists, batch by batch."""
+    right = set(range(0, 150, 3))
+    mean, std = released_accuracy(lambda graphs: torch.tensor([int(g) in right for g in graphs]), 150, 3, seed=5)
+    repetitions = []
+    for repetition in range(3):
+        accuracies = []
+        for looked_at in released_fold(150, 5 + repetition):
+            numbers, batches = looked_at.tolist(), []
+            while numbers:
+                batch, numbers = numbers[:64], numbers[64:]
+                batches.append(sum(number in right for number in batch) / len(batch))
+            accuracies.append(sum(batches) / len(batches))
+        repetitions.append(sum(accuracies) / 10)
+    assert mean == pytest.approx(np.mean(repetitions), abs=1e-6)
+    assert std == pytest.approx(np.std(repetitions), abs=1e-6)
+
+
+def test_released_accuracy_favours_the_first_tenth():
+    """The score of a model that is right about the first tenth only is far above its accuracy."""
+    mean, _ = released_accuracy(lambda graphs: graphs < 20, 200, 5, seed=0)
+    assert mean > 0.5
+    assert released_accuracy(lambda graphs: graphs >= 0, 200, 2, seed=0) == (1.0, 0.0)
+
+
+def test_everything_is_everything():
+    assert all(torch.equal(part, torch.arange(7)) for part in everything_split(7).values())
