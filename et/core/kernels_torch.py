@@ -11,12 +11,14 @@ from torch import Tensor
 from et.core import kernels_reference
 from et.core.edges import SortedEdges
 
-CHUNK_ELEMENTS = 1 << 24  # numbers in the largest tensor of a chunk (edges x H x Y)
+# Numbers in the largest tensor of a chunk (edges x H x Y): small enough for a CPU's cache, large enough to fill a GPU.
+CHUNK_ELEMENTS = {"cpu": 1 << 18, "other": 1 << 24}
 
 
 def chunks(num_edges: int, rows: Tensor) -> Iterator[slice]:
     """Slices of the edges such that one gathered row (H, Y) an edge makes at most CHUNK_ELEMENTS numbers."""
-    size = max(1, CHUNK_ELEMENTS // max(1, math.prod(rows.shape[1:])))
+    elements = CHUNK_ELEMENTS.get(rows.device.type, CHUNK_ELEMENTS["other"])
+    size = max(1, elements // max(1, math.prod(rows.shape[1:])))
     for start in range(0, num_edges, size):
         yield slice(start, min(start + size, num_edges))
 

@@ -1,9 +1,9 @@
 """Attention along edges: the differentiable operations, and the choice of the backend that computes them.
 
-Backends: ``reference`` (plain gather and scatter), ``torch`` (the same in chunks of bounded memory, any device) and
-``numba`` (CPU). ``auto`` takes the fastest that runs where the tensors are. The environment variable
-ET_SPARSE_BACKEND sets it for a process, the argument ``backend`` for a call. All but the reference make no tensor
-larger than (E, H), and :func:`attention` none larger than (N, H, Y).
+Backends: ``reference`` (plain gather and scatter), ``torch`` (the same in chunks of bounded memory, any device),
+``numba`` (CPU) and ``triton`` (GPU). ``auto`` takes the fastest that runs where the tensors are. The environment
+variable ET_SPARSE_BACKEND sets it for a process, the argument ``backend`` for a call. All but the reference make no
+tensor larger than (E, H), and :func:`attention` none larger than (N, H, Y).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from et.core import kernels_reference
-from et.core.edges import SortedEdges, numba_kernels
+from et.core.edges import SortedEdges
 from et.core.precision import at_least_float32
 
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
     "select_backend",
 ]
 
-BACKENDS = ("auto", "reference", "torch", "numba")
+BACKENDS = ("auto", "reference", "torch", "numba", "triton")
 
 
 def select_backend(name: str | None, tensor: Tensor) -> ModuleType:
@@ -47,15 +47,25 @@ def select_backend(name: str | None, tensor: Tensor) -> ModuleType:
     name = name or os.environ.get("ET_SPARSE_BACKEND", "auto")
     if name not in BACKENDS:
         raise ValueError(f"no sparse backend {name!r}: choose one of {', '.join(BACKENDS)}")
-    on_cpu = tensor.device.type == "cpu"
+    device = tensor.device.type
     if name == "auto":
-        name = "numba" if numba_kernels(tensor.device) else "torch"
-    if name == "numba" and not on_cpu:
+        fast = {"cpu": "numba", "cuda": "triton"}.get(device, "torch")
+        name = fast if _can_import(fast) else "torch"
+    if name == "numba" and device != "cpu":
         raise ValueError(f"the numba backend computes on the CPU, but the tensors are on {tensor.device}")
+    if name == "triton" and device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(f"the triton backend computes on a GPU, but the tensors are on {tensor.device}")
+    if not _can_import(name):
+        raise ValueError(f"the sparse backend {name!r} needs the package {name!r}, which cannot be imported here")
+    return importlib.import_module(f"et.core.kernels_{name}")
+
+
+def _can_import(name: str) -> bool:
     try:
-        return importlib.import_module(f"et.core.kernels_{name}")
-    except ImportError as error:
-        raise ValueError(f"sparse backend {name!r} needs a package that is not installed: {error}") from error
+        importlib.import_module(f"et.core.kernels_{name}")
+    except ImportError:
+        return False
+    return True
 
 
 # ---------------------------------------------------------------------------------------------- attention as a whole

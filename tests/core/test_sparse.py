@@ -13,41 +13,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from et.core import EdgeTopology, EnergyAttention, kernels_reference, kernels_torch, sparse
 from et.core.edges import SortedEdges
+from tests.core.sparse_cases import (
+    GRAPHS,
+    assert_relative,
+    in_double,
+    operands,
+    outputs_and_gradients,
+    random_graph,
+    star,
+)
 
 FAST = ("torch", "numba")
-
-
-def random_graph(num_nodes: int, num_edges: int, seed: int = 0) -> Tensor:
-    """Directed, with repeated edges and self-loops."""
-    return torch.randint(0, num_nodes, (2, num_edges), generator=torch.Generator().manual_seed(seed))
-
-
-def symmetric_graph(num_nodes: int, num_edges: int) -> Tensor:
-    half = random_graph(num_nodes, num_edges // 2)
-    return torch.cat([half, half.flip(0)], dim=1)
-
-
-def star(leaves: int) -> Tensor:
-    """Node 0 attends to all others and they to it."""
-    leaf = torch.arange(1, leaves + 1)
-    hub = torch.zeros_like(leaf)
-    return torch.cat([torch.stack([leaf, hub]), torch.stack([hub, leaf])], dim=1)
-
-
-NO_EDGES = torch.zeros(2, 0, dtype=torch.int64)
-GRAPHS = {
-    "multigraph": (random_graph(9, 300), 9),
-    "symmetric": (symmetric_graph(40, 200), 40),
-    "sparse_directed": (random_graph(60, 70), 60),
-    "isolated_nodes": (random_graph(20, 80) + 5, 40),
-    "self_loops": (torch.arange(12).expand(2, 12), 12),
-    "one_way": (torch.tensor([[0, 0, 0, 0], [1, 2, 3, 3]]), 4),
-    "star": (star(700), 701),
-    "one_node_self_loop": (torch.zeros(2, 3, dtype=torch.int64), 1),
-    "one_node_no_edge": (NO_EDGES, 1),
-    "no_edge": (NO_EDGES, 7),
-    "no_node": (NO_EDGES, 0),
-}
 
 
 @pytest.fixture(params=GRAPHS)
@@ -58,37 +34,9 @@ def graph(request) -> SortedEdges:
 @pytest.fixture(params=FAST)
 def backend(request, monkeypatch) -> str:
     """Each fast backend, with chunks and tasks so small that every graph is cut into several."""
-    monkeypatch.setattr(kernels_torch, "CHUNK_ELEMENTS", 100)
+    monkeypatch.setitem(kernels_torch.CHUNK_ELEMENTS, "cpu", 100)
     monkeypatch.setattr(pytest.importorskip("et.core.kernels_numba"), "EDGES_PER_TASK", 16)
     return request.param
-
-
-def operands(edges: SortedEdges, heads: int = 3, width: int = 5, dtype=torch.float32, seed: int = 0) -> list[Tensor]:
-    """Queries, keys and inverse temperatures that want gradients."""
-    generator = torch.Generator().manual_seed(seed)
-    q, k = torch.randn(2, edges.num_nodes, heads, width, generator=generator, dtype=torch.float64)
-    beta = torch.rand(heads, generator=generator, dtype=torch.float64) + 0.3
-    return [x.to(dtype).requires_grad_() for x in (q, k, beta)]
-
-
-def in_double(tensors: list[Tensor]) -> list[Tensor]:
-    return [x.detach().double().requires_grad_(x.requires_grad) for x in tensors]
-
-
-def outputs_and_gradients(function, inputs: list[Tensor], *arguments, **options) -> list[Tensor]:
-    outputs = function(*inputs, *arguments, **options)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    generator = torch.Generator().manual_seed(1)
-    cotangents = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in outputs]
-    return [*outputs, *torch.autograd.grad(outputs, inputs, cotangents)]
-
-
-def assert_relative(actual: list[Tensor], expected: list[Tensor], tolerance: float = 1e-5) -> None:
-    """Largest error within ``tolerance`` of the largest value (of 1 at least: zeros come with rounding errors)."""
-    for number, (x, y) in enumerate(zip(actual, expected, strict=True)):
-        assert x.shape == y.shape
-        error = (x.double() - y).abs().max().item() if y.numel() else 0.0
-        assert error <= tolerance * max(1.0, y.abs().max().item() if y.numel() else 1.0), f"output {number}: {error}"
 
 
 # ---------------------------------------------------------------------------------------- agreement with the reference
@@ -287,7 +235,7 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("backend", ["reference", *FAST])
 def test_no_tensor_of_edges_times_width_is_made(backend, monkeypatch):
-    monkeypatch.setattr(kernels_torch, "CHUNK_ELEMENTS", 4096)
+    monkeypatch.setitem(kernels_torch.CHUNK_ELEMENTS, "cpu", 4096)
     edges = SortedEdges.from_edge_index(random_graph(50, 20_000), 50)
     inputs = operands(edges, heads=2, width=16)
     with LargestTensor() as watch:
@@ -296,62 +244,7 @@ def test_no_tensor_of_edges_times_width_is_made(backend, monkeypatch):
     assert watch.largest == largest if backend == "reference" else watch.largest <= largest
 
 
-# ------------------------------------------------------------------------------------------------- edges and dispatch
-
-
-@pytest.mark.parametrize("name", GRAPHS)
-@pytest.mark.parametrize("with_numba", [True, False])
-def test_edges_are_sorted_both_ways(name, with_numba, monkeypatch):
-    edge_index, num_nodes = GRAPHS[name]
-    if not with_numba:
-        monkeypatch.setattr("et.core.edges.numba_kernels", lambda device: None)
-    edges = SortedEdges.from_edge_index(edge_index, num_nodes)
-    order = torch.argsort(edge_index[1] * num_nodes + edge_index[0], stable=True)
-    assert torch.equal(edges.order.long(), order)
-    assert torch.equal(edge_index[:, order], torch.stack([edges.key, edges.query]).long())
-    assert torch.equal(edges.row_start.diff(), torch.bincount(edge_index[1], minlength=num_nodes))
-    start, query = edges.by_key
-    assert torch.equal(query, edges.query[edges.key_position])
-    assert torch.equal(start.diff(), torch.bincount(edge_index[0], minlength=num_nodes))
-    assert edges.key[edges.key_position].diff().ge(0).all()
-
-
-def test_symmetric_graphs_share_one_order_also_after_a_move():
-    edges = SortedEdges.from_edge_index(symmetric_graph(30, 100), 30)
-    assert edges.by_key[1] is edges.key
-    moved = edges.to("meta")
-    assert moved.by_key[1] is moved.key and moved.key.device.type == "meta"
-    directed = SortedEdges.from_edge_index(random_graph(30, 100), 30)
-    assert directed.by_key[1] is not directed.key
-    assert directed.to("meta").by_key[1].device.type == "meta"
-
-
-def test_order_of_the_edges_can_be_left_out():
-    assert SortedEdges.from_edge_index(random_graph(3, 9), 3, keep_order=False).order is None
-
-
-@pytest.mark.parametrize(
-    ("edge_index", "message"),
-    [
-        (torch.zeros(3, 4, dtype=torch.int64), "must be"),
-        (torch.zeros(4, dtype=torch.int64), "must be"),
-        (torch.zeros(2, 4), "integers"),
-        (torch.zeros(2, 4, dtype=torch.bool), "integers"),
-        (torch.tensor([[0, 5], [0, 1]]), "names nodes 0 .. 5"),
-        (torch.tensor([[0, -1], [0, 1]]), "names nodes -1 .. 1"),
-    ],
-)
-def test_edges_that_are_none_raise(edge_index, message):
-    with pytest.raises(ValueError, match=message):
-        EdgeTopology(edge_index, 5)
-    with pytest.raises(ValueError, match="32-bit"):
-        SortedEdges.from_edge_index(torch.zeros(2, 1, dtype=torch.int64), 2**31)
-
-
-def test_small_integer_types_are_taken():
-    edge_index = random_graph(20, 50)
-    wide, narrow = (SortedEdges.from_edge_index(edge_index.to(t), 20) for t in (torch.int64, torch.int32))
-    assert torch.equal(wide.key, narrow.key) and torch.equal(wide.order, narrow.order)
+# ------------------------------------------------------------------------------------------------------------ dispatch
 
 
 def test_backend_comes_from_argument_environment_and_device(monkeypatch):
@@ -366,6 +259,9 @@ def test_backend_comes_from_argument_environment_and_device(monkeypatch):
         sparse.select_backend("fortran", x)
     with pytest.raises(ValueError, match="on the CPU"):
         sparse.select_backend("numba", x.to("meta"))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="on a GPU"):
+        sparse.select_backend("triton", x)
 
 
 def test_all_works_without_numba(monkeypatch):
@@ -378,7 +274,7 @@ def test_all_works_without_numba(monkeypatch):
     assert sparse.select_backend(None, inputs[0]) is kernels_torch
     actual = outputs_and_gradients(sparse.attention, inputs, edges)
     assert_relative(actual, outputs_and_gradients(kernels_reference.attention, in_double(inputs), edges))
-    with pytest.raises(ValueError, match="not installed"):
+    with pytest.raises(ValueError, match="cannot be imported"):
         sparse.select_backend("numba", inputs[0])
 
 

@@ -1,0 +1,69 @@
+"""Graphs, operands and comparisons shared by the tests of sparse attention."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from et.core.edges import SortedEdges
+
+
+def random_graph(num_nodes: int, num_edges: int, seed: int = 0) -> Tensor:
+    """Directed, with repeated edges and self-loops."""
+    return torch.randint(0, num_nodes, (2, num_edges), generator=torch.Generator().manual_seed(seed))
+
+
+def symmetric_graph(num_nodes: int, num_edges: int) -> Tensor:
+    half = random_graph(num_nodes, num_edges // 2)
+    return torch.cat([half, half.flip(0)], dim=1)
+
+
+def star(leaves: int) -> Tensor:
+    """Node 0 attends to all others and they to it."""
+    leaf = torch.arange(1, leaves + 1)
+    hub = torch.zeros_like(leaf)
+    return torch.cat([torch.stack([leaf, hub]), torch.stack([hub, leaf])], dim=1)
+
+
+NO_EDGES = torch.zeros(2, 0, dtype=torch.int64)
+GRAPHS = {
+    "multigraph": (random_graph(9, 300), 9),
+    "symmetric": (symmetric_graph(40, 200), 40),
+    "sparse_directed": (random_graph(60, 70), 60),
+    "isolated_nodes": (random_graph(20, 80) + 5, 40),
+    "self_loops": (torch.arange(12).expand(2, 12), 12),
+    "one_way": (torch.tensor([[0, 0, 0, 0], [1, 2, 3, 3]]), 4),
+    "star": (star(70), 71),
+    "one_node_self_loop": (torch.zeros(2, 3, dtype=torch.int64), 1),
+    "one_node_no_edge": (NO_EDGES, 1),
+    "no_edge": (NO_EDGES, 7),
+    "no_node": (NO_EDGES, 0),
+}
+
+
+def operands(edges: SortedEdges, heads: int = 3, width: int = 5, dtype=torch.float32, seed: int = 0) -> list[Tensor]:
+    """Queries, keys and inverse temperatures that want gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    q, k = torch.randn(2, edges.num_nodes, heads, width, generator=generator, dtype=torch.float64)
+    beta = torch.rand(heads, generator=generator, dtype=torch.float64) + 0.3
+    return [x.to(dtype).requires_grad_() for x in (q, k, beta)]
+
+
+def in_double(tensors: list[Tensor]) -> list[Tensor]:
+    return [x.detach().double().requires_grad_(x.requires_grad) for x in tensors]
+
+
+def outputs_and_gradients(function, inputs: list[Tensor], *arguments, **options) -> list[Tensor]:
+    outputs = function(*inputs, *arguments, **options)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    generator = torch.Generator().manual_seed(1)
+    cotangents = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in outputs]
+    return [*outputs, *torch.autograd.grad(outputs, inputs, cotangents)]
+
+
+def assert_relative(actual: list[Tensor], expected: list[Tensor], tolerance: float = 1e-5) -> None:
+    """Largest error within ``tolerance`` of the largest value (of 1 at least: zeros come with rounding errors)."""
+    for number, (x, y) in enumerate(zip(actual, expected, strict=True)):
+        assert x.shape == y.shape
+        error = (x.double() - y).abs().max().item() if y.numel() else 0.0
+        assert error <= tolerance * max(1.0, y.abs().max().item() if y.numel() else 1.0), f"output {number}: {error}"
