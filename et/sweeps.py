@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -55,6 +55,11 @@ class Cell:
     def label(self) -> str:
         """The overrides that make this cell what it is."""
         return " ".join(o for o in self.overrides if not o.startswith(_NOT_IN_LABEL))
+
+    @property
+    def group(self) -> str:
+        """The label without seed and fold: what the cell is averaged with."""
+        return " ".join(o for o in self.label.split(" ") if not o.startswith(("seed=", "data.fold=")))
 
 
 def run_cell(cfg: DictConfig) -> float | None:
@@ -217,19 +222,21 @@ def report(cells: Sequence[Cell], title: str, runs: Path, verbose: bool) -> None
     counts = {state: sum(cell.state == state for cell in cells) for state in STATES}
     _say(f"{title}: " + ", ".join(f"{n} {STATES[state]}" for state, n in counts.items() if n))
     if verbose:
+        groups: dict[str, Counter[str]] = defaultdict(Counter)
         for cell in cells:
-            _say(f"  {cell.state:<11} {cell.label}" + (f"  ({cell.seconds:.0f} s)" if cell.seconds is not None else ""))
+            groups[cell.group][STATES[cell.state]] += 1
+        for group, states in groups.items():
+            _say(f"  {group}: " + ", ".join(f"{count} {state}" for state, count in states.items()))
     reasons: dict[str, list[Cell]] = defaultdict(list)
     for cell in cells:
         if cell.state in ("failed", "invalid"):
             reasons[cell.message].append(cell)
     for message, failed in reasons.items():
         _say(f"  {len(failed)} x {message}")
-        shown = failed if verbose else failed[:3]
-        for cell in shown:
+        for cell in failed[:3]:
             _say(f"      {cell.label}" + (f"  [{cell.folder}]" if cell.folder else ""))
-        if len(shown) < len(failed):
-            _say(f"      and {len(failed) - len(shown)} more")
+        if len(failed) > 3:
+            _say(f"      and {len(failed) - 3} more")
     left = sum(cell.state != "done" for cell in cells)
     if left:
         seconds, unknown = estimate(cells, runs)
