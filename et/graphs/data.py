@@ -114,6 +114,15 @@ class GraphData(pl.LightningDataModule):
             return makers[self.source](self.name, self.root, cache, self.made_seed, self.sizes)
         raise UserError(f"data.source must be one of {', '.join(Kind.__args__)}, not {self.source!r}")
 
+    def missing(self) -> list[str]:
+        """What ``setup`` would have to download or ask for; reads and fetches nothing."""
+        places = {
+            "tu": f"tu/{self.name}/raw", "gnnbench": f"gnnbench/{self.name}/raw", "zinc": "zinc/raw",
+            "zinc_variant": "zinc/zinc12k_variant.npz", "extracted": "mnist/train.npz",
+        }  # fmt: skip
+        place = places.get(self.source)
+        return [str(self.root / place)] if place is not None and not (self.root / place).exists() else []
+
     def setup(self, stage: str | None = None) -> None:
         if self.graphs is not None:
             return

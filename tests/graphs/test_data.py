@@ -138,3 +138,12 @@ def test_workers_give_the_same_batches(toy):
     alone, helped = toy().test_dataloader(), toy(num_workers=1).test_dataloader()
     for mine, theirs in zip(alone, helped, strict=True):
         assert torch.equal(mine.x, theirs.x) and torch.equal(mine.edge_index, theirs.edge_index)
+
+
+@pytest.mark.parametrize(("source", "place"), [("tu", "tu/TOY/raw"), ("extracted", "mnist/train.npz")])
+def test_missing_names_the_place_without_fetching(tmp_path, source, place):
+    data = GraphData("TOY", source, tmp_path, num_features=5, num_edge_features=0, num_classes=2)
+    assert data.missing() == [str(tmp_path / place)]
+    (tmp_path / place).mkdir(parents=True)
+    assert data.missing() == []
+    assert GraphData("digits", "digits", tmp_path, 1, 0, 10).missing() == []
