@@ -71,14 +71,14 @@ class EnergyAttention(nn.Module):
         q, k = qk.unflatten(-1, (2, self.num_heads, self.head_dim)).unbind(-3)
         return q, k
 
-    def mix(self, q: Tensor, k: Tensor, topology: Topology | None) -> Tensor:
-        """The two terms of the update in the attention's inner space: [P K | P^T Q], (..., N, 2HY)."""
+    def mix(self, q: Tensor, k: Tensor, topology: Topology | None) -> tuple[Tensor, Tensor]:
+        """The two terms of the update in the attention's inner space, P K and P^T Q: each (..., N, HY)."""
         to_query, to_key = (topology or self.all_pairs).mix(q, k, self.beta)
         if self.terms == "query":
             to_key = torch.zeros_like(to_key)
         elif self.terms == "key":
             to_query = torch.zeros_like(to_query)
-        return torch.cat([to_query.flatten(-2), to_key.flatten(-2)], dim=-1)
+        return to_query.flatten(-2), to_key.flatten(-2)
 
     def token_energy(self, g: Tensor, topology: Topology | None = None) -> Tensor:
         """Each query's share of the energy, (B, N, D) -> (B, N) or (N, D) -> (N,); float32 or better."""
@@ -96,7 +96,7 @@ class EnergyAttention(nn.Module):
         """-dE^ATT/dg in closed form, shaped like ``g`` (the two softmax terms below eq. 8; eq. 17)."""
         weights, bias = self.stacked_weights(), self.stacked_bias()
         q, k = self.split_heads(torch.nn.functional.linear(g, weights, bias))
-        return self.mix(q, k, topology) @ weights
+        return torch.cat(self.mix(q, k, topology), dim=-1) @ weights
 
     def extra_repr(self) -> str:
         return (

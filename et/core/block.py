@@ -107,8 +107,8 @@ class EnergyTransformerBlock(nn.Module):
         qk, memories = hidden.split([inner, hidden.shape[-1] - inner], dim=-1)
         mixed = self.attention.mix(*self.attention.split_heads(qk), topology)
         if self.hopfield is not None:
-            mixed = torch.cat([mixed, self.hopfield.respond(memories)], dim=-1)
-        return mixed @ matrix
+            mixed = (*mixed, self.hopfield.respond(memories))
+        return torch.cat(mixed, dim=-1) @ matrix
 
     def module_energies(self, g: Tensor, topology: Topology | None = None) -> tuple[Tensor, Tensor]:
         """(E^ATT, E^HN), each (B,) or (); zero for a module that is left out."""

@@ -4,8 +4,8 @@ The score of key B for query C in head h is
 
     z_h = ahat_h(C, B) * sum_h' mix(h', h) beta_h' K_h'B . Q_h'C
 
-with ``ahat`` the parameterised adjacency of eq. 24 and ``mix`` an optional (H, H) matrix over heads (the identity in the
-paper). A pair whose ``ahat`` is exactly 0 is no edge. ``ahat`` is a constant of the energy: it is made once from the
+with ``ahat`` the parameterised adjacency of eq. 24 and ``mix`` an optional (H, H) matrix over heads (in the paper the
+identity). A pair whose ``ahat`` is exactly 0 is no edge. ``ahat`` is a constant of the energy: it is made once from the
 tokens the descent starts with. With P = softmax of z over the keys, the update's weights are
 
     c_h = d/d(K_h . Q_h) sum_h' 1/beta_h' logsumexp z_h' = beta_h sum_h' mix(h, h') P_h' ahat_h' / beta_h'
@@ -15,11 +15,17 @@ and with the identity for ``mix`` simply P * ahat.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
-from et.core.sparse import SortedEdges, edge_aggregate, edge_scores, segment_logsumexp
+from et.core.edges import SortedEdges
+from et.core.precision import at_least_float32
+from et.core.sparse import edge_aggregate, edge_scores, segment_logsumexp, select_backend
 
 
 def _weighted_scores(products: Tensor, ahat: Tensor, beta: Tensor, head_mix: Tensor | None) -> Tensor:
@@ -76,11 +82,61 @@ class WeightedEdges:
 
     def mix(self, q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
         """(sum_B c_CB K_B, sum_C c_CB Q_C), each (N, H, Y)."""
+        if self.head_mix is None and _has_kernels(q):
+            dtype, (q, k) = q.dtype, (at_least_float32(x).contiguous() for x in (q, k))
+            u, v = _WeightedAttention.apply(q, k, beta.to(q.dtype), self.weight.to(q.dtype).contiguous(), self.edges)
+            return u.to(dtype), v.to(dtype)
         q, k = q.contiguous(), k.contiguous()  # once, not in each of the kernels below and again in their gradients
         scores = self._scores(q, k, beta)
         p = (scores - segment_logsumexp(scores, self.edges)[self.edges.query]).exp()
         c = _update_weights(p, self.weight, beta, self.head_mix)
         return edge_aggregate(c, k, self.edges), edge_aggregate(c, q, self.edges, to_keys=True)
+
+
+def _has_kernels(tensor: Tensor) -> bool:
+    """Whether the compiled kernels of weighted attention run where ``tensor`` is."""
+    return select_backend(None, tensor).__name__ == "et.core.kernels_numba"
+
+
+class _WeightedAttention(Function):
+    """Both terms of the update without a head mix, in two passes over the edges instead of six operations."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, beta: Tensor, ahat: Tensor, edges: SortedEdges
+    ) -> tuple[Tensor, Tensor]:
+        from et.core import kernels_weighted
+
+        u, v, products, p = kernels_weighted.attention(q, k, beta, ahat, edges)
+        ctx.save_for_backward(q, k, beta, ahat, products, p)
+        ctx.edges = edges
+        return u, v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_u: Tensor, grad_v: Tensor) -> tuple:
+        from et.core import kernels_weighted
+
+        return *kernels_weighted.attention_gradient(*ctx.saved_tensors, grad_u, grad_v, ctx.edges), None
+
+
+class _CrossProducts(Function):
+    """x_C[i] . x_B[j] on the edges: (N, R, D) -> (E, R, R)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, edges: SortedEdges) -> Tensor:
+        from et.core import kernels_weighted
+
+        ctx.save_for_backward(x)
+        ctx.edges = edges
+        return kernels_weighted.cross_products(x, edges)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        from et.core import kernels_weighted
+
+        return kernels_weighted.cross_products_gradient(grad, *ctx.saved_tensors, ctx.edges), None
 
 
 class WeightedPairs:
@@ -132,8 +188,11 @@ def edge_outer_convolution(x: Tensor, kernel: Tensor, edges: SortedEdges, first:
     Returns:
         (E, H), in the order of ``edges``.
     """
-    shifted = shifted_tokens(x, first, last)
-    products = edge_scores(shifted.repeat_interleave(3, dim=1), shifted.repeat(1, 3, 1), edges)
+    shifted = shifted_tokens(at_least_float32(x), first, last)
+    if _has_kernels(shifted):
+        products = _CrossProducts.apply(shifted, edges).flatten(1)
+    else:
+        products = edge_scores(shifted.repeat_interleave(3, dim=1), shifted.repeat(1, 3, 1), edges)
     return products @ kernel.flatten(0, 1).to(products.dtype)
 
 
