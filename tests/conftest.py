@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-ROOT = Path(__file__).parents[1]
+from tests.configs import compose_config
+
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
@@ -34,12 +34,6 @@ def golden() -> Callable[[str], dict[str, torch.Tensor]]:
             return {key: torch.from_numpy(np.array(arrays[key])) for key in arrays.files}
 
     return load
-
-
-def compose_config(*overrides: str) -> DictConfig:
-    """The configuration that ``python train.py OVERRIDES`` would run."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("train", list(overrides))
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
 import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
-from test_training import ROOT, TINY
 
 from et.errors import UserError
 from et.evaluation import evaluate
 from et.training import train
+from tests.configs import ROOT, TINY
 
 
 def options(*overrides):

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, compose_config
 from hydra.utils import instantiate
 
 from et.errors import UserError
 from et.training import resolve, train
+from tests.configs import ROOT, compose_config
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 # One experiment of every kind of data, model and task: what all the others differ from in numbers only.

@@ -3,9 +3,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import compose_config
 
 from et.optim import centralize, configure, warmup_cosine
+from tests.configs import compose_config
 
 
 def test_warmup_cosine_passes_through_its_three_rates():

@@ -17,27 +17,7 @@ from et.callbacks import Checkpoints
 from et.errors import UserError
 from et.results.record import RESULT_KEYS, read_result, run_id
 from et.training import resolve, resumable, train
-
-ROOT = Path(__file__).parents[1]
-TINY = (
-    "experiment=demo_inpainting",
-    "data.image_size=16",
-    "data.patch_size=8",
-    "data.batch_size=8",
-    "data.source.crops_per_epoch=24",
-    "data.source.levels=1",
-    "data.mask_seeds=1",
-    "model.dim=16",
-    "model.num_heads=2",
-    "model.head_dim=4",
-    "model.num_memories=16",
-    "model.steps=2",
-    "trainer.max_epochs=3",
-    "trainer.check_val_every_n_epoch=1",
-    "trainer.precision=32-true",
-    "trainer.accelerator=cpu",
-    "~callbacks.pictures",
-)
+from tests.configs import ROOT, TINY
 
 
 @pytest.fixture

@@ -79,9 +79,7 @@ class Photos:
         self.photos = [level for name in TRAINING for level in levels_of(name, 2 * max(self.size))]
         area = np.array([level.shape[0] * level.shape[1] for level in self.photos], dtype=float)
         self.weights = np.sqrt(area).cumsum() / np.sqrt(area).sum()
-        self.layout = [
-            (name, level) for name in HELD_OUT for level in levels_of(name, 2 * max(self.size))[:levels]
-        ]
+        self.layout = [(name, level) for name in HELD_OUT for level in levels_of(name, 2 * max(self.size))[:levels]]
         self.held_out = [window for _, image in self.layout for window in windows(image, self.size)]
         self.eval_length = len(self.held_out)
 

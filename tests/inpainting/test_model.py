@@ -1,10 +1,10 @@
 import pytest
 import torch
-from conftest import compose_config
 from hydra.utils import instantiate
 
 from et.inpainting.model import InpaintingET, sincos_positions
 from et.inpainting.patches import patchify, unpatchify
+from tests.configs import compose_config
 
 SMALL = {"dim": 16, "num_heads": 2, "head_dim": 4, "num_memories": 32, "steps": 3}
 

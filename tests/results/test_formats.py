@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from checks import Balance, compile_latex, html_faults, latex_faults
 from markdown_it import MarkdownIt
 
 from et.results.formats import Document, Grid, Section, Text, latex, signed, to_html, to_latex, to_markdown
+from tests.results.checks import Balance, compile_latex, html_faults, latex_faults
 
 NASTY = r"a|b & 50% #1 _x_ {y} $z$ ~ ^ \end < > ± ✓ ✗ × – Δ α β σ" + " \" '"
 GRID = Grid(

@@ -7,11 +7,11 @@ import io
 import json
 
 import pytest
-from checks import compile_latex, html_faults, latex_faults
 from markdown_it import MarkdownIt
 
 from et.results import paper, tables
 from et.results.identity import Key
+from tests.results.checks import compile_latex, html_faults, latex_faults
 
 
 def rows_of(text: str, caption: str) -> list[list[str]]:

@@ -1,0 +1,37 @@
+"""Composed configurations for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+ROOT = Path(__file__).parents[1]
+
+# The demo made so small that a run takes a second.
+TINY = (
+    "experiment=demo_inpainting",
+    "data.image_size=16",
+    "data.patch_size=8",
+    "data.batch_size=8",
+    "data.source.crops_per_epoch=24",
+    "data.source.levels=1",
+    "data.mask_seeds=1",
+    "model.dim=16",
+    "model.num_heads=2",
+    "model.head_dim=4",
+    "model.num_memories=16",
+    "model.steps=2",
+    "trainer.max_epochs=3",
+    "trainer.check_val_every_n_epoch=1",
+    "trainer.precision=32-true",
+    "trainer.accelerator=cpu",
+    "~callbacks.pictures",
+)
+
+
+def compose_config(*overrides: str) -> DictConfig:
+    """The configuration that ``python train.py OVERRIDES`` would run."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("train", list(overrides))
