@@ -21,7 +21,7 @@ from et.core.edges import SortedEdges
 # Sums may be reordered and fused; infinities and NaN keep their meaning.
 FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
 EDGES_PER_TASK = 1 << 15
-PART = 256  # edges that are summed before they are added to their row
+PART = 64  # edges that are summed before they are added to their row
 
 
 def kernel(function: Callable, fastmath: set[str] | bool = FAST_MATH) -> Callable:
@@ -139,7 +139,7 @@ def _dots(x, y, v, w):
 
 @kernel
 def _flush(part, out):
-    """Add a partial sum to its row. Summing a few hundred edges at a time keeps hubs of 10^5 edges exact in float32."""
+    """Add a partial sum to its row: summing few edges at a time keeps hubs of 10^5 edges exact in float32."""
     for i in range(len(part)):
         out[i] += part[i]
         part[i] = 0
@@ -265,18 +265,20 @@ def _query_term(q, k, beta, row_start, key, u, peak, total, first, low, high):
 @kernel
 def _key_term(q, values, k, beta, peak, total, start, query, v, first, low, high):
     _, heads, width = q.shape
-    part = np.zeros(width, q.dtype)
+    p, part = np.empty(PART, q.dtype), np.zeros(width, q.dtype)
     for b in range(low, high):
         row = b - first
         for h in range(heads):
-            for e in range(start[b], start[b + 1]):
-                c = query[e]
-                w = _unnormalised(_dot(q[c, h], k[row, h]), beta[h], peak[c, h]) / total[c, h]
-                for y in range(width):
-                    part[y] += w * values[c, h, y]
-                if e % PART == 0:
-                    _flush(part, v[row, h])
-            _flush(part, v[row, h])
+            for e in range(start[b], start[b + 1], PART):
+                queries = query[e : min(e + PART, start[b + 1])]
+                for j in range(len(queries)):
+                    c = queries[j]
+                    p[j] = _unnormalised(_dot(q[c, h], k[row, h]), beta[h], peak[c, h]) / total[c, h]
+                for j in range(len(queries)):
+                    c, w = queries[j], p[j]
+                    for y in range(width):
+                        part[y] += w * values[c, h, y]
+                _flush(part, v[row, h])
 
 
 @kernel
@@ -314,19 +316,21 @@ def _query_gradient(q, k, beta, peak, total, gu, gv, row_start, key, gq, mean, g
 @kernel
 def _key_gradient(q, k, beta, peak, total, gu, gv, mean, start, query, gk, low, high):
     _, heads, width = q.shape
-    part = np.zeros(width, q.dtype)
+    p, changes, part = np.empty(PART, q.dtype), np.empty(PART, q.dtype), np.zeros(width, q.dtype)
     for b in range(low, high):
         for h in range(heads):
-            for e in range(start[b], start[b + 1]):
-                c = query[e]
-                w = _unnormalised(_dot(q[c, h], k[b, h]), beta[h], peak[c, h]) / total[c, h]
-                slope = _dots(gu[c, h], k[b, h], gv[b, h], q[c, h])
-                change = beta[h] * w * (slope - mean[c, h])
-                for y in range(width):
-                    part[y] += w * gu[c, h, y] + change * q[c, h, y]
-                if e % PART == 0:
-                    _flush(part, gk[b, h])
-            _flush(part, gk[b, h])
+            for e in range(start[b], start[b + 1], PART):
+                queries = query[e : min(e + PART, start[b + 1])]
+                for j in range(len(queries)):
+                    c = queries[j]
+                    p[j] = _unnormalised(_dot(q[c, h], k[b, h]), beta[h], peak[c, h]) / total[c, h]
+                    slope = _dots(gu[c, h], k[b, h], gv[b, h], q[c, h])
+                    changes[j] = beta[h] * p[j] * (slope - mean[c, h])
+                for j in range(len(queries)):
+                    c, w, change = queries[j], p[j], changes[j]
+                    for y in range(width):
+                        part[y] += w * gu[c, h, y] + change * q[c, h, y]
+                _flush(part, gk[b, h])
 
 
 def query_term(
