@@ -71,6 +71,8 @@ class NodeDataModule(pl.LightningDataModule):
         one_way_edges: treatment of edges without their reverse: error, mirror or keep.
         standardize: shift and scale every feature to mean 0 and deviation 1: ``none``; ``train``: over the training
             nodes; ``all``: over all nodes (features of test nodes are known to a transductive model, labels are not).
+        scaling: what ``standardize`` does: ``moments`` as above, or ``quantiles``: map every feature's quantiles to
+            those of a normal distribution, cut off at 3 deviations (for counts with long tails).
         sample_ratio: train each epoch on the subgraph of so many of the training, validation and test nodes
             (appendix C.2: 5 %); None: on the whole graph.
 
@@ -96,6 +98,7 @@ class NodeDataModule(pl.LightningDataModule):
         repeated_edges: bool | None = None,
         one_way_edges: str = "error",
         standardize: str = "none",
+        scaling: str = "moments",
         sample_ratio: float | None = None,
     ):
         super().__init__()
@@ -105,7 +108,8 @@ class NodeDataModule(pl.LightningDataModule):
         self.train_ratio, self.seed, self.protocol, self.merge = train_ratio, seed, protocol, merge
         self.self_loops = (released and merge) if self_loops is None else self_loops
         self.repeated_edges = released if repeated_edges is None else repeated_edges
-        self.one_way_edges, self.standardize, self.sample_ratio = one_way_edges, standardize, sample_ratio
+        self.one_way_edges, self.sample_ratio = one_way_edges, sample_ratio
+        self.standardize, self.scaling = standardize, scaling
         self.whole: NodeBatch | None = None
 
     def missing(self) -> list[str]:
@@ -121,6 +125,8 @@ class NodeDataModule(pl.LightningDataModule):
             return
         if self.standardize not in ("none", "train", "all"):
             raise UserError(f"data.standardize must be none, train or all, not {self.standardize!r}")
+        if self.scaling not in ("moments", "quantiles"):
+            raise UserError(f"data.scaling must be moments or quantiles, not {self.scaling!r}")
         if self.sample_ratio is not None and not 0 < self.sample_ratio <= 1:
             raise UserError(f"data.sample_ratio must lie between 0 and 1, not be {self.sample_ratio}")
         graph = self._read()
@@ -129,7 +135,7 @@ class NodeDataModule(pl.LightningDataModule):
         self._description = self._describe(graph, split, edges)
         anomalous = int((graph.labels[split.train] == 1).sum())
         self.whole = NodeBatch(
-            features=standardized(graph.features, self.standardize, split),
+            features=standardized(graph.features, self.standardize, self.scaling, split),
             labels=graph.labels,
             topologies=tuple(EdgeTopology(edge_index, graph.num_nodes) for edge_index in edges.values()),
             train=torch.from_numpy(split.train),
@@ -171,7 +177,7 @@ class NodeDataModule(pl.LightningDataModule):
             "anomaly_ratio": round(float((labelled == 1).float().mean()), 6),
             "self_loops": self.self_loops,
             "repeated_edges": self.repeated_edges,
-            "standardize": self.standardize,
+            "standardize": self.standardize if self.standardize == "none" else f"{self.scaling}, {self.standardize}",
             "train_ratio": self.train_ratio,
             "train_nodes": len(split.train),
             "val_nodes": len(split.val),
@@ -265,12 +271,19 @@ def induced_topology(edges: SortedEdges, nodes: Tensor) -> EdgeTopology:
     return EdgeTopology(torch.stack([key, query])[:, key >= 0], count)
 
 
-def standardized(features: Tensor, how: str, split: Split) -> Tensor:
-    """(N, F) with mean 0 and deviation 1 over the nodes that ``how`` names; a constant feature becomes 0."""
+def standardized(features: Tensor, how: str, scaling: str, split: Split) -> Tensor:
+    """(N, F) scaled by the moments or quantiles of the nodes that ``how`` names; a constant feature becomes 0."""
     if how == "none":
         return features
-    known = features[torch.from_numpy(split.train)] if how == "train" else features
-    known = known.double()
+    known = (features[torch.from_numpy(split.train)] if how == "train" else features).double()
     deviation = known.std(dim=0, correction=0)
-    deviation = torch.where(deviation > 1e-12, deviation, torch.ones_like(deviation))
-    return ((features.double() - known.mean(dim=0)) / deviation).float()
+    varies = deviation > 1e-12
+    if scaling == "moments":
+        deviation = torch.where(varies, deviation, torch.ones_like(deviation))
+        return ((features.double() - known.mean(dim=0)) / deviation * varies).float()
+    from sklearn.preprocessing import QuantileTransformer
+
+    quantiles = min(200, len(known))
+    transformer = QuantileTransformer(n_quantiles=quantiles, output_distribution="normal", subsample=None)
+    scaled = transformer.fit(known.numpy()).transform(features.double().numpy())
+    return (torch.from_numpy(scaled).clamp(-3, 3) * varies).float()

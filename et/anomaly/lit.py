@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -46,13 +46,20 @@ class AnomalyTask(pl.LightningModule):
         network: called with (features, topologies, nodes), gives log-odds (n,).
         optim: configuration of the optimizer.
         protocol: ``held_out`` or ``released``.
+        balance: anomalous nodes weigh omega ** balance in the loss; 1: as in eq. 12; 0: all nodes weigh the same.
     """
 
-    def __init__(self, network: nn.Module, optim: DictConfig, protocol: Literal["held_out", "released"] = "held_out"):
+    def __init__(
+        self,
+        network: nn.Module,
+        optim: DictConfig,
+        protocol: Literal["held_out", "released"] = "held_out",
+        balance: float = 1.0,
+    ):
         super().__init__()
         if protocol not in ("held_out", "released"):
             raise UserError(f"protocol must be held_out or released, not {protocol!r}")
-        self.network, self.optim, self.protocol = network, optim, protocol
+        self.network, self.optim, self.protocol, self.balance = network, optim, protocol, balance
         # Measures of the latest and of the best epoch under `released`, in buffers so that checkpoints keep them.
         for name in ("latest_val", "best_val", "best_test"):
             self.register_buffer(name, torch.zeros(len(MEASURES)))
@@ -66,7 +73,8 @@ class AnomalyTask(pl.LightningModule):
 
     def training_step(self, batch: NodeBatch, batch_index: int) -> Tensor:
         log_odds = self.log_odds(batch)
-        loss = weighted_cross_entropy(log_odds[batch.train], batch.labels[batch.train], batch.anomaly_weight)
+        weight = batch.anomaly_weight**self.balance
+        loss = weighted_cross_entropy(log_odds[batch.train], batch.labels[batch.train], weight)
         self.log("train/loss", loss, prog_bar=True, batch_size=1)
         if self.protocol == "released":
             self._measure_training_step(log_odds.detach(), batch)
@@ -124,11 +132,11 @@ class FittedTask(AnomalyTask):
 
     Args:
         network: with ``fit(features, topologies, labels, train)`` and ``fitted``.
-        optim, protocol: as for :class:`AnomalyTask`; the optimizer has nothing to do.
+        others: as for :class:`AnomalyTask`; the optimizer has nothing to do.
     """
 
-    def __init__(self, network: nn.Module, optim: DictConfig, protocol: Literal["held_out", "released"] = "held_out"):
-        super().__init__(network, optim, protocol)
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
         self.automatic_optimization = False
 
     def configure_optimizers(self) -> None:

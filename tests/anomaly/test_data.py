@@ -63,11 +63,25 @@ def test_standardisation_uses_the_nodes_it_names(graph_file, graph, how):
         torch.testing.assert_close(whole.features, (graph.features - mean) / std, atol=1e-4, rtol=1e-4)
 
 
-def test_a_constant_feature_becomes_zero(graph, tmp_path):
+@pytest.mark.parametrize("scaling", ["moments", "quantiles"])
+def test_a_constant_feature_becomes_zero(graph, tmp_path, scaling):
     features = graph.features.clone()
     features[:, 1] = 3.7
     path = save_npz(graph, tmp_path / "a.npz", features=features.numpy())
-    assert module(path, standardize="train").whole.features[:, 1].abs().max() < 1e-6
+    assert (module(path, standardize="train", scaling=scaling).whole.features[:, 1] == 0).all()
+
+
+@pytest.mark.parametrize("how", ["train", "all"])
+def test_quantiles_make_long_tails_normal(graph, tmp_path, how):
+    """Only the order of the values counts, and over the nodes it is fitted on the result is normally distributed."""
+    plain = module(save_npz(graph, tmp_path / "a.npz"), standardize=how, scaling="quantiles").whole
+    tailed = save_npz(graph, tmp_path / "b.npz", features=np.exp(3 * graph.features.numpy().astype(np.float64)))
+    stretched = module(tailed, standardize=how, scaling="quantiles").whole
+    known = plain.features[plain.train if how == "train" else plain.nodes]
+    assert plain.features.abs().max() <= 3
+    assert known.mean(0).abs().max() < 0.05 and (known.std(0) - 1).abs().max() < 0.1
+    ids = plain.train if how == "train" else plain.nodes
+    torch.testing.assert_close(stretched.features[ids], known, atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +91,7 @@ def test_a_constant_feature_becomes_zero(graph, tmp_path):
         ({"num_nodes": 1, "num_features": 2}, r"set data\.num_nodes=200, data\.num_features=5"),
         ({"merge": False}, r"set data\.num_relations=2"),
         ({"standardize": "yes"}, r"data\.standardize must be"),
+        ({"scaling": "ranks"}, r"data\.scaling must be"),
         ({"sample_ratio": 1.5}, r"data\.sample_ratio must lie"),
         ({"train_ratio": 0.001}, r"train_ratio"),
     ],

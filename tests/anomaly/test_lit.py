@@ -40,6 +40,17 @@ def test_loss_is_the_class_weighted_cross_entropy_of_two_logits(weight):
     torch.testing.assert_close(weighted_cross_entropy(logits[:, 1] - logits[:, 0], labels, weight), expected)
 
 
+@pytest.mark.parametrize(("balance", "weight"), [(1.0, 4.0), (0.5, 2.0), (0.0, 1.0)])
+def test_balance_is_the_exponent_of_omega(small_config, balance, weight):
+    cfg = small_config("amazon_upu_40pct", *TINY, f"task.balance={balance}", "trainer.max_epochs=1")
+    outcome, network = train(cfg), build_network(cfg)
+    batch = outcome.data.whole
+    assert batch.anomaly_weight == 4
+    log_odds = network(batch.features, batch.topologies, batch.nodes)[batch.train]
+    loss = weighted_cross_entropy(log_odds, batch.labels[batch.train], weight).item()
+    assert rows(outcome)[0]["train/loss"] == pytest.approx(loss, rel=1e-5)
+
+
 def test_an_unknown_protocol_is_an_error():
     with pytest.raises(UserError, match="protocol must be held_out or released"):
         AnomalyTask(torch.nn.Identity(), OmegaConf.create({}), "both")
