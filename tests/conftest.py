@@ -13,6 +13,11 @@ from omegaconf import DictConfig
 
 from tests.configs import compose_config
 
+# Triton reads this when it is first imported, which torch.compile may do in any test: without a GPU its kernels run in
+# the interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 FIXTURES = Path(__file__).parent / "fixtures"
 
 

@@ -13,9 +13,6 @@ from et.core import kernels_reference, sparse
 from et.core.edges import SortedEdges
 from tests.core.sparse_cases import GRAPHS, assert_relative, in_double, operands, outputs_and_gradients, random_graph
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
-
 TINY = {  # the interpreter takes about 10 ms a row, head and kernel
     "multigraph": (random_graph(4, 170), 4),
     "isolated_nodes": (random_graph(4, 9) + 1, 6),

@@ -72,7 +72,7 @@ def test_tu_file_that_is_cut_short_is_refused(tmp_path, make_tu, kind, how):
     path = make_tu(tmp_path) / f"TOY_{kind}.txt"
     text = path.read_text()
     lines = text.splitlines(keepends=True)
-    kept = {"half": "".join(lines[: len(lines) // 2]), "empty": "", "within a line": text[: text.rindex(",") + 1]}
+    kept = {"half": "".join(lines[: len(lines) // 2]), "empty": "", "within a line": text[: text.rfind(",") + 1]}
     path.write_text(kept[how])
     with pytest.raises(UserError, match="TOY"):
         load_tu("TOY", tmp_path, tmp_path / "cache")
