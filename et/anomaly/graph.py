@@ -152,7 +152,10 @@ def neighbourhoods(graph: NodeGraph, merge: bool, self_loops: bool, repeated_edg
         self_loops: every node is its own neighbour, once; False: no node is.
         repeated_edges: an edge counts as often as it occurs; False: once.
     """
-    relations = {"merged": torch.cat(list(graph.relations.values()), dim=1)} if merge else graph.relations
+    relations = graph.relations
+    if merge:
+        parts = list(relations.values())
+        relations = {"merged": parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)}
     return {
         name: _neighbourhood(edge_index, graph.num_nodes, self_loops, repeated_edges)
         for name, edge_index in relations.items()
@@ -160,7 +163,8 @@ def neighbourhoods(graph: NodeGraph, merge: bool, self_loops: bool, repeated_edg
 
 
 def _neighbourhood(edge_index: Tensor, num_nodes: int, self_loops: bool, repeated_edges: bool) -> Tensor:
-    edge_index = edge_index[:, edge_index[0] != edge_index[1]]
+    between = edge_index[0] != edge_index[1]
+    edge_index = edge_index if bool(between.all()) else edge_index[:, between]
     if not repeated_edges:
         edge_index = from_keys(without_repeats(edge_keys(edge_index, num_nodes)), num_nodes)
     if self_loops:

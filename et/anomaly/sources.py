@@ -60,6 +60,11 @@ PUBLISHED = {
         "https://github.com/tzy528/sting",
         variant="Yelp's R-U-R and R-T-R relations and the 23,831 reviews that share a user",
     ),
+    "tsocial_synthetic": Published(
+        "tsocial_synthetic.npz",
+        "`python scripts/make_synthetic_graph.py FILE`",
+        variant="synthetic, of T-Social's size",
+    ),
 }
 SOURCES = (*PUBLISHED, "breast_cancer", "file")
 

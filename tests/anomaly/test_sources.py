@@ -134,7 +134,9 @@ def test_without_file_and_network_the_error_says_what_goes_where(tmp_path, monke
         load_graph("amazon", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["tfinance", "tsocial", "tolokers", "amazon_upu", "yelp_reviewers"])
+@pytest.mark.parametrize(
+    "name", ["tfinance", "tsocial", "tolokers", "amazon_upu", "yelp_reviewers", "tsocial_synthetic"]
+)
 def test_a_missing_file_is_named_with_address_and_folder(name, tmp_path):
     about = sources.PUBLISHED[name]
     with pytest.raises(UserError) as error:
