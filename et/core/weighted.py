@@ -140,7 +140,7 @@ class _CrossProducts(Function):
 
 
 class WeightedPairs:
-    """Weighted attention between all pairs of tokens, the reference and the released code's padded form.
+    """Weighted attention between all pairs of tokens: the dense counterpart, and the released code's padded form.
 
     Args:
         ahat: (..., N, N, H), query before key; a pair is no edge where it is exactly 0.
@@ -150,26 +150,91 @@ class WeightedPairs:
     def __init__(self, ahat: Tensor, head_mix: Tensor | None = None):
         self.ahat, self.head_mix = ahat, head_mix
 
-    def _scores(self, q: Tensor, k: Tensor, beta: Tensor) -> Tensor:
-        """z as (..., N, N, H), query before key."""
-        products = torch.einsum("...chy,...bhy->...cbh", q, k)
-        return _weighted_scores(products, self.ahat, beta, self.head_mix)
-
-    def _log_partition(self, scores: Tensor) -> Tensor:
-        """(..., N, N, H) -> (..., N, 1, H); 0 for a query without keys."""
-        alone = scores.detach().isneginf().all(-2, keepdim=True)
-        return torch.logsumexp(scores.masked_fill(alone, 0.0), -2, keepdim=True).masked_fill(alone, 0.0)
-
     def log_partition(self, q: Tensor, k: Tensor, beta: Tensor) -> Tensor:
-        """log of the sum over a query's keys of exp(z): q, k (..., N, H, Y) -> (..., N, H)."""
-        return self._log_partition(self._scores(q, k, beta)).squeeze(-2)
+        """log of the sum over a query's keys of exp(z): q, k (..., N, H, Y) -> (..., N, H); 0 without keys."""
+        products = torch.einsum("...chy,...bhy->...cbh", q, k)
+        scores = _weighted_scores(products, self.ahat, beta, self.head_mix)
+        alone = scores.detach().isneginf().all(-2, keepdim=True)
+        return torch.logsumexp(scores.masked_fill(alone, 0.0), -2).masked_fill(alone.squeeze(-2), 0.0)
 
     def mix(self, q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
         """(sum_B c_CB K_B, sum_C c_CB Q_C), each (..., N, H, Y)."""
-        scores = self._scores(q, k, beta)
-        p = (scores - self._log_partition(scores)).exp()
-        c = _update_weights(p, self.ahat, beta, self.head_mix)
-        return torch.einsum("...cbh,...bhy->...chy", c, k), torch.einsum("...cbh,...chy->...bhy", c, q)
+        shape, (n, heads, width) = q.shape, q.shape[-3:]
+        q, k = (x.reshape(-1, n, heads, width).transpose(1, 2) for x in (q, k))
+        ahat = self.ahat.movedim(-1, -3).reshape(-1, heads, n, n)
+        head_mix = torch.eye(heads, dtype=ahat.dtype, device=q.device) if self.head_mix is None else self.head_mix
+        u, v = _PairsAttention.apply(q, k, beta, ahat, head_mix)
+        return u.transpose(1, 2).reshape(shape), v.transpose(1, 2).reshape(shape)
+
+
+class _PairsAttention(Function):
+    """Both terms of the update for graphs (G, H, N, Y), one graph after the other, so that its maps stay in the cache.
+
+    The backward pass computes them again: nothing of size N x N is kept but ahat.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, beta: Tensor, ahat: Tensor, head_mix: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(q, k, beta, ahat, head_mix)
+        u, v = torch.empty_like(q), torch.empty_like(k)
+        for graph in range(len(q)):
+            _, _, p = _pair_maps(q[graph], k[graph], beta, ahat[graph], head_mix)
+            c = _mix_heads((head_mix * beta[:, None] / beta).to(p.dtype), p.mul_(ahat[graph])).to(q.dtype)
+            torch.matmul(c, k[graph], out=u[graph])
+            torch.matmul(c.mT, q[graph], out=v[graph])
+        return u, v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_u: Tensor, grad_v: Tensor) -> tuple:
+        q, k, beta, ahat, head_mix = ctx.saved_tensors
+        found = tuple(torch.zeros_like(x) for x in (q, k, beta, ahat, head_mix))
+        for graph in range(len(q)):
+            parts = (q[graph], k[graph], beta, ahat[graph], head_mix)
+            into = (found[0][graph], found[1][graph], found[2], found[3][graph], found[4])
+            _pair_gradients(*parts, grad_u[graph], grad_v[graph], into)
+        return found
+
+
+def _mix_heads(matrix: Tensor, maps: Tensor) -> Tensor:
+    """sum over h' of matrix[h, h'] maps[h']: (H, H), (H, N, N) -> (H, N, N)."""
+    return (matrix @ maps.flatten(1)).view_as(maps)
+
+
+def _pair_maps(q: Tensor, k: Tensor, beta: Tensor, ahat: Tensor, head_mix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For one graph, each (H, N, N): products K . Q, what ahat multiplies in z, and P; float32 or better."""
+    products = at_least_float32(q @ k.mT)
+    mixed = _mix_heads((head_mix * beta[:, None]).mT.to(products.dtype), products)
+    scores = (mixed * ahat).masked_fill_(ahat == 0, -torch.inf)
+    # A query without keys has no softmax; its row is 0.
+    return products, mixed, torch.softmax(scores, -1).nan_to_num_(0.0)
+
+
+def _pair_gradients(
+    q: Tensor, k: Tensor, beta: Tensor, ahat: Tensor, head_mix: Tensor, grad_u: Tensor, grad_v: Tensor, into: tuple
+) -> None:
+    """Write one graph's gradients of q, k and ahat, and add those of beta and head_mix, to ``into``."""
+    products, mixed, p = _pair_maps(q, k, beta, ahat, head_mix)
+    outer = (head_mix * beta[:, None] / beta).to(p.dtype)
+    weights = p * ahat
+    c = _mix_heads(outer, weights).to(q.dtype)
+    grad_c = at_least_float32(grad_u @ k.mT + q @ grad_v.mT)
+    grad_weights = _mix_heads(outer.mT, grad_c)
+    grad_outer = grad_c.flatten(1) @ weights.flatten(1).mT
+    slope = grad_weights * ahat
+    grad_scores = slope.sub_((p * slope).sum(-1, keepdim=True)).mul_(p)
+    torch.addcmul(grad_weights.mul_(p), grad_scores, mixed, out=into[3])
+    grad_mixed = grad_scores.mul_(ahat)
+    inner = (head_mix * beta[:, None]).to(p.dtype)
+    grad_inner = products.flatten(1) @ grad_mixed.flatten(1).mT
+    grad_products = _mix_heads(inner, grad_mixed).to(q.dtype)
+    into[0].copy_(c @ grad_v + grad_products @ k)
+    into[1].copy_(c.mT @ grad_u + grad_products.mT @ q)
+    # outer = mix beta_h / beta_h', inner = mix beta_h
+    into[4].add_(grad_outer * beta[:, None] / beta + grad_inner * beta[:, None])
+    from_outer = grad_outer * head_mix
+    into[2].add_((from_outer / beta).sum(1) - (from_outer * beta[:, None]).sum(0) / beta**2)
+    into[2].add_((grad_inner * head_mix).sum(1))
 
 
 def edge_outer_convolution(x: Tensor, kernel: Tensor, edges: SortedEdges, first: Tensor, last: Tensor) -> Tensor:

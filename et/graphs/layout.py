@@ -110,12 +110,11 @@ class PaddedLayout:
         self.real = torch.arange(self.width, device=graph.device) < sizes[:, None]
         edge_index, features = token_edges(batch)
         key, query = edge_index
-        self.edge_slots = self.position[query] * self.width + place_in_graph[key]
-        dense = features.new_zeros(len(batch) * self.width**2, features.shape[1])
-        dense[self.edge_slots] = features
-        self.features = dense.view(len(batch), self.width, self.width, -1)
+        self.edges = graph[query], place_in_graph[query], place_in_graph[key]
+        dense = features.new_zeros(len(batch), self.width, self.width, features.shape[1])
+        self.features = dense.index_put(self.edges, features)
         if sinks:
-            self.features = torch.where((~self.real[:, :, None] & self.real[:, None])[..., None], 1.0, self.features)
+            self.features[(~self.real[:, :, None] & self.real[:, None])] = 1.0
 
     def place(self, tokens: Tensor, padding: Tensor | None = None) -> Tensor:
         x = tokens.new_zeros(len(self.batch) * self.width, tokens.shape[1])
@@ -128,15 +127,20 @@ class PaddedLayout:
 
     def adjacency(self, x: Tensor, projection: nn.Linear, kernel: Tensor | None) -> Tensor:
         """(G, n, n, H) with n the largest graph's tokens; a bias in ``projection`` reaches non-edges too."""
-        projected = projection(self.features.to(projection.weight.dtype))
+        features = self.features.to(projection.weight.dtype).movedim(-1, 1)
+        # Heads come first in memory, as the convolution and the attention have them.
+        projected = (projection.weight @ features.flatten(2)).unflatten(2, features.shape[2:])
+        if projection.bias is not None:
+            projected = projected + projection.bias[:, None, None]
+        projected = projected.movedim(1, -1)
         return projected if kernel is None else outer_convolution(x, kernel) * projected
 
     def attention(self, ahat: Tensor, head_mix: Tensor | None) -> WeightedPairs:
         return WeightedPairs(ahat, head_mix)
 
     def on_edges(self, ahat: Tensor) -> tuple[Tensor, Tensor]:
-        own = self.edge_slots[: self.batch.num_edges]
-        return ahat.flatten(0, 2)[own], self.features.flatten(0, 2)[own]
+        own = tuple(index[: self.batch.num_edges] for index in self.edges)
+        return ahat[own], self.features[own]
 
 
 def make_layout(batch: GraphBatch, name: str, sinks: bool) -> Layout:

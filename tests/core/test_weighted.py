@@ -94,23 +94,61 @@ def test_update_is_minus_the_gradient_and_edges_agree_with_pairs(mixed, density)
     assert torch.allclose(module.token_energy(g, on_edges), module.token_energy(g, on_pairs), rtol=0, atol=1e-9)
 
 
+def plain_update(module, g, ahat, head_mix):
+    """The update written with plain dense operations, whose gradients autograd finds."""
+    q, k = module.split_heads(torch.nn.functional.linear(g, module.stacked_weights()))
+    scores = torch.einsum("chy,bhy->cbh", q, k) * module.beta
+    mix = torch.eye(ahat.shape[-1], dtype=ahat.dtype) if head_mix is None else head_mix
+    scores = torch.where(ahat == 0, torch.tensor(-1e300, dtype=ahat.dtype), (scores @ mix) * ahat)
+    p = torch.softmax(scores, dim=1) * (ahat != 0)
+    c = ((p * ahat / module.beta) @ mix.T) * module.beta
+    u, v = torch.einsum("cbh,bhy->chy", c, k), torch.einsum("cbh,chy->bhy", c, q)
+    return torch.cat([u.flatten(1), v.flatten(1)], dim=1) @ module.stacked_weights()
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "numba", "pairs"])
 @pytest.mark.parametrize("mixed", [False, True])
-def test_training_gradients_agree_between_edges_and_pairs(mixed):
+def test_training_gradients_are_those_of_plain_operations(monkeypatch, mixed, backend):
+    if backend != "pairs":
+        monkeypatch.setenv("ET_SPARSE_BACKEND", backend)
     g, edge_index, weight, dense, head_mix = random_case(seed=3)
     module = attention()
     key, query = edge_index
-    gradients = []
-    for sparse in (True, False):
-        leaf = (weight if sparse else dense).clone().requires_grad_()
+
+    def gradients(ahat, update):
+        leaf = ahat.clone().requires_grad_()
         mix = head_mix.clone().requires_grad_() if mixed else None
-        topology = WeightedEdges(edge_index, leaf, len(g), mix) if sparse else WeightedPairs(leaf, mix)
-        wanted = [leaf, *module.parameters(), *([mix] if mixed else [])]
-        found = list(torch.autograd.grad(module.update(g, topology).pow(2).sum(), wanted))
-        found[0] = found[0] if sparse else found[0][query, key]
-        gradients.append(found)
-    for sparse, dense_gradient in zip(*gradients, strict=True):
-        assert torch.isfinite(sparse).all()
-        assert torch.allclose(sparse, dense_gradient, rtol=1e-9, atol=1e-9)
+        tokens = g.clone().requires_grad_()
+        out = update(tokens, leaf, mix)
+        wanted = [leaf, tokens, *module.parameters(), *([mix] if mixed else [])]
+        return out, *torch.autograd.grad(out.pow(3).sum(), wanted)
+
+    expected = list(gradients(dense, lambda *parts: plain_update(module, *parts)))
+    if backend == "pairs":
+        found = gradients(dense, lambda tokens, leaf, mix: module.update(tokens, WeightedPairs(leaf, mix)))
+        expected[1] = expected[1] * (dense != 0)  # a pair that is no edge has no say in whether it is one
+        found = [found[0], found[1] * (dense != 0), *found[2:]]
+    else:
+        expected[1] = expected[1][query, key]
+        found = gradients(
+            weight, lambda tokens, leaf, mix: module.update(tokens, WeightedEdges(edge_index, leaf, len(g), mix))
+        )
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.isfinite(mine).all()
+        assert torch.allclose(mine, theirs, rtol=1e-9, atol=1e-9 * theirs.detach().abs().max().item())
+
+
+@pytest.mark.parametrize("topology", ["edges", "pairs"])
+def test_half_precision_stays_near(topology):
+    g, edge_index, weight, dense, _ = random_case(seed=4)
+    module = attention().float()
+    made = WeightedEdges(edge_index, weight.float(), len(g)) if topology == "edges" else WeightedPairs(dense.float())
+    q, k = module.split_heads(torch.nn.functional.linear(g.float(), module.stacked_weights()))
+    exact = made.mix(q, k, module.beta)
+    rounded = made.mix(q.bfloat16(), k.bfloat16(), module.beta)
+    for mine, theirs in zip(rounded, exact, strict=True):
+        assert mine.dtype == torch.bfloat16
+        assert (mine.float() - theirs).abs().max() < 0.05 * theirs.abs().max()
 
 
 def test_a_batch_of_dense_graphs_is_each_of_them():
