@@ -105,8 +105,9 @@ def main() -> None:
                 continue
             found = json.loads(run.stdout.strip().splitlines()[-1])
             seconds[layout] = found["seconds"]
+            done = f"{found['batches']:>4}/{found['of']:<3}"
             print(
-                f"{name:<9} {layout:<8} {limit or '-':>6} {found['batches']:>4}/{found['of']:<3} {found['seconds']:>9.2f} "
+                f"{name:<9} {layout:<8} {limit or '-':>6} {done} {found['seconds']:>9.2f} "
                 f"{1e6 * found['seconds'] / found['nodes']:>8.0f} {found['peak_gb']:>8.2f}",
                 flush=True,
             )
