@@ -86,5 +86,20 @@ class ReleasedBlock(nn.Module):
 
     def remember(self, g: Tensor) -> Tensor:
         """The Hopfield network's update, (N, D)."""
-        hidden = F.dropout(F.relu(F.linear(g, self.memories)), self.dropout, self.training)
+        hidden = F.relu(F.linear(g, self.memories))
+        if self.training and self.dropout > 0:
+            hidden = dropout(hidden, self.dropout)
         return hidden @ self.memories
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """``F.dropout`` in training, with p rounded to a multiple of 2^-16.
+
+    On the CPU torch draws its Bernoulli numbers one by one, which takes a sixth of a whole training step here. Four
+    pieces of 16 bits from each number of the same generator do as well and take half of that time.
+    """
+    if x.device.type != "cpu":
+        return F.dropout(x, p)
+    bits = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    kept = bits[: x.numel()].view(x.shape) >= round(p * 2**16) - 2**15
+    return x * (kept.to(x.dtype) / (1 - p))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from et.anomaly.released import ReleasedBlock
+from et.anomaly.released import ReleasedBlock, dropout
 from et.core import EdgeTopology
 
 
@@ -79,9 +79,9 @@ def test_initial_values_are_the_released_ones():
     torch.manual_seed(0)
     block = ReleasedBlock(64, 2, 256, 2048)
     assert block.beta.item() == pytest.approx(16)  # divides, so its start is sqrt(Y)
-    assert float(block.w_query.std()) == pytest.approx(0.01, rel=0.05)
-    assert float(block.memories.abs().max()) <= 1 / math.sqrt(64)
-    assert float(block.memories.std()) == pytest.approx(1 / math.sqrt(64 * 3), rel=0.05)
+    assert block.w_query.std().item() == pytest.approx(0.01, rel=0.05)
+    assert block.memories.abs().max().item() <= 1 / math.sqrt(64)
+    assert block.memories.std().item() == pytest.approx(1 / math.sqrt(64 * 3), rel=0.05)
     assert block.norm.weight.shape == (64,) and block.dropout == 0.3
 
 
@@ -92,6 +92,31 @@ def test_dropout_is_active_in_training_only():
     assert not torch.equal(block(x, topology), block(x, topology))
     block.eval()
     assert torch.equal(block(x, topology), block(x, topology))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.9])
+def test_dropout_zeroes_independently_and_keeps_the_mean(p):
+    torch.manual_seed(0)
+    x = torch.ones(401, 1000, requires_grad=True)
+    out = dropout(x, p)
+    dropped = (out == 0).float()
+    spread = math.sqrt(p * (1 - p) / x.numel())
+    assert abs(dropped.mean().item() - p) < 4 * spread
+    assert torch.allclose(out[out != 0], torch.tensor(1 / (1 - p)))
+    for lag in (1, 2, 3, 4, 1000):  # four neighbours come from one random number: they must not know of each other
+        flat = dropped.flatten()
+        together = (flat[lag:] * flat[:-lag]).mean().item()
+        assert abs(together - p * p) < 5 * math.sqrt(p * p * (1 - p * p) / x.numel())
+    out.sum().backward()
+    assert torch.equal(x.grad, out.detach())  # the gradient passes where the value does, equally scaled
+
+
+def test_dropout_is_reproducible():
+    draws = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        draws.append(dropout(torch.ones(7, 3), 0.5))
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 
 
 def test_parts_can_be_left_out_but_not_both():
