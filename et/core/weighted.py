@@ -168,41 +168,51 @@ class WeightedPairs:
 
 
 class _PairsAttention(Function):
-    """Both terms of the update for graphs (G, H, N, Y), one graph after the other, so that its maps stay in the cache.
+    """Both terms of the update for graphs (G, H, N, Y), a few at a time, so that their maps stay in the cache.
 
-    The backward pass computes them again: nothing of size N x N is kept but ahat.
+    The backward pass computes the maps again: nothing of size N x N is kept but ahat.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, beta: Tensor, ahat: Tensor, head_mix: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(q, k, beta, ahat, head_mix)
         u, v = torch.empty_like(q), torch.empty_like(k)
-        for graph in range(len(q)):
-            _, _, p = _pair_maps(q[graph], k[graph], beta, ahat[graph], head_mix)
-            c = _mix_heads((head_mix * beta[:, None] / beta).to(p.dtype), p.mul_(ahat[graph])).to(q.dtype)
-            torch.matmul(c, k[graph], out=u[graph])
-            torch.matmul(c.mT, q[graph], out=v[graph])
+        for part in _parts(ahat):
+            _, _, p = _pair_maps(q[part], k[part], beta, ahat[part], head_mix)
+            c = _mix_heads((head_mix * beta[:, None] / beta).to(p.dtype), p.mul_(ahat[part])).to(q.dtype)
+            torch.matmul(c, k[part], out=u[part])
+            torch.matmul(c.mT, q[part], out=v[part])
         return u, v
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_u: Tensor, grad_v: Tensor) -> tuple:
         q, k, beta, ahat, head_mix = ctx.saved_tensors
-        found = tuple(torch.zeros_like(x) for x in (q, k, beta, ahat, head_mix))
-        for graph in range(len(q)):
-            parts = (q[graph], k[graph], beta, ahat[graph], head_mix)
-            into = (found[0][graph], found[1][graph], found[2], found[3][graph], found[4])
-            _pair_gradients(*parts, grad_u[graph], grad_v[graph], into)
-        return found
+        gq, gk, gbeta, gahat, gmix = (torch.zeros_like(x) for x in (q, k, beta, ahat, head_mix))
+        for part in _parts(ahat):
+            into = gq[part], gk[part], gbeta, gahat[part], gmix
+            _pair_gradients(q[part], k[part], beta, ahat[part], head_mix, grad_u[part], grad_v[part], into)
+        return gq, gk, gbeta, gahat, gmix
+
+
+def _parts(maps: Tensor, numbers: int = 1 << 18) -> list[slice]:
+    """Slices of (G, H, N, N) of about ``numbers`` numbers each, a megabyte in float32, but at least a graph."""
+    step = max(1, numbers // maps[0].numel())
+    return [slice(start, start + step) for start in range(0, len(maps), step)]
 
 
 def _mix_heads(matrix: Tensor, maps: Tensor) -> Tensor:
-    """sum over h' of matrix[h, h'] maps[h']: (H, H), (H, N, N) -> (H, N, N)."""
-    return (matrix @ maps.flatten(1)).view_as(maps)
+    """sum over h' of matrix[h, h'] maps[h']: (H, H), (G, H, N, N) -> (G, H, N, N)."""
+    return (matrix @ maps.flatten(2)).view_as(maps)
+
+
+def _head_products(left: Tensor, right: Tensor) -> Tensor:
+    """Inner products of all maps of the one with all of the other, (G, H, N, N) twice -> (H, H)."""
+    return (left.flatten(2) @ right.flatten(2).mT).sum(0)
 
 
 def _pair_maps(q: Tensor, k: Tensor, beta: Tensor, ahat: Tensor, head_mix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For one graph, each (H, N, N): products K . Q, what ahat multiplies in z, and P; float32 or better."""
+    """(G, H, N, N) each: products K . Q, what ahat multiplies in z, and P; float32 or better."""
     products = at_least_float32(q @ k.mT)
     mixed = _mix_heads((head_mix * beta[:, None]).mT.to(products.dtype), products)
     scores = (mixed * ahat).masked_fill_(ahat == 0, -torch.inf)
@@ -213,24 +223,22 @@ def _pair_maps(q: Tensor, k: Tensor, beta: Tensor, ahat: Tensor, head_mix: Tenso
 def _pair_gradients(
     q: Tensor, k: Tensor, beta: Tensor, ahat: Tensor, head_mix: Tensor, grad_u: Tensor, grad_v: Tensor, into: tuple
 ) -> None:
-    """Write one graph's gradients of q, k and ahat, and add those of beta and head_mix, to ``into``."""
+    """Write the gradients of q, k and ahat, and add those of beta and head_mix, to ``into`` (q, k, beta, ...)."""
     products, mixed, p = _pair_maps(q, k, beta, ahat, head_mix)
-    outer = (head_mix * beta[:, None] / beta).to(p.dtype)
+    outer, inner = ((head_mix * beta[:, None] / b).to(p.dtype) for b in (beta, 1))  # what mixes P ahat, and K . Q
     weights = p * ahat
     c = _mix_heads(outer, weights).to(q.dtype)
     grad_c = at_least_float32(grad_u @ k.mT + q @ grad_v.mT)
     grad_weights = _mix_heads(outer.mT, grad_c)
-    grad_outer = grad_c.flatten(1) @ weights.flatten(1).mT
+    grad_outer = _head_products(grad_c, weights)
     slope = grad_weights * ahat
     grad_scores = slope.sub_((p * slope).sum(-1, keepdim=True)).mul_(p)
-    torch.addcmul(grad_weights.mul_(p), grad_scores, mixed, out=into[3])
+    into[3].copy_(torch.addcmul(grad_weights.mul_(p), grad_scores, mixed))
     grad_mixed = grad_scores.mul_(ahat)
-    inner = (head_mix * beta[:, None]).to(p.dtype)
-    grad_inner = products.flatten(1) @ grad_mixed.flatten(1).mT
+    grad_inner = _head_products(products, grad_mixed)
     grad_products = _mix_heads(inner, grad_mixed).to(q.dtype)
     into[0].copy_(c @ grad_v + grad_products @ k)
     into[1].copy_(c.mT @ grad_u + grad_products.mT @ q)
-    # outer = mix beta_h / beta_h', inner = mix beta_h
     into[4].add_(grad_outer * beta[:, None] / beta + grad_inner * beta[:, None])
     from_outer = grad_outer * head_mix
     into[2].add_((from_outer / beta).sum(1) - (from_outer * beta[:, None]).sum(0) / beta**2)
