@@ -33,9 +33,10 @@ def graph(request) -> SortedEdges:
 
 @pytest.fixture(params=FAST)
 def backend(request, monkeypatch) -> str:
-    """Each fast backend, with chunks and tasks so small that every graph is cut into several."""
+    """Each fast backend, with chunks, tasks and tiles so small that every graph is cut into several."""
     monkeypatch.setitem(kernels_torch.CHUNK_ELEMENTS, "cpu", 100)
-    monkeypatch.setattr(pytest.importorskip("et.core.kernels_numba"), "EDGES_PER_TASK", 16)
+    monkeypatch.setattr(pytest.importorskip("et.core.numba_runtime"), "SMALLEST_TASK", 16)
+    monkeypatch.setattr(pytest.importorskip("et.core.kernels_numba_attention"), "TILE_BYTES", 160)
     return request.param
 
 
@@ -192,7 +193,7 @@ def test_half_precision_is_computed_in_float32(backend, dtype):
 
 
 def test_repeated_runs_and_any_number_of_threads_agree_bit_for_bit(monkeypatch):
-    monkeypatch.setattr(pytest.importorskip("et.core.kernels_numba"), "EDGES_PER_TASK", 16)
+    monkeypatch.setattr(pytest.importorskip("et.core.numba_runtime"), "SMALLEST_TASK", 16)
     edges = SortedEdges.from_edge_index(star(3000), 3001)
     inputs = operands(edges, width=16)
     threads, results = torch.get_num_threads(), []
@@ -266,8 +267,9 @@ def test_backend_comes_from_argument_environment_and_device(monkeypatch):
 
 def test_all_works_without_numba(monkeypatch):
     monkeypatch.delenv("ET_SPARSE_BACKEND", raising=False)
-    monkeypatch.delitem(sys.modules, "et.core.kernels_numba", raising=False)
-    monkeypatch.delattr("et.core.kernels_numba", raising=False)
+    for module in ("kernels_numba", "kernels_numba_attention", "numba_runtime"):
+        monkeypatch.delitem(sys.modules, f"et.core.{module}", raising=False)
+        monkeypatch.delattr(f"et.core.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "numba", None)  # makes every import of it fail
     edges = SortedEdges.from_edge_index(random_graph(9, 50), 9)
     inputs = operands(edges)
