@@ -18,8 +18,8 @@ class GraphBatch:
 
     Attributes:
         x: node features, (N, F) float.
-        edge_index: (2, E) int64 in numbers 0 .. N-1; row 0 the key (PyG's source), row 1 the query (target). The edges
-            of a graph lie side by side, in the order of the graphs.
+        edge_index: (2, E) in numbers 0 .. N-1; row 0 the key (PyG's source), row 1 the query (target). The edges of a
+            graph lie side by side, in the order of the graphs. int32 in a whole data set, int64 in a batch.
         edge_attr: edge features, (E, P) float, or None.
         y: (G,) for graph tasks, (N,) for node tasks; int64 classes or float targets.
         ptr: (G + 1,) int64, the first node of each graph, and N.
@@ -87,7 +87,7 @@ class GraphBatch:
         tokens, _ = _ranges(self.ptr + torch.arange(len(self.ptr)), graphs)
         return GraphBatch(
             x=self.x[nodes],
-            edge_index=self.edge_index[:, edges] + shift,
+            edge_index=self.edge_index[:, edges].long() + shift,
             edge_attr=None if self.edge_attr is None else self.edge_attr[edges],
             y=self.y[graphs] if self.level == "graph" else self.y[nodes],
             ptr=ptr,
@@ -112,7 +112,7 @@ class GraphBatch:
         edge_graph = torch.repeat_interleave(self.edge_ptr.diff())[edge_kept]
         return GraphBatch(
             x=self.x[kept],
-            edge_index=number[self.edge_index[:, edge_kept]],
+            edge_index=number[self.edge_index[:, edge_kept]].int(),
             edge_attr=None if self.edge_attr is None else self.edge_attr[edge_kept],
             y=self.y,
             ptr=_pointers(self.sizes.clamp(max=max_nodes)),
@@ -161,7 +161,8 @@ def pack(
         )
     if edge_attr is not None:
         edge_attr = edge_attr.float().reshape(edge_index.shape[1], -1)
-    return GraphBatch(x.float(), edge_index.long() + ptr[graph_of_edge], edge_attr, y, ptr, edge_ptr, level=level)
+    edge_index = edge_index.int() + ptr.int()[graph_of_edge]
+    return GraphBatch(x.float(), edge_index, edge_attr, y, ptr, edge_ptr, level=level)
 
 
 def _pointers(counts: Tensor) -> Tensor:

@@ -178,7 +178,7 @@ def hash_graphs(graphs: GraphBatch) -> str:
     digest = hashlib.sha256()
     for tensor in (graphs.x, graphs.edge_index, graphs.edge_attr, graphs.y, graphs.ptr):
         if tensor is not None:
-            digest.update(tensor.contiguous().numpy().tobytes())
+            digest.update(tensor.contiguous().numpy())
     return digest.hexdigest()
 
 

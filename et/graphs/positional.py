@@ -104,5 +104,5 @@ def _tracked(results, total: int, show: bool):
 def _structure_hash(graphs: GraphBatch) -> str:
     digest = hashlib.sha256()
     for tensor in (graphs.ptr, graphs.edge_ptr, graphs.edge_index):
-        digest.update(tensor.contiguous().numpy().tobytes())
+        digest.update(tensor.contiguous().numpy())
     return digest.hexdigest()[:32]

@@ -9,7 +9,7 @@ from et.graphs.batch import pack
 
 def local_edges(graphs, number):
     start, stop = graphs.edge_ptr[number], graphs.edge_ptr[number + 1]
-    return graphs.edge_index[:, start:stop] - graphs.ptr[number]
+    return graphs.edge_index[:, start:stop].long() - graphs.ptr[number]
 
 
 @pytest.mark.parametrize("level", ["graph", "node"])
