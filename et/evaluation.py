@@ -51,7 +51,7 @@ def evaluate(options: DictConfig) -> dict[str, Any]:
     cfg, weights, output = load_weights(Path(options.run), options.checkpoint)
     output = Path(options.output) if options.output else output
     if options.images is not None:
-        if "source" not in cfg.data:
+        if not str(cfg.task._target_).startswith("et.inpainting."):
             raise UserError(f"images= completes images; {cfg.name} is no image experiment")
         cfg.data.source = {
             "_target_": "et.inpainting.folders.ImageFolders", "root": str(options.images), "train": None,
@@ -74,7 +74,7 @@ def evaluate(options: DictConfig) -> dict[str, Any]:
     record = {"run": str(options.run), "dataset": data.describe(), "metrics": metrics}
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "evaluation.json", json.dumps(record, indent=2, sort_keys=True) + "\n")
-    if "source" in cfg.data:
+    if str(cfg.task._target_).startswith("et.inpainting."):
         from et.inpainting.pictures import draw_report
 
         draw_report(network, data, output)

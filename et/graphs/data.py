@@ -209,7 +209,7 @@ class GraphData(pl.LightningDataModule):
             "num_edges": self.graphs.num_edges,
             "largest_graph": int(self.graphs.sizes.max()),
             "num_classes": self.num_classes,
-            "fold": self.fold,
+            "fold": None if self.has_official_split or self.protocol == "released" else self.fold,
             "folds": self.folds,
             "split": {part: len(numbers) for part, numbers in self.split.items()},
             "split_sha256": {part: _short_hash(numbers) for part, numbers in self.split.items()},

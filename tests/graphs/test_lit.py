@@ -3,9 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from torch import nn
 
 from et.errors import UserError
+from et.evaluation import evaluate
 from et.graphs.lit import GraphTask, Tally, seeded
 from et.graphs.protocol import released_accuracy
 from et.training import train
@@ -155,6 +157,14 @@ def test_resumed_run_is_the_uninterrupted_one(toy_run, tmp_path):
     assert resumed.record["metrics"] == whole.record["metrics"]
     for mine, theirs in zip(resumed.task.parameters(), whole.task.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_evaluation_of_a_run_repeats_its_test_scores(toy_run):
+    outcome = train(toy_run())
+    options = {"run": str(outcome.folder), "checkpoint": None, "output": None, "images": None, "mask_seeds": None}
+    found = evaluate(OmegaConf.create(options | {"device": "cpu", "progress": False}))
+    assert found["metrics"]["test/accuracy"] == pytest.approx(outcome.record["metrics"]["test/accuracy"])
+    assert found["dataset"] == outcome.record["dataset"]
 
 
 def test_node_task_reports_both_accuracies_and_repeats_with_noise(config, tmp_path):
