@@ -1,7 +1,8 @@
 """CPU kernels of weighted attention along edges and of its convolution (formulas: et/core/weighted.py).
 
 What is kept between the passes is small, (E, H): the products s = K_B . Q_C and the softmax P. As in kernels_numba.py,
-every output row belongs to one thread and is summed in a fixed order.
+every output row belongs to one thread and is summed in a fixed order. Heads are the inner loop: the heads of a node lie
+side by side in memory.
 """
 
 from __future__ import annotations
@@ -18,34 +19,35 @@ from et.core.kernels_numba import arrays, kernel, run
 def _forward_by_query(q, k, beta, ahat, row_start, key, s, p, u, low, high):
     """Products, softmax and what each query collects."""
     _, heads, width = q.shape
+    peak, norm = np.empty(heads, q.dtype), np.empty(heads)
     for c in range(low, high):
         start, stop = row_start[c], row_start[c + 1]
         for h in range(heads):
-            largest = q.dtype.type(-np.inf)
-            for e in range(start, stop):
-                b = key[e]
+            peak[h], norm[h] = -np.inf, 0
+            for y in range(width):
+                u[c, h, y] = 0
+        for e in range(start, stop):
+            b = key[e]
+            for h in range(heads):
                 product = q.dtype.type(0)
                 for y in range(width):
                     product += q[c, h, y] * k[b, h, y]
                 s[e, h] = product
                 if ahat[e, h] != 0:
                     p[e, h] = product * beta[h] * ahat[e, h]
-                    largest = max(largest, p[e, h])
-            norm = 0.0
-            for e in range(start, stop):
-                if ahat[e, h] != 0:
-                    p[e, h] = np.exp(p[e, h] - largest)
-                    norm += p[e, h]
-            for y in range(width):
-                u[c, h, y] = 0
-            for e in range(start, stop):
-                if ahat[e, h] == 0:
-                    p[e, h] = 0
-                    continue
-                p[e, h] = p[e, h] / norm
-                b, weight = key[e], q.dtype.type(p[e, h] * ahat[e, h])
-                for y in range(width):
-                    u[c, h, y] += weight * k[b, h, y]
+                    peak[h] = max(peak[h], p[e, h])
+        for e in range(start, stop):
+            for h in range(heads):
+                p[e, h] = np.exp(p[e, h] - peak[h]) if ahat[e, h] != 0 else 0
+                norm[h] += p[e, h]
+        for e in range(start, stop):
+            b = key[e]
+            for h in range(heads):
+                if p[e, h] != 0:
+                    p[e, h] = p[e, h] / norm[h]
+                    weight = p[e, h] * ahat[e, h]
+                    for y in range(width):
+                        u[c, h, y] += weight * k[b, h, y]
 
 
 @kernel
@@ -56,8 +58,9 @@ def _forward_by_key(q, ahat, p, start, query, position, v, low, high):
         for h in range(heads):
             for y in range(width):
                 v[b, h, y] = 0
-            for e in range(start[b], start[b + 1]):
-                c, at = query[e], position[e]
+        for e in range(start[b], start[b + 1]):
+            c, at = query[e], position[e]
+            for h in range(heads):
                 weight = p[at, h] * ahat[at, h]
                 for y in range(width):
                     v[b, h, y] += weight * q[c, h, y]
@@ -67,31 +70,34 @@ def _forward_by_key(q, ahat, p, start, query, position, v, low, high):
 def _backward_by_query(q, k, beta, ahat, s, p, gu, gv, row_start, key, gs, gahat, gbeta, gq, low, high):
     """Gradients of products and ahat, and what the queries get of them."""
     _, heads, width = q.shape
+    mean = np.empty(heads)
     for c in range(low, high):
         start, stop = row_start[c], row_start[c + 1]
         for h in range(heads):
-            mean = 0.0
-            for e in range(start, stop):
-                b = key[e]
+            mean[h] = 0
+            gbeta[c, h] = 0
+            for y in range(width):
+                gq[c, h, y] = 0
+        for e in range(start, stop):
+            b = key[e]
+            for h in range(heads):
                 slope = q.dtype.type(0)
                 for y in range(width):
                     slope += gu[c, h, y] * k[b, h, y] + gv[b, h, y] * q[c, h, y]
                 gs[e, h] = slope
-                mean += p[e, h] * slope * ahat[e, h]
-            beta_sum = 0.0
-            for y in range(width):
-                gq[c, h, y] = 0
-            for e in range(start, stop):
-                b, a = key[e], ahat[e, h]
-                change = q.dtype.type(p[e, h] * (gs[e, h] * a - mean))  # dL/dz
+                mean[h] += p[e, h] * slope * ahat[e, h]
+        for e in range(start, stop):
+            b = key[e]
+            for h in range(heads):
+                a = ahat[e, h]
+                change = q.dtype.type(p[e, h] * (gs[e, h] * a - mean[h]))  # dL/dz
                 gahat[e, h] = gs[e, h] * p[e, h] + change * beta[h] * s[e, h]
-                beta_sum += change * a * s[e, h]
+                gbeta[c, h] += change * a * s[e, h]
                 change *= beta[h] * a
                 gs[e, h] = change
                 weight = p[e, h] * a
                 for y in range(width):
                     gq[c, h, y] += weight * gv[b, h, y] + change * k[b, h, y]
-            gbeta[c, h] = beta_sum
 
 
 @kernel
@@ -101,8 +107,9 @@ def _backward_by_key(q, ahat, p, gs, gu, start, query, position, gk, low, high):
         for h in range(heads):
             for y in range(width):
                 gk[b, h, y] = 0
-            for e in range(start[b], start[b + 1]):
-                c, at = query[e], position[e]
+        for e in range(start[b], start[b + 1]):
+            c, at = query[e], position[e]
+            for h in range(heads):
                 weight, change = p[at, h] * ahat[at, h], gs[at, h]
                 for y in range(width):
                     gk[b, h, y] += weight * gu[c, h, y] + change * q[c, h, y]
