@@ -15,8 +15,8 @@ EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("
 RUNNABLE = {
     "embedded": ("demo_inpainting", "demo_anomaly", "demo_anomaly_mlp", "demo_graphs"),
     "real": (
-        "imagenette_inpainting", "amazon_upu_1pct", "tolokers_1pct_bwgnn", "yelp_reviewers_1pct", "tu_mutag",
-        "tu_mutag_gin",
+        "imagenette_inpainting", "imagenette_albert", "amazon_upu_1pct", "tolokers_1pct_bwgnn", "yelp_reviewers_1pct",
+        "tu_mutag", "tu_mutag_gin",
     ),
 }  # fmt: skip
 

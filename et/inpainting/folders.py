@@ -74,6 +74,8 @@ class ImageFolders:
         address: where the data comes from, for the message when it is absent.
         augmentation: arguments of ``timm.data.create_transform`` for training (table 4).
         crop_pct: share of the shorter side that the centre crop of evaluation keeps.
+        keep_in_memory: read every file once a process and keep what was decoded: training images whole, at three bytes
+            a pixel, evaluation images as the network sees them.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class ImageFolders:
         address: str = "",
         augmentation: dict[str, Any] | None = None,
         crop_pct: float = 0.875,
+        keep_in_memory: bool = False,
     ):
         from timm.data import create_transform
 
@@ -107,14 +110,27 @@ class ImageFolders:
         self.train_transform = create_transform((3, *size), is_training=True, **(augmentation or {}))
         self.eval_transform = create_transform((3, *size), is_training=False, crop_pct=crop_pct)
 
+        self.kept_train: dict[int, np.ndarray] | None = {} if keep_in_memory else None
+        self.kept_eval: dict[int, Tensor] | None = {} if keep_in_memory else None
+
     def train_item(self, index: int, rng: np.random.Generator) -> Tensor:
         """Training image ``index``, augmented, (3, H, W) float32, normalised."""
+        if self.kept_train is None:
+            image = open_image(self.train_files[index])
+        else:
+            if index not in self.kept_train:
+                self.kept_train[index] = np.asarray(open_image(self.train_files[index]))
+            image = Image.fromarray(self.kept_train[index])
         with seeded(rng):
-            return self.train_transform(open_image(self.train_files[index]))
+            return self.train_transform(image)
 
     def eval_item(self, index: int) -> Tensor:
         """Evaluation image ``index``, (3, H, W) float32, normalised."""
-        return self.eval_transform(open_image(self.eval_files[index]))
+        if self.kept_eval is None:
+            return self.eval_transform(open_image(self.eval_files[index]))
+        if index not in self.kept_eval:
+            self.kept_eval[index] = self.eval_transform(open_image(self.eval_files[index]))
+        return self.kept_eval[index]
 
     def describe(self) -> dict[str, object]:
         """Sizes, and a hash of all file names and lengths (the pixels would take minutes for ImageNet)."""

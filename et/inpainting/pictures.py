@@ -114,10 +114,12 @@ def draw_report(network: torch.nn.Module, data: pl.LightningDataModule, folder: 
     batch = torch.utils.data.default_collate([loader.dataset[0, int(index)] for index in chosen])
     network.eval()
     draw_completions(_complete(network, batch), folder / "completions.png")
-    with torch.no_grad():
-        descent = network.trajectory(batch["image"].to(device), batch["masked"].to(device), record="energy")
-    draw_energies(descent, folder / "energy.png")
-    paths = [folder / "completions.png", folder / "energy.png"]
+    paths = [folder / "completions.png"]
+    if hasattr(network, "trajectory"):  # baselines have no energy
+        with torch.no_grad():
+            descent = network.trajectory(batch["image"].to(device), batch["masked"].to(device), record="energy")
+        paths.append(folder / "energy.png")
+        draw_energies(descent, paths[-1])
     if hasattr(data.source, "layout"):
         for name, rows in whole_photos(network, data):
             paths.append(folder / f"photo_{name}.png")

@@ -46,6 +46,16 @@ def test_training_samples_depend_on_seed_and_epoch_alone(tree):
     assert not torch.equal(first["image"], other["image"])
 
 
+def test_images_kept_in_memory_are_the_same_images(tree):
+    kept = InpaintingData(ImageFolders(str(tree), 16, keep_in_memory=True), 16, 4, batch_size=2)
+    read = folder_data(tree)
+    for name in ("train_dataloader", "val_dataloader"):
+        for epoch in (0, 1):  # the second time from memory
+            a, b = collect(getattr(kept, name)(), epoch), collect(getattr(read, name)(), epoch)
+            assert torch.equal(a["image"], b["image"])
+    assert len(kept.source.kept_eval) == 3
+
+
 def test_evaluation_masks_depend_on_the_image_and_mask_number_alone(tree):
     data = folder_data(tree, mask_seeds=4)
     small, large = (
