@@ -1,7 +1,7 @@
 """Scoring a graph of millions of nodes on one machine: the same numbers as the forward pass, a piece at a time.
 
-A step moves all nodes at once, so the tokens before and after it are kept, 2 N D numbers. All else comes in pieces: the
 A step moves all nodes at once, so the tokens before and after it are kept, 2 N D numbers. The rest comes in pieces: the
+layer norm and the projections for a block of nodes, the attention for one head at a time and, of queries and keys, only
 for a slice of their Y components. Beside the tokens there are at most two tensors of N x (slice of Y), and a few of E.
 """
 

@@ -1,7 +1,7 @@
 """Where graphs come from: the published files of each data set, a user's own file, and one that ships with a library.
 
 No reader executes what a file contains: .npz without pickles, .pt with weights_only, dgl's graph files are plain
-    arrays.
+arrays.
 """
 
 from __future__ import annotations
