@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 from et.core.block import EnergyTransformerBlock
 from et.core.precision import at_least_float32, compute_dtype, no_autocast
@@ -41,6 +42,7 @@ def descend(
     topology: Topology | None = None,
     noise_std: float = 0.0,
     record: bool | Literal["energy"] = False,
+    checkpoint: bool = False,
 ) -> Descent:
     """Take ``steps`` steps x <- x - alpha dE/dg + sqrt(alpha) eps, eps ~ N(0, sigma^2) (eq. 27; eq. 6 without noise).
 
@@ -55,6 +57,8 @@ def descend(
         topology: who attends to whom; all pairs where not given.
         noise_std: sigma; 0 for a deterministic descent.
         record: keep energies and states of all steps (``True``), only the energies (``"energy"``), or neither.
+        checkpoint: keep only the tokens of each step for the backward pass, which computes the rest of the step again:
+            memory of T token states instead of T steps, for a third more time.
     """
     if steps < 0:
         raise ValueError(f"steps must be 0 or more, not {steps}")
@@ -70,13 +74,15 @@ def descend(
         if record is True:
             states.append(x)
 
+    def step(x: Tensor) -> Tensor:
+        x = x + step_size * block.update(block.norm(x).to(dtype), topology, weights)
+        return x + math.sqrt(step_size) * noise_std * torch.randn_like(x) if noise_std > 0 else x
+
     with no_autocast(x):
         weights = block.stacked_weights(dtype)
         observe()
         for _ in range(steps):
-            x = x + step_size * block.update(block.norm(x).to(dtype), topology, weights)
-            if noise_std > 0:
-                x = x + math.sqrt(step_size) * noise_std * torch.randn_like(x)
+            x = recompute_in_backward(step, x, use_reentrant=False) if checkpoint else step(x)
             observe()
     if not record:
         return Descent(x)

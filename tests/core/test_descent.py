@@ -92,3 +92,34 @@ def test_gradients_reach_every_parameter_through_all_steps():
     block = EnergyTransformerBlock(8, 2, 4, 12, train_beta=True)
     descend(block, torch.randn(2, 5, 8), 3, 0.1).x.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in block.parameters())
+
+
+@pytest.mark.parametrize("noise_std", (0.0, 0.1))
+def test_checkpointing_changes_no_number(noise_std):
+    block = EnergyTransformerBlock(8, 2, 4, 12, train_beta=True)
+    x = torch.randn(2, 5, 8, requires_grad=True)
+    found = []
+    for checkpoint in (False, True):
+        torch.manual_seed(1)
+        end = descend(block, x, 3, 0.5, noise_std=noise_std, checkpoint=checkpoint).x
+        found.append((end, *torch.autograd.grad(end.square().sum(), (x, *block.parameters()))))
+    for plain, checkpointed in zip(*found, strict=True):
+        assert torch.equal(plain, checkpointed)
+
+
+def test_checkpointing_keeps_little_more_than_the_states():
+    block, x = EnergyTransformerBlock(16, 2, 8, 64), torch.randn(2, 32, 16)
+    numbers = {}
+    for checkpoint in (False, True):
+        kept = {}
+
+        def pack(tensor, kept=kept):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // 4
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            end = descend(block, x, 6, 0.1, checkpoint=checkpoint).x
+        numbers[checkpoint] = sum(kept.values())
+        end.sum().backward()
+    assert numbers[False] > 6 * 8 * x.numel()
+    assert numbers[True] <= 7 * x.numel() + sum(p.numel() for p in block.parameters())
