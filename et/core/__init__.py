@@ -2,7 +2,7 @@
 
 from et.core.attention import EnergyAttention
 from et.core.block import EnergyTransformerBlock
-from et.core.descent import Descent, descend
+from et.core.descent import Descent, decreasing, descend
 from et.core.hopfield import HopfieldNetwork
 from et.core.norm import EnergyLayerNorm
 from et.core.topology import AllPairs, EdgeTopology, Topology
@@ -16,5 +16,6 @@ __all__ = [
     "EnergyTransformerBlock",
     "HopfieldNetwork",
     "Topology",
+    "decreasing",
     "descend",
 ]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from et.core import Descent, EnergyTransformerBlock, descend
+from et.core import Descent, EnergyTransformerBlock, decreasing, descend
 from et.inpainting.patches import grid_shape, pair, patchify, unpatchify
 
 
@@ -42,6 +42,8 @@ class InpaintingET(nn.Module):
         num_memories: M (the paper's K).
         steps: T.
         step_size: alpha = dt / tau.
+        step_schedule: ``constant``, as the paper's; ``decreasing``, from ``step_size`` on as 1 / sqrt(1 + t);
+            ``learned``: T positive numbers that start there.
         fidelity: ``paper`` or ``released``.
         self_attention: overrides what ``fidelity`` chooses.
         position_init: how the (trained) position biases start: as independent normal numbers, as the paper's, or as
@@ -51,7 +53,8 @@ class InpaintingET(nn.Module):
         block: further arguments of :class:`EnergyTransformerBlock`.
 
     Raises:
-        ValueError: the image is no multiple of the patch; ``fidelity`` or ``position_init`` is unknown.
+        ValueError: the image is no multiple of the patch; ``fidelity``, ``position_init`` or ``step_schedule`` is
+            unknown.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class InpaintingET(nn.Module):
         self_attention: bool | None = None,
         position_init: Literal["normal", "sincos"] = "normal",
         position_std: float | None = None,
+        step_schedule: Literal["constant", "decreasing", "learned"] = "constant",
         block: dict[str, Any] | None = None,
     ):
         super().__init__()
@@ -76,9 +80,13 @@ class InpaintingET(nn.Module):
             raise ValueError(f"fidelity must be 'paper' or 'released', not {fidelity!r}")
         if position_init not in ("normal", "sincos"):
             raise ValueError(f"position_init must be 'normal' or 'sincos', not {position_init!r}")
+        if step_schedule not in ("constant", "decreasing", "learned"):
+            raise ValueError(f"step_schedule must be 'constant', 'decreasing' or 'learned', not {step_schedule!r}")
         released = fidelity == "released"
         self.image_size, self.patch_size, self.channels = pair(image_size), pair(patch_size), channels
-        self.steps, self.step_size = steps, step_size
+        self.steps, self.step_size, self.step_schedule = steps, step_size, step_schedule
+        if step_schedule == "learned":
+            self.log_step_sizes = nn.Parameter(torch.full((steps,), float(step_size)).log())
         self.grid = grid_shape(self.image_size, self.patch_size)
         self.num_patches = self.grid[0] * self.grid[1]
         pixels = channels * self.patch_size[0] * self.patch_size[1]
@@ -117,14 +125,32 @@ class InpaintingET(nn.Module):
     def forward(self, images: Tensor, masked: Tensor) -> Tensor:
         """Reconstruction of every patch: images (B, C, H, W), masked (B, N) bool -> (B, N, P)."""
         tokens = self.embed(patchify(images, self.patch_size), masked)
-        return self.decode(descend(self.block, tokens, self.steps, self.step_size).x[:, 1:])
+        return self.decode(descend(self.block, tokens, self.steps, self.step_sizes(self.steps)).x[:, 1:])
+
+    def step_sizes(self, steps: int) -> float | Tensor:
+        """alpha of ``steps`` steps, one number or (steps,); learned ones go on with the last of them."""
+        if self.step_schedule == "constant":
+            return self.step_size
+        if self.step_schedule == "decreasing":
+            return decreasing(self.step_size, steps).to(self.position.device)
+        learned = self.log_step_sizes.exp()
+        return torch.cat([learned, learned[-1:].expand(max(0, steps - len(learned)))])[:steps]
 
     def trajectory(
-        self, images: Tensor, masked: Tensor, steps: int | None = None, record: bool | Literal["energy"] = True
+        self,
+        images: Tensor,
+        masked: Tensor,
+        steps: int | None = None,
+        record: bool | Literal["energy"] = True,
+        until: float | None = None,
     ) -> Descent:
-        """The descent itself, recorded; ``states[:, :, 1:]`` are patch tokens for :meth:`decode`."""
+        """The descent itself, recorded; ``states[:, :, 1:]`` are patch tokens for :meth:`decode`.
+
+        ``steps`` and ``until`` are those of :func:`et.core.descend`.
+        """
         tokens = self.embed(patchify(images, self.patch_size), masked)
-        return descend(self.block, tokens, self.steps if steps is None else steps, self.step_size, record=record)
+        steps = self.steps if steps is None else steps
+        return descend(self.block, tokens, steps, self.step_sizes(steps), record=record, until=until)
 
     def complete(self, images: Tensor, masked: Tensor) -> Tensor:
         """The images with their masked patches replaced by the reconstruction: (B, C, H, W)."""

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from et.core import EdgeTopology, EnergyTransformerBlock, descend
+from et.core import EdgeTopology, EnergyTransformerBlock, decreasing, descend
+from et.core.descent import speed
 
 
 @pytest.mark.parametrize("name", ("self", "noself", "edges"))
@@ -123,3 +124,69 @@ def test_checkpointing_keeps_little_more_than_the_states():
         end.sum().backward()
     assert numbers[False] > 6 * 8 * x.numel()
     assert numbers[True] <= 7 * x.numel() + sum(p.numel() for p in block.parameters())
+
+
+def settling_block():
+    """A block under which tokens come to rest within some hundred steps of size 0.3."""
+    torch.manual_seed(0)
+    return EnergyTransformerBlock(8, 2, 4, 12, attention_init_std=0.3, hopfield_init_std=0.3).double()
+
+
+def test_until_stops_each_sample_where_it_would_have_come_to_rest_alone():
+    block, x = settling_block(), torch.randn(3, 5, 8, dtype=torch.float64)
+    together = descend(block, x, 2000, 0.3, until=3e-3, record=True)
+    assert len(set(together.steps.tolist())) == 3 and together.steps.max() < 2000
+    assert len(together.energies) == together.steps.max() + 1
+    for number in range(3):
+        alone = descend(block, x[number : number + 1], 2000, 0.3, until=3e-3)
+        assert alone.steps == together.steps[number]
+        torch.testing.assert_close(alone.x[0], together.x[number])
+        plain = descend(block, x[number : number + 1], int(alone.steps), 0.3, record=True)
+        torch.testing.assert_close(plain.x[0], together.x[number])
+        speeds = [
+            speed(block.norm(a), block.norm(b), 0.3) for a, b in zip(plain.states, plain.states[1:], strict=False)
+        ]
+        assert speeds[-1] <= 3e-3 < min(speeds[:-1])
+
+
+def test_until_takes_at_most_the_steps_it_is_given():
+    result = descend(settling_block(), torch.randn(2, 5, 8, dtype=torch.float64), 3, 0.3, until=0.0)
+    assert result.steps.tolist() == [3, 3]
+
+
+def test_a_sample_at_rest_has_lower_energy_and_hardly_moves_on():
+    block, x = settling_block(), torch.randn(2, 5, 8, dtype=torch.float64)
+    rest = descend(block, x, 1000, 0.3, until=1e-3, record="energy")
+    further = descend(block, rest.x, 20, 0.3)
+    assert (rest.energies[-1] < rest.energies[0]).all()
+    torch.testing.assert_close(block.norm(further.x), block.norm(rest.x), rtol=0, atol=3e-2)
+
+
+def test_until_works_along_edges_and_refuses_noise():
+    block, x = settling_block(), torch.randn(4, 8, dtype=torch.float64)
+    topology = EdgeTopology(torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]]), 4)
+    result = descend(block, x, 2000, 0.3, topology, until=3e-3)
+    assert result.steps.shape == () and 1 < result.steps < 2000
+    with pytest.raises(ValueError, match="noise"):
+        descend(block, x, 2, 0.3, topology, noise_std=0.1, until=1e-3)
+
+
+def test_step_sizes_one_by_one():
+    block, x = settling_block(), torch.randn(2, 5, 8, dtype=torch.float64)
+    sizes = [0.3, 0.2, 0.1]
+    expected = x
+    for size in sizes:
+        expected = descend(block, expected, 1, size).x
+    torch.testing.assert_close(descend(block, x, 3, sizes).x, expected)
+    trained = torch.tensor(sizes, dtype=torch.float64, requires_grad=True)
+    result = descend(block, x, 3, trained).x
+    torch.testing.assert_close(result, expected)
+    result.square().sum().backward()
+    assert (trained.grad != 0).all()
+    with pytest.raises(ValueError, match="3 step sizes for 4 steps"):
+        descend(block, x, 4, sizes)
+
+
+def test_decreasing_step_sizes():
+    assert decreasing(0.4, 4).tolist() == pytest.approx([0.4, 0.4 / 2**0.5, 0.4 / 3**0.5, 0.2])
+    assert decreasing(0.4, 3, power=1).tolist() == pytest.approx([0.4, 0.2, 0.4 / 3])

@@ -100,3 +100,23 @@ def test_sincos_positions_have_unit_size_and_like_neighbours():
 def test_position_std_sets_the_size_of_the_start():
     model = InpaintingET((12, 8), 4, position_init="sincos", position_std=2.0, **SMALL)
     assert model.position[1:].square().mean().sqrt().item() == pytest.approx(2, rel=0.15)
+
+
+def test_step_schedules():
+    images, masked = torch.randn(2, 3, 12, 8), torch.rand(2, 6) < 0.5
+    torch.manual_seed(0)
+    constant = InpaintingET((12, 8), 4, **SMALL, step_size=0.5)
+    torch.manual_seed(0)
+    learned = InpaintingET((12, 8), 4, **SMALL, step_size=0.5, step_schedule="learned")
+    torch.testing.assert_close(learned(images, masked), constant(images, masked))
+    learned(images, masked).square().sum().backward()
+    assert (learned.log_step_sizes.grad != 0).all()
+    with torch.no_grad():
+        learned.log_step_sizes[2] = 0.0
+    assert learned.step_sizes(5).tolist() == pytest.approx([0.5, 0.5, 1, 1, 1])
+    assert learned.step_sizes(2).tolist() == pytest.approx([0.5, 0.5])
+    falling = InpaintingET((12, 8), 4, **SMALL, step_size=0.5, step_schedule="decreasing")
+    assert falling.step_sizes(4).tolist() == pytest.approx([0.5, 0.5 / 2**0.5, 0.5 / 3**0.5, 0.25])
+    assert falling.trajectory(images, masked, steps=5).states.shape[0] == 6
+    with pytest.raises(ValueError, match="step_schedule"):
+        InpaintingET((12, 8), 4, **SMALL, step_schedule="cosine")
