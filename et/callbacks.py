@@ -71,20 +71,23 @@ class Checkpoints(Checkpoint):
     """Keeps ``last.ckpt`` (to resume from), ``previous.ckpt`` (should last be damaged) and ``best.ckpt``.
 
     A checkpoint is written beside its place and moved there, so a file under its own name is always whole. The state
-    remembers the best epoch and all of its ``val/`` metrics.
+    remembers the best epoch and all of its ``val/`` metrics, and which run it is of.
 
     Args:
         folder: where the files go.
         monitor: logged metric that names the best epoch; None: there is no best.
         mode: ``min`` or ``max``.
         every_n_epochs: how often ``last.ckpt`` is renewed (always after the final epoch).
+        identity: the run's id, kept in every checkpoint.
     """
 
-    def __init__(self, folder: Path, monitor: str | None, mode: str = "min", every_n_epochs: int = 1):
+    def __init__(
+        self, folder: Path, monitor: str | None, mode: str = "min", every_n_epochs: int = 1, identity: str | None = None
+    ):
         if mode not in ("min", "max"):
             raise UserError(f"callbacks.mode must be 'min' or 'max', not {mode!r}")
         self.folder, self.monitor, self.mode, self.every_n_epochs = Path(folder), monitor, mode, every_n_epochs
-        self.best_epoch, self.best_metrics = None, {}
+        self.best_epoch, self.best_metrics, self.identity = None, {}, identity
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor is None or trainer.sanity_checking or trainer.state.fn != "fit":
@@ -100,7 +103,14 @@ class Checkpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         finished = trainer.current_epoch + 1
         if finished % self.every_n_epochs == 0 or finished == trainer.max_epochs:
-            self._save(trainer, "last.ckpt")
+            self.save_last(trainer)
+
+    def save_last(self, trainer: Trainer) -> None:
+        """Renew ``last.ckpt``; every process of a distributed run calls this."""
+        self._save(trainer, "last.ckpt")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["run_id"] = self.identity
 
     def _save(self, trainer: Trainer, name: str, weights_only: bool = False) -> None:
         if trainer.fast_dev_run:

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from et.errors import UserError
+from et.errors import Interrupted, UserError
 
 T = TypeVar("T")
 
@@ -21,6 +21,9 @@ def told_plainly(function: Callable[[], T]) -> T:
     """Run ``function``; an error the user can mend becomes one line on stderr and exit status 1."""
     try:
         return function()
+    except Interrupted as stop:
+        print(f"error: {stop}", file=sys.stderr)
+        raise
     except UserError as error:
         # A loader's worker process wraps the error in its own traceback; the last line has what was raised.
         message = str(error).rstrip().splitlines()[-1].removeprefix("et.errors.UserError: ")

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import resource
-import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +15,15 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import LearningRateMonitor, RichProgressBar
+from pytorch_lightning.strategies import DDPStrategy
 
 from et.callbacks import Checkpoints, FiniteLoss, SeededEpochs, Stopwatch
 from et.errors import UserError
+from et.interrupt import StopOnSignal
+from et.launch import agreed, cluster_environment, local_processes, must_start_processes, run_processes
 from et.metrics_file import MetricsFile
 from et.results.record import git_commit, read_result, run_dir, run_id, versions, write_atomically, write_result
+from et.run_folder import Start, find_start, locked, start_over
 
 
 @dataclass
@@ -33,7 +33,8 @@ class Outcome:
     Attributes:
         record: content of result.json.
         folder: the run's folder.
-        skipped: the run was finished already and nothing was done; ``task``, ``data`` and ``trainer`` are then None.
+        skipped: the run was finished already and nothing was done.
+        task, data, trainer: what was trained; None where it was skipped, or ran in processes of its own.
     """
 
     record: dict[str, Any]
@@ -61,20 +62,33 @@ def train(cfg: DictConfig) -> Outcome:
     finished = read_result(folder)
     if finished is not None and not cfg.force:
         return Outcome(finished, folder, skipped=True)
+    if must_start_processes(cfg.trainer):
+        return Outcome(run_processes(cfg), folder)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     data, network = instantiate(cfg.data), build_network(cfg)
     task = instantiate(cfg.task, network=network, optim=cfg.optim)
-    with locked(folder):
-        if cfg.force:
-            start_over(folder)
-        write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-        checkpoints = Checkpoints(
-            folder / "checkpoints", cfg.callbacks.monitor, cfg.callbacks.mode, cfg.callbacks.save_every_n_epochs
-        )
-        stopwatch, metrics_file = Stopwatch(), MetricsFile(folder / "metrics.csv")
-        trainer = build_trainer(cfg, folder, identity, [checkpoints, stopwatch], metrics_file)
+    checkpoints = Checkpoints(
+        folder / "checkpoints",
+        cfg.callbacks.monitor,
+        cfg.callbacks.mode,
+        cfg.callbacks.save_every_n_epochs,
+        identity,
+    )
+    stopwatch, metrics_file = Stopwatch(), MetricsFile(folder / "metrics.csv")
+    keepers = [checkpoints, stopwatch, StopOnSignal(checkpoints)]
+    trainer = build_trainer(cfg, folder, identity, network, keepers, metrics_file)
+    with ExitStack() as held:
+
+        def take_folder() -> Start:
+            held.enter_context(locked(folder))
+            if cfg.force:
+                start_over(folder)
+            write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+            return find_start(folder / "checkpoints", identity)
+
+        start = agreed(trainer, take_folder)
         reset_peak_memory()
-        fit(trainer, task, data, checkpoints, metrics_file)
+        fit(trainer, task, data, start, metrics_file)
         tested = test(cfg, trainer, task, data, checkpoints)
         record = {
             "experiment": cfg.name,
@@ -97,30 +111,33 @@ def train(cfg: DictConfig) -> Outcome:
         }
         if trainer.is_global_zero and not trainer.fast_dev_run:
             write_result(folder, record)
+    if trainer.world_size > 1:
+        torch.distributed.destroy_process_group()  # the next cell of a sweep makes its own
     return Outcome(record, folder, task=task, data=data, trainer=trainer)
 
 
 def fit(
-    trainer: pl.Trainer,
-    task: pl.LightningModule,
-    data: pl.LightningDataModule,
-    checkpoints: Checkpoints,
-    metrics_file: MetricsFile,
+    trainer: pl.Trainer, task: pl.LightningModule, data: pl.LightningDataModule, start: Start, metrics_file: MetricsFile
 ) -> None:
-    """Train to the end, from the newest checkpoint on where there is one.
+    """Train to the end from ``start`` on.
 
     Raises:
-        UserError: the run was interrupted; it can be resumed.
+        Interrupted: a signal stopped the run; it can be resumed.
+        UserError: a process of the data loader died.
     """
-    resume_from = resumable(checkpoints.folder)
-    metrics_file.forget_from(checkpoint_step(resume_from))
+    metrics_file.forget_from(start.step)
     try:
-        trainer.fit(task, data, ckpt_path=resume_from, weights_only=True)
-    except BaseException:
-        metrics_file.save()
+        trainer.fit(task, data, ckpt_path=start.checkpoint, weights_only=True)
+    except BaseException as error:
+        with suppress(OSError):  # a full disk, which has been told of already
+            metrics_file.save()
+        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+            raise UserError(
+                f"a process of the data loader died at step {trainer.global_step} (out of memory?). The last "
+                "checkpoint is good: start the same command again to resume, with a smaller data.num_workers if it "
+                "happens again"
+            ) from error
         raise
-    if trainer.interrupted:
-        raise UserError(f"interrupted; start the same command again to resume {checkpoints.folder.parent}")
 
 
 def check_checkpoint_choice(cfg: DictConfig) -> None:
@@ -138,10 +155,14 @@ def check_checkpoint_choice(cfg: DictConfig) -> None:
 def quiet_libraries() -> None:
     """Keep Lightning's notes on hardware and its advertisements off the screen; warnings about the run stay."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric.utilities.distributed").setLevel(logging.WARNING)
     logging.getLogger("pytorch_lightning.accelerators.cuda").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*srun. command is available.*")
+    # What the tasks log at the end of an epoch is over all processes already, and equal in each of them.
+    warnings.filterwarnings("ignore", message=".*recommended to use .self.log.*sync_dist.*")
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
@@ -166,7 +187,12 @@ def build_network(cfg: DictConfig) -> torch.nn.Module:
 
 
 def build_trainer(
-    cfg: DictConfig, folder: Path, identity: str, keepers: list[pl.Callback], metrics_file: MetricsFile
+    cfg: DictConfig,
+    folder: Path,
+    identity: str,
+    network: torch.nn.Module,
+    keepers: list[pl.Callback],
+    metrics_file: MetricsFile,
 ) -> pl.Trainer:
     """The Lightning trainer with this project's callbacks and the loggers asked for."""
     callbacks = [SeededEpochs(cfg.seed), FiniteLoss(), LearningRateMonitor("step"), *keepers]
@@ -181,7 +207,28 @@ def build_trainer(
         default_root_dir=str(folder),
         enable_checkpointing=True,
         enable_progress_bar=bool(progress),
+        **distributed_options(cfg, network),
     )
+
+
+def distributed_options(cfg: DictConfig, network: torch.nn.Module) -> dict[str, Any]:
+    """What the trainer needs so that several processes train as one would.
+
+    Raises:
+        UserError: the network's batch norms cannot be shared over processes on the CPU.
+    """
+    options: dict[str, Any] = {"plugins": [cluster_environment()]}
+    if local_processes(cfg.trainer) * cfg.trainer.num_nodes == 1:
+        return options
+    if any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+        if not torch.cuda.is_available():
+            raise UserError("batch norm over several processes needs GPUs: set trainer.devices=1")
+        options["sync_batchnorm"] = True
+    if cfg.trainer.strategy in ("auto", "ddp"):
+        # Buffers are equal everywhere. Sending them at every forward pass would also count validation batches, of
+        # which one process may have more than another.
+        options["strategy"] = DDPStrategy(forward_sync_buffers=False)
+    return options
 
 
 def extra_loggers(cfg: DictConfig, folder: Path, identity: str) -> list[pl.loggers.Logger]:
@@ -210,62 +257,6 @@ def test(
     # After fit the weights in memory are those of last.ckpt, so `last` and `current` need not read a file.
     trainer.test(task, data, ckpt_path=kept.folder / "best.ckpt" if best else None, weights_only=True, verbose=False)
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
-
-
-def resumable(folder: Path) -> Path | None:
-    """The newest checkpoint in ``folder`` that loads, or None; a damaged one is reported and passed over."""
-    for name in ("last.ckpt", "previous.ckpt"):
-        path = folder / name
-        if not path.exists():
-            continue
-        try:
-            torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            reason = (str(error).splitlines() or [""])[0]
-            print(f"warning: {path} does not load ({type(error).__name__}: {reason}); trying the one before it")
-            continue
-        return path
-    return None
-
-
-def checkpoint_step(path: Path | None) -> int:
-    """Optimizer steps taken before the checkpoint was written; 0 without one."""
-    return 0 if path is None else int(torch.load(path, map_location="cpu", weights_only=True)["global_step"])
-
-
-def start_over(folder: Path) -> None:
-    """Remove what a former run left, so that a forced one cannot be taken for it."""
-    for path in (folder / "result.json", *(folder / "checkpoints").glob("*.ckpt")):
-        path.unlink(missing_ok=True)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the run folder for this process (other ranks of the same run share it).
-
-    Where the work fails before there is a checkpoint to resume from, the folder is removed again.
-
-    Raises:
-        UserError: the folder cannot be written, or another process holds it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"cannot write the run folder {folder}: {error.strerror}; set paths.runs elsewhere") from error
-    owner = int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
-    with file:
-        if owner:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(f"another process is running {folder}; wait for it, or change the seed") from error
-        try:
-            yield
-        except BaseException:
-            if owner and not any((folder / "checkpoints").glob("*.ckpt")) and read_result(folder) is None:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
 
 
 def reset_peak_memory() -> None:
