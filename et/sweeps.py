@@ -28,9 +28,11 @@ from omegaconf import DictConfig, OmegaConf
 from et.errors import UserError
 from et.results.identity import config_of, resolve
 from et.results.record import read_result, run_dir, run_id, write_atomically
+from et.slurm import active, noted_job, queue
 
 STATES = {
     "done": "finished",
+    "queued": "in Slurm's queue",
     "failed": "failed",
     "interrupted": "started, not finished",
     "open": "not run yet",
@@ -147,11 +149,17 @@ def jobs(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> list[list[str
 
 def plan(config: DictConfig) -> list[Cell]:
     """Every cell of the sweep with its state, read from the run folders."""
-    return [inspect(job) for job in jobs(config, config.hydra.overrides.task)]
+    return inspect_all(jobs(config, config.hydra.overrides.task))
 
 
-def inspect(overrides: Sequence[str]) -> Cell:
-    """One cell and its state."""
+def inspect_all(cells: Iterable[Sequence[str]]) -> list[Cell]:
+    """Cells, given as overrides, with their states."""
+    states = queue() or {}
+    return [inspect(overrides, states) for overrides in cells]
+
+
+def inspect(overrides: Sequence[str], queued: Mapping[str, str] | None = None) -> Cell:
+    """One cell and its state; ``queued`` is what :func:`et.slurm.queue` says of the jobs there are."""
     named = dict(o.split("=", 1) for o in overrides if "=" in o)
     try:
         config = config_of(overrides)
@@ -161,6 +169,8 @@ def inspect(overrides: Sequence[str]) -> Cell:
     record, failure = read_result(folder), read_failure(folder)
     if record is not None:
         state, message = "done", ""
+    elif queued and active(noted_job(folder), queued):
+        state, message = "queued", ""
     elif failure is not None:
         state, message = "failed", f"{failure['error']}: {failure['message']}"
     else:
@@ -170,14 +180,14 @@ def inspect(overrides: Sequence[str]) -> Cell:
 
 
 def needed(cells: Sequence[Cell]) -> dict[str, str]:
-    """The values that unfinished cells have, by key: what is left of a sweep once its finished corners are cut off.
+    """The values that cells to be run have, by key: what is left of a sweep once its finished corners are cut off.
 
     Experiments with an invalid cell are left out, since one such job would keep Hydra from starting any.
     """
     broken = {cell.experiment for cell in cells if cell.state == "invalid"}
     values: dict[str, dict[str, None]] = defaultdict(dict)
     for cell in cells:
-        if cell.state != "done" and cell.experiment not in broken:
+        if cell.state not in ("done", "queued") and cell.experiment not in broken:
             for key, value in (override.split("=", 1) for override in cell.overrides):
                 values[key][value] = None
     return {key: ",".join(chosen) for key, chosen in values.items()}
@@ -272,16 +282,18 @@ class SweepCallback(Callback):
         if not config.force:
             values = needed(self.cells)
             if not values:
-                raise SystemExit(int(any(cell.state != "done" for cell in self.cells)))
+                raise SystemExit(int(any(cell.state not in ("done", "queued") for cell in self.cells)))
             config.hydra.sweeper.params = {key: values[key] for key in config.hydra.sweeper.params}
             given = [override.split("=", 1)[0] for override in config.hydra.overrides.task]
             config.hydra.overrides.task = [f"{key}={values[key]}" for key in given]
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print how it went; the exit status says whether every cell is finished."""
-        self.cells = [inspect(cell.overrides) for cell in self.cells]
+        self.cells = inspect_all(cell.overrides for cell in self.cells)
         _say("")
         report(self.cells, f"sweep {config.sweep.name}", Path(config.paths.runs), verbose=False)
+        if config.sweep.detach and any(cell.state == "queued" for cell in self.cells):
+            return
         if any(cell.state != "done" for cell in self.cells):
             _say("  the same command runs what is not finished")
             raise SystemExit(1)

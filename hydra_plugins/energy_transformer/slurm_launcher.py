@@ -1,0 +1,150 @@
+"""Hydra launcher ``slurm``: hydra-submitit-launcher's, made for sweeps whose state is in the run folders.
+
+Hydra looks for launchers in the namespace hydra_plugins only, hence this place. Beyond what it derives from:
+
+- a job has the resources its cells ask for, so cells of one sweep may differ in them;
+- several cells can be packed into a job;
+- cells that are finished, or in the queue already, are left out;
+- a job that is killed ends the wait for it instead of hanging, without an accounting database: its cells are reported
+  and the same command takes them up again;
+- ``sweep.detach=true`` comes back after submitting.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
+
+try:
+    from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher as SubmititLauncher
+except ImportError:  # Hydra imports every plugin at every start; without the extra there is only no launcher
+    SubmititLauncher = None
+
+if SubmititLauncher is not None:
+
+    class SlurmLauncher(SubmititLauncher):
+        """See the module's docstring; conf/hydra/launcher/slurm.yaml lists the parameters."""
+
+        def __init__(self, cells_per_job: int = 1, **params: Any):
+            super().__init__(**params)
+            self.cells_per_job = cells_per_job
+
+        def __call__(self, cells: Sequence[tuple]) -> list[JobReturn]:
+            """In the job: run the cells of a pack one after another."""
+            return [super(SlurmLauncher, self).__call__(*cell) for cell in cells]
+
+        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+            from hydra.core.singleton import Singleton
+
+            from et import slurm, sweeps
+            from et.errors import UserError
+
+            if slurm.queue() is None:
+                raise UserError("Slurm does not answer: squeue is not there, or its controller is down")
+            returns = [JobReturn(overrides=list(o), status=JobStatus.COMPLETED) for o in job_overrides]
+            groups: dict[slurm.Resources, list[int]] = defaultdict(list)
+            found = sweeps.inspect_all(job_overrides)
+            for number, cell in enumerate(found):
+                if self.wanted(cell):
+                    groups[slurm.resources(cell.config["trainer"], self.params.get("gpus_per_node"))].append(number)
+            jobs: dict[str, tuple[Any, list[int]]] = {}
+            for needs, members in groups.items():
+                packs = slurm.packs(members, self.cells_per_job)
+                arguments = [
+                    [(list(job_overrides[n]), "hydra.sweep.dir", initial_job_idx + n, f"cell_{n}", Singleton.get_state())
+                     for n in pack]
+                    for pack in packs
+                ]  # fmt: skip
+                for job, pack in zip(self.submit(needs, arguments), packs, strict=True):
+                    jobs[job.job_id] = (job, pack)
+                    for number in pack:
+                        slurm.note_job(found[number].folder, job.job_id)
+            if OmegaConf.select(self.config, "sweep.detach", default=False):
+                print(f"submitted {len(jobs)} jobs: {' '.join(jobs)}. sweep.dry_run=true tells how they stand")
+                return returns
+            self.wait(jobs)
+            for job, pack in jobs.values():
+                self.take_results(job, pack, [found[n] for n in pack], returns)
+            return returns
+
+        def wanted(self, cell: Any) -> bool:
+            """Whether a cell is to be submitted."""
+            from et import sweeps
+
+            if cell.config is None:
+                return False
+            sweep = cell.config.get("sweep") or {}
+            if sweeps.skipped(cell.overrides, sweep.get("skip", [])):
+                return False
+            return cell.config["force"] or cell.state not in ("done", "queued")
+
+        def submit(self, needs: Any, packs: list[list[tuple]]) -> list[Any]:
+            """Hand an array of packs to Slurm; the jobs, in the packs' order."""
+            import submitit
+
+            params = {key: value for key, value in self.params.items() if key not in ("submitit_folder", "gpus_per_node")}
+            executor = submitit.AutoExecutor(
+                folder=self.params["submitit_folder"], cluster="slurm",
+                slurm_max_num_timeout=params.pop("max_num_timeout", 0),
+            )  # fmt: skip
+            common = {"name", "timeout_min", "cpus_per_task", "mem_gb", "stderr_to_stdout"}
+            executor.update_parameters(
+                nodes=needs.nodes, tasks_per_node=needs.tasks_per_node, slurm_gpus_per_node=needs.gpus_per_node,
+                **{key if key in common else f"slurm_{key}": value for key, value in params.items()},
+            )  # fmt: skip
+            Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
+            return executor.map_array(self, packs)
+
+        def wait(self, jobs: dict[str, tuple[Any, list[int]]]) -> None:
+            """Wait until every job has left a result or the queue."""
+            from rich.progress import Progress
+
+            from et import slurm
+
+            left, seconds = set(jobs), 1.0
+            with Progress(transient=True) as progress:
+                bar = progress.add_task("Slurm jobs", total=len(left))
+                while left:
+                    time.sleep(seconds)
+                    seconds = min(10.0, seconds * 1.2)
+                    ended = set(slurm.ended_jobs(left, slurm.queue()))
+                    ended |= {job for job in left if first_task(jobs[job][0]).paths.result_pickle.exists()}
+                    left -= ended
+                    progress.update(bar, advance=len(ended))
+
+        def take_results(self, job: Any, pack: list[int], cells: list[Any], returns: list[JobReturn]) -> None:
+            """Put what a job returned into ``returns``; note in the folders of its cells where it returned nothing."""
+            from submitit.core.utils import FailedJobError, UncompletedJobError
+
+            from et import slurm, sweeps
+            from et.errors import UserError
+
+            job, problem = first_task(job), None
+            for _ in range(20):  # another node's file may take some seconds to show
+                if job.paths.result_pickle.exists():
+                    break
+                time.sleep(0.5)
+            else:
+                problem = f"ended ({(slurm.queue() or {}).get(job.job_id, 'gone')}) without a result"
+            try:
+                if problem is None:
+                    for number, value in zip(pack, job.result(), strict=True):
+                        returns[number] = value
+            except (FailedJobError, UncompletedJobError):
+                problem = "failed"
+            if problem is not None:
+                for cell in sweeps.inspect_all(cell.overrides for cell in cells):
+                    if cell.state in ("open", "interrupted"):
+                        message = f"Slurm job {job.job_id} {problem}; its log is {job.paths.stdout}"
+                        sweeps.record_failure(cell.folder, UserError(message), cell.overrides)
+
+
+def first_task(job: Any) -> Any:
+    """The first process of a job: the one that writes the record."""
+    return job.task(0)
