@@ -20,7 +20,9 @@ from et.errors import UserError
 class SeededEpochs(Callback):
     """Reseeds all generators at the start of every training epoch from (seed, epoch, rank).
 
-    The state of a generator then never has to be saved: a run resumed at an epoch draws what it would have drawn.
+    The state of a generator then never has to be saved: a run resumed at an epoch draws what it would have drawn. That
+    takes one more thing. A loader's iterator draws a number when it is made, and its processes begin to load; Lightning
+    makes a resumed run's before it knows the epoch, so here it is made again.
     """
 
     def __init__(self, seed: int):
@@ -31,6 +33,8 @@ class SeededEpochs(Callback):
         torch.manual_seed(int(words[0]))
         np.random.seed(int(words[1]))
         random.seed(int(words[2]))
+        if trainer.ckpt_path is not None and trainer.fit_loop.is_resuming:
+            iter(trainer.fit_loop._data_fetcher)
 
 
 class FiniteLoss(Callback):

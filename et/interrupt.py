@@ -23,9 +23,8 @@ class StopOnSignal(Callback):
     :class:`et.errors.Interrupted`.
 
     The processes of a distributed run agree after every batch whether any of them has been told to stop, so they all
-    stop at the same one. In the middle of an epoch the checkpoint also holds the state of every process's random
-    generators; together with the loader's position (:class:`et.sampling.ResumableLoader`) the resumed run computes what
-    an uninterrupted one would have. After an epoch's last batch the run stops once validation is over. A second Ctrl-C
+    stop at the same one. In the middle of an epoch the checkpoint also holds how many batches there were and the state
+    of every process's random generators, so the resumed run computes what an uninterrupted one would have. After an epoch's last batch the run stops once validation is over. A second Ctrl-C
     stops at once, as it does where nothing is being trained yet.
 
     Handing on means calling the handler that was there before. Submitit's handler of USR2 requeues the job.
@@ -38,7 +37,8 @@ class StopOnSignal(Callback):
         self.checkpoints = checkpoints
         self.signum: int | None = None
         self.former: dict[int, Any] = {}
-        self.generators: list[dict[str, Any]] | None = None
+        self.batches = 0  # of the interrupted epoch; 0: the run stopped between two
+        self.generators: list[dict[str, Any]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Lightning replaces handlers later on, for a way of stopping and requeueing that this class is instead of.
@@ -48,6 +48,11 @@ class StopOnSignal(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for signum in self.former:
             signal.signal(signum, self._note)
+        if self.batches:
+            for loader in trainer.fit_loop._combined_loader.flattened:
+                loader.sampler.set_epoch(trainer.current_epoch)
+                loader.sampler.skip = (trainer.current_epoch, self.batches * loader.batch_size)
+            iter(trainer.fit_loop._data_fetcher)  # Lightning made it before it knew where the run goes on
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None and signum == signal.SIGINT:
@@ -67,14 +72,15 @@ class StopOnSignal(Callback):
         self.restore_handlers()
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        if self.generators is not None:
+        if self.batches:
             if trainer.global_rank < len(self.generators):
                 set_generators(self.generators[trainer.global_rank])
-            self.generators = None
+            self.batches, self.generators = 0, []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch and self._told(trainer):
-            self.generators = gathered_generators(trainer.world_size)
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        if not progress.is_last_batch and self._told(trainer):
+            self.batches, self.generators = progress.current.ready, gathered_generators(trainer.world_size)
             self.checkpoints.save_last(trainer)
             self._stop(trainer)
 
@@ -117,10 +123,10 @@ class StopOnSignal(Callback):
         raise Interrupted(self.signum)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"generators": self.generators}
+        return {"batches": self.batches, "generators": self.generators}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.generators = state_dict["generators"]
+        self.batches, self.generators = state_dict["batches"], state_dict["generators"]
 
 
 def generator_state() -> dict[str, Any]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch.distributed as dist
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -36,7 +35,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __init__(self, length: int, seed: int = 0, shuffle: bool = False, batch_size: int | None = None):
         self.length, self.seed, self.shuffle, self.epoch = length, seed, shuffle, 0
-        self.skip = 0  # samples of this process that the next pass leaves out: a resumed epoch has seen them
+        self.skip = (-1, 0)  # an epoch, and how many of this process's samples it has seen before it was interrupted
         _, world = rank_and_world()
         unit = world if batch_size is None or length < batch_size else batch_size
         self.used = length if batch_size is None else length - length % unit
@@ -51,38 +50,12 @@ class EpochSampler(Sampler[tuple[int, int]]):
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)[: self.used]
         else:
             order = np.arange(self.used)
-        skip, self.skip = self.skip, 0
-        return ((self.epoch, int(index)) for index in order[rank::world][skip:])
+        epoch, seen = self.skip
+        return ((self.epoch, int(index)) for index in order[rank::world][seen if epoch == self.epoch else 0 :])
 
     def __len__(self) -> int:
         rank, world = rank_and_world()
         return len(range(rank, self.used, world))
-
-
-class ResumableLoader(DataLoader):
-    """A training loader that a run stopped in the middle of an epoch takes up where it was (Lightning asks for this).
-
-    Its sampler is an :class:`EpochSampler`. Its state, the number of batches handed out in this epoch, is the same in
-    every process of a distributed run.
-    """
-
-    batches = resumed = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        self.batches, self.resumed = self.resumed, 0
-        return self._counted(super().__iter__())
-
-    def _counted(self, batches: Iterator[Any]) -> Iterator[Any]:
-        for batch in batches:
-            self.batches += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        return {"batches": self.batches % max(1, len(self))}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self.resumed = state_dict["batches"]
-        self.sampler.skip = self.resumed * (self.batch_size or 1)
 
 
 def per_process(batch_size: int) -> int:

@@ -160,6 +160,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # it is: et.interrupt
     warnings.filterwarnings("ignore", message=".*srun. command is available.*")
     # What the tasks log at the end of an epoch is over all processes already, and equal in each of them.
     warnings.filterwarnings("ignore", message=".*recommended to use .self.log.*sync_dist.*")

@@ -18,7 +18,7 @@ from et.graphs import made, sources
 from et.graphs.batch import GraphBatch
 from et.graphs.positional import with_eigenvectors
 from et.graphs.protocol import everything_split, held_out_split
-from et.sampling import EpochSampler, ResumableLoader, per_process, rank_and_world
+from et.sampling import EpochSampler, per_process, rank_and_world
 
 Kind = Literal["tu", "gnnbench", "zinc", "generated", "extracted", "zinc_variant", "digits"]
 
@@ -189,7 +189,7 @@ class GraphData(pl.LightningDataModule):
         return self._loader(subset, EpochSampler(len(subset)))
 
     def _loader(self, subset: GraphSubset, sampler: EpochSampler) -> DataLoader:
-        return ResumableLoader(
+        return DataLoader(
             subset,
             batch_size=per_process(self.batch_size),
             sampler=sampler,

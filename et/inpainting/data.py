@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from et.errors import UserError
 from et.inpainting.patches import draw_masks, grid_shape
-from et.sampling import EpochSampler, ResumableLoader, per_process, sample_rng
+from et.sampling import EpochSampler, per_process, sample_rng
 
 
 class ImageSource(Protocol):
@@ -107,7 +107,7 @@ class InpaintingData(pl.LightningDataModule):
         sampler = EpochSampler(
             len(dataset), seed or 0, shuffle=training, batch_size=self.batch_size if training else None
         )
-        return ResumableLoader(
+        return DataLoader(
             dataset, per_process(self.batch_size), sampler=sampler, num_workers=self.num_workers,
             persistent_workers=training and self.num_workers > 0,
         )  # fmt: skip
