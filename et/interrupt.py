@@ -24,8 +24,9 @@ class StopOnSignal(Callback):
 
     The processes of a distributed run agree after every batch whether any of them has been told to stop, so they all
     stop at the same one. In the middle of an epoch the checkpoint also holds how many batches there were and the state
-    of every process's random generators, so the resumed run computes what an uninterrupted one would have. After an epoch's last batch the run stops once validation is over. A second Ctrl-C
-    stops at once, as it does where nothing is being trained yet.
+    of every process's random generators, so the resumed run computes what an uninterrupted one would have. After an
+    epoch's last batch the run stops once validation is over. A second Ctrl-C stops at once, as it does where nothing is
+    being trained yet.
 
     Handing on means calling the handler that was there before. Submitit's handler of USR2 requeues the job.
 

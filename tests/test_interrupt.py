@@ -61,9 +61,7 @@ def check_stop_and_resume(config, tmp_path, monkeypatch, task, overrides, batch,
 @pytest.mark.parametrize(("batch", "steps"), ((1, 5), (2, 6)), ids=("mid-epoch", "last batch"))
 def test_images(config, tmp_path, monkeypatch, batch, steps):
     """Three batches an epoch; in the last one the run goes on to the end of the epoch."""
-    stop = check_stop_and_resume(
-        config, tmp_path, monkeypatch, InpaintingTask, TINY, batch, signal.SIGTERM, steps
-    )
+    stop = check_stop_and_resume(config, tmp_path, monkeypatch, InpaintingTask, TINY, batch, signal.SIGTERM, steps)
     assert stop.code == 143
 
 

@@ -16,7 +16,8 @@ import torch
 from et.callbacks import Checkpoints
 from et.errors import UserError
 from et.results.record import RESULT_KEYS, read_result, run_id
-from et.training import resolve, resumable, train
+from et.run_folder import Start, find_start
+from et.training import resolve, train
 from tests.configs import ROOT, TINY
 
 
@@ -116,7 +117,7 @@ class Hostile:
 def test_a_hostile_checkpoint_is_not_executed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Hostile(), "global_step": 1}, tmp_path / "last.ckpt")
-    assert resumable(tmp_path) is None
+    assert find_start(tmp_path, "a run") == Start()
     assert not (tmp_path / "hostile_code_ran").exists()
 
 

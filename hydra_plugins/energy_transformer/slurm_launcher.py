@@ -54,13 +54,13 @@ if SubmititLauncher is not None:
                 if self.wanted(cell):
                     groups[slurm.resources(cell.config["trainer"], self.params.get("gpus_per_node"))].append(number)
             jobs: dict[str, tuple[Any, list[int]]] = {}
+            state = Singleton.get_state()
             for needs, members in groups.items():
                 packs = slurm.packs(members, self.cells_per_job)
                 arguments = [
-                    [(list(job_overrides[n]), "hydra.sweep.dir", initial_job_idx + n, f"cell_{n}", Singleton.get_state())
-                     for n in pack]
+                    [(list(job_overrides[n]), "hydra.sweep.dir", initial_job_idx + n, f"cell_{n}", state) for n in pack]
                     for pack in packs
-                ]  # fmt: skip
+                ]
                 for job, pack in zip(self.submit(needs, arguments), packs, strict=True):
                     jobs[job.job_id] = (job, pack)
                     for number in pack:
@@ -88,7 +88,9 @@ if SubmititLauncher is not None:
             """Hand an array of packs to Slurm; the jobs, in the packs' order."""
             import submitit
 
-            params = {key: value for key, value in self.params.items() if key not in ("submitit_folder", "gpus_per_node")}
+            params = {
+                key: value for key, value in self.params.items() if key not in ("submitit_folder", "gpus_per_node")
+            }
             executor = submitit.AutoExecutor(
                 folder=self.params["submitit_folder"], cluster="slurm",
                 slurm_max_num_timeout=params.pop("max_num_timeout", 0),
