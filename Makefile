@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin/python
 EXTRAS := dev,slurm,sweep
+# Tests run file by file in so many processes of one thread each.
+WORKERS ?= 2
 
 .PHONY: help setup demo test lint tables clean
 
@@ -20,7 +22,7 @@ demo: setup ## train a small ET on photographs for a few minutes, then show what
 	$(RUN) train.py experiment=demo_inpainting
 
 test: setup ## run all tests; those on real data need ET_DATA_DIR
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile
 
 lint: setup ## check style and format
 	$(RUN) -m ruff check .
