@@ -1,0 +1,146 @@
+"""What a trained image model holds and does, as numbers: weights and updates as pixels, energies, fixed points.
+
+The decoder ends in an affine map from token space to pixels. A token is decoded by all of it; a direction in token
+space (a memory, a row of W^K, a gradient) by its linear part alone: a bias is a place, and a direction has none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from et.core.descent import descend, speed
+from et.inpainting.lit import masked_mse
+from et.inpainting.model import InpaintingET
+from et.inpainting.patches import patchify, unpatchify
+
+
+def position_similarity(network: InpaintingET) -> Tensor:
+    """Cosine similarity of the position biases of all patches (figures 2 and 7): (rows, columns, rows, columns)."""
+    unit = F.normalize(network.position.detach()[1:].float(), dim=-1)
+    return (unit @ unit.T).reshape(*network.grid, *network.grid)
+
+
+def locality(similarity: Tensor) -> float:
+    """How local the positions are: mean similarity of patches side by side minus the mean over all other pairs."""
+    rows, columns = similarity.shape[:2]
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    place = torch.stack([row.flatten(), column.flatten()], -1).float()
+    distance = torch.cdist(place, place, p=1)
+    flat = similarity.reshape(rows * columns, -1)
+    return float(flat[distance == 1].mean() - flat[distance > 1].mean())
+
+
+def decode_directions(network: InpaintingET, vectors: Tensor) -> Tensor:
+    """Directions in token space as patches (figures 2, 4, 5 and 6): (..., D) -> (..., C, height, width)."""
+    pixels = vectors.detach().float() @ network.decoder.weight.detach().float().T
+    return pixels.unflatten(-1, (network.channels, *network.patch_size))
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A descent seen in the image plane (figure 4). T steps, B images, N patches of P values.
+
+    Attributes:
+        tokens: decoded tokens before the first and after each step, (T + 1, B, N, P).
+        attention, hopfield: the update -dE/dg that each module asks for at each of these points, decoded, shaped alike;
+            None for a module that is left out.
+        attention_size, hopfield_size: root mean square of those updates in token space, of each patch, (T + 1, B, N).
+        energies, attention_energies, hopfield_energies: (T + 1, B).
+    """
+
+    tokens: Tensor
+    attention: Tensor | None
+    hopfield: Tensor | None
+    attention_size: Tensor | None
+    hopfield_size: Tensor | None
+    energies: Tensor
+    attention_energies: Tensor
+    hopfield_energies: Tensor
+
+
+@torch.no_grad()
+def follow(network: InpaintingET, images: Tensor, masked: Tensor, steps: int | None = None) -> Trajectory:
+    """Descend with every step recorded: images (B, C, H, W), masked (B, N) bool."""
+    descent = network.trajectory(images, masked, steps)
+    g = network.block.norm(descent.states)
+    seen: dict[str, Tensor | None] = {}
+    for name in ("attention", "hopfield"):
+        module = getattr(network.block, name)
+        update = None if module is None else torch.stack([module.update(point) for point in g])[:, :, 1:]
+        seen[name] = None if update is None else decode_directions(network, update).flatten(-3)
+        seen[f"{name}_size"] = None if update is None else update.square().mean(-1).sqrt()
+    return Trajectory(
+        network.decode(descent.states[:, :, 1:]).float(), **seen, energies=descent.energies,
+        attention_energies=descent.attention_energies, hopfield_energies=descent.hopfield_energies,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """A descent that goes on past T. S steps, B images.
+
+    Attributes:
+        speed: root mean square of dg/dt of each image's fastest token at every step, (S, B).
+        energies: (S + 1, B).
+        mse: error on the masked patches, (S + 1, B).
+    """
+
+    speed: Tensor
+    energies: Tensor
+    mse: Tensor
+
+    def steps_to(self, tolerance: float) -> Tensor:
+        """Steps until each image's speed is at most ``tolerance``, (B,); -1 where it never is."""
+        below = self.speed <= tolerance
+        return torch.where(below.any(0), below.int().argmax(0) + 1, -1)
+
+
+@torch.no_grad()
+def converge(network: InpaintingET, images: Tensor, masked: Tensor, steps: int) -> Convergence:
+    """Descend for ``steps`` steps, whatever T was in training: images (B, C, H, W), masked (B, N) bool."""
+    tokens = network.embed(patchify(images, network.patch_size), masked)
+    return converge_from(network, tokens, patchify(images, network.patch_size), masked, steps)
+
+
+@torch.no_grad()
+def converge_from(network: InpaintingET, tokens: Tensor, target: Tensor, masked: Tensor, steps: int) -> Convergence:
+    """As :func:`converge`, from any initial tokens (B, 1 + N, D); ``target`` (B, N, P) are the true patches."""
+    sizes = network.step_sizes(steps)
+    descent = descend(network.block, tokens, steps, sizes, record=True)
+    g = network.block.norm(descent.states)
+    each = sizes if isinstance(sizes, Tensor) else torch.full((steps,), float(sizes))
+    speeds = torch.stack([speed(g[t], g[t + 1], each[t]) for t in range(steps)])
+    errors = [masked_mse(network.decode(x[:, 1:]).float(), target, masked) for x in descent.states]
+    return Convergence(speeds, descent.energies, torch.stack(errors))
+
+
+@torch.no_grad()
+def errors_by_image(network: torch.nn.Module, data: pl.LightningDataModule) -> Tensor:
+    """Mean squared error on the occluded patches of every evaluation image, over its masking seeds (figures 8 and 9).
+
+    Returns:
+        (images,) float32 on the CPU, in the order of the data.
+    """
+    device, loader = next(network.parameters()).device, data.test_dataloader()
+    total, count = torch.zeros(2, data.source.eval_length)
+    for batch in loader:
+        images = batch["image"].to(device)
+        error = masked_mse(
+            network(images, batch["masked"].to(device)).float(), patchify(images, network.patch_size),
+            batch["occluded"].to(device),
+        )  # fmt: skip
+        total.index_add_(0, batch["index"], error.cpu())
+        count.index_add_(0, batch["index"], torch.ones(len(error)))
+    return total / count
+
+
+def frames(network: InpaintingET, seen: Trajectory, images: Tensor, masked: Tensor) -> Tensor:
+    """The completion at every step: visible patches as they are, masked ones as decoded, (T + 1, B, C, H, W)."""
+    patches = patchify(images, network.patch_size)
+    filled = torch.where(masked[..., None], seen.tokens, patches)
+    return torch.stack([unpatchify(step, network.patch_size, network.image_size) for step in filled])
