@@ -41,6 +41,17 @@ def unpatchify(patches: Tensor, patch_size: int | tuple[int, int], image_size: i
     return tiles.permute(0, 3, 1, 4, 2, 5).reshape(patches.shape[0], -1, height, width)
 
 
+def hide(images: Tensor, masked: Tensor, patch_size: tuple[int, int], grey: float = 0.5) -> Tensor:
+    """Pixels 0 .. 1 (B, C, H, W) with the masked patches (B, N) painted grey."""
+    patches = patchify(images, patch_size)
+    return unpatchify(torch.where(masked[..., None], grey, patches), patch_size, images.shape[-2:])
+
+
+def join_tiles(tiles: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Tiles (rows * columns, C, H, W), row by row, as one picture (C, rows * H, columns * W)."""
+    return tiles.unflatten(0, grid).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
+
+
 def draw_masks(rng: np.random.Generator, num_patches: int, num_occluded: int, num_kept: int) -> tuple[Tensor, Tensor]:
     """Choose the occluded patches and those of them that are left untouched (appendix B: 100 of 196, of which 10).
 

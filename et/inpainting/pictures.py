@@ -10,14 +10,9 @@ import torch
 from torch import Tensor
 
 from et.core import Descent
-from et.inpainting.patches import patchify, unpatchify
+from et.inpainting.descents import record_descents, subjects_of
+from et.inpainting.patches import hide, join_tiles
 from et.inpainting.pixels import to_pixels
-
-
-def hide(images: Tensor, masked: Tensor, patch_size: tuple[int, int], grey: float = 0.5) -> Tensor:
-    """Pixels 0 .. 1 (B, C, H, W) with the masked patches (B, N) painted grey."""
-    patches = patchify(images, patch_size)
-    return unpatchify(torch.where(masked[..., None], grey, patches), patch_size, images.shape[-2:])
 
 
 def draw_completions(rows: dict[str, Tensor], path: Path, title: str = "") -> None:
@@ -59,21 +54,12 @@ def whole_photos(network: torch.nn.Module, data: pl.LightningDataModule) -> list
     Returns:
         (name, {masked, completed, original}) for each photograph at its full size, pixels (3, H, W) in 0 .. 1.
     """
-    height, width = data.source.size
-    pictures, start = [], 0
-    loader = data.val_dataloader()
-    batches = [_complete(network, batch) for batch in loader]
+    batches = [_complete(network, batch) for batch in data.val_dataloader()]
     rows = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
-    for name, image in data.source.layout:
-        grid = image.shape[0] // height, image.shape[1] // width
-        stop = start + grid[0] * grid[1]
-        if all(name != seen for seen, _ in pictures):
-            joined = {
-                row: tiles[start:stop].reshape(*grid, 3, height, width).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
-                for row, tiles in rows.items()
-            }
-            pictures.append((name, joined))
-        start = stop
+    pictures = []
+    for photo in subjects_of(data):
+        tiles = {row: pixels[list(photo.indices)] for row, pixels in rows.items()}
+        pictures.append((photo.name, {row: join_tiles(pixels, photo.grid) for row, pixels in tiles.items()}))
     return pictures
 
 
@@ -106,7 +92,11 @@ def draw_photo(name: str, rows: dict[str, Tensor], path: Path) -> None:
 
 
 def draw_report(network: torch.nn.Module, data: pl.LightningDataModule, folder: Path, count: int = 8) -> list[Path]:
-    """Save completions.png, energy.png and, where photographs were cut in windows, photo_NAME.png; return the paths."""
+    """Save completions.png, energy.png, the recorded descent and, where photographs were cut in windows, photo_NAME.png.
+
+    Returns:
+        The paths of the pictures and of descent.json.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     device = next(network.parameters()).device
     loader = data.val_dataloader()
@@ -120,6 +110,7 @@ def draw_report(network: torch.nn.Module, data: pl.LightningDataModule, folder: 
             descent = network.trajectory(batch["image"].to(device), batch["masked"].to(device), record="energy")
         paths.append(folder / "energy.png")
         draw_energies(descent, paths[-1])
+        paths.append(record_descents(network, data, folder))
     if hasattr(data.source, "layout"):
         for name, rows in whole_photos(network, data):
             paths.append(folder / f"photo_{name}.png")
