@@ -92,7 +92,7 @@ def draw_photo(name: str, rows: dict[str, Tensor], path: Path) -> None:
 
 
 def draw_report(network: torch.nn.Module, data: pl.LightningDataModule, folder: Path, count: int = 8) -> list[Path]:
-    """Save completions.png, energy.png, the recorded descent and, where photographs were cut in windows, photo_NAME.png.
+    """Save completions.png, energy.png, the recorded descent and, of photographs cut in windows, photo_NAME.png.
 
     Returns:
         The paths of the pictures and of descent.json.

@@ -19,6 +19,7 @@ from et.errors import UserError
 from et.results import paper
 from et.results.identity import Key, config_of, differences, key_of, reproduces
 from et.results.record import read_result, run_id, write_atomically
+from et.results.run_files import read_curves
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = ROOT / "experiments"
@@ -35,6 +36,7 @@ class Run:
         overrides: what train.py was, or would be, given.
         label: empty where the run is of the experiment's own configuration as it is today; else how it differs.
         source: file (and line) it was read from.
+        folder: the run's folder; None where it was read from a json line.
     """
 
     record: Mapping[str, Any]
@@ -42,6 +44,7 @@ class Run:
     overrides: tuple[str, ...]
     label: str
     source: str
+    folder: Path | None = None
 
     @property
     def variant(self) -> str:
@@ -127,11 +130,11 @@ def from_folder(folder: Path) -> Run:
     try:
         own = config_of(key.overrides())
     except UserError:
-        return Run(record, key, tuple(key.overrides()), STALE, where)
+        return Run(record, key, tuple(key.overrides()), STALE, where, folder)
     changed = differences(own, config)
     extras = [f"{name}={_as_override(new)}" for name, (_, new) in changed.items()]
     label = ", ".join(f"{name}={_as_override(new)}" for name, (_, new) in changed.items())
-    return Run(record, key, (*key.overrides(), *extras), label, where)
+    return Run(record, key, (*key.overrides(), *extras), label, where, folder)
 
 
 def from_line(line: str, source: str) -> Run:
@@ -170,7 +173,7 @@ def home(experiment: str) -> int | None:
 
 
 def as_line(run: Run) -> str:
-    """A run as a line of results.jsonl.
+    """A run as a line of results.jsonl: its record, its overrides and, of a run folder, its thinned-out curves.
 
     Raises:
         UserError: no overrides of train.py give the run's configuration.
@@ -179,7 +182,9 @@ def as_line(run: Run) -> str:
         raise UserError(
             f"{run.source} ({run.label}): no overrides make its configuration with today's files; not recorded"
         )
-    return json.dumps({**run.record, "overrides": list(run.overrides)}, sort_keys=True)
+    curves = None if run.folder is None else read_curves(run.folder, points=20, names=3)
+    line = {**run.record, "overrides": list(run.overrides), **({"curves": curves} if curves else {})}
+    return json.dumps(line, sort_keys=True)
 
 
 def append(runs: Iterable[Run], file: Path) -> tuple[int, list[str]]:

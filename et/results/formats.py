@@ -16,10 +16,18 @@ def signed(value: float, digits: int) -> str:
 
 @dataclass(frozen=True)
 class Text:
-    """An entry of a grid."""
+    """An entry of a grid.
+
+    Attributes:
+        text: what is shown; ``bold``: how.
+        value: the number it shows, for sorting.
+        cell: what lies behind an entry that stands for runs (a results_table.Entry); the formats here ignore it.
+    """
 
     text: str
     bold: bool = False
+    value: float | None = None
+    cell: object = None
 
 
 @dataclass(frozen=True)

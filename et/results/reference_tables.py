@@ -36,12 +36,13 @@ def counted_grid(table: Table, metric: Metric) -> Grid:
     """Parameters counted from the modules that the experiment files build."""
     rows = []
     for condition, method, cell, value in counted_rows(table, metric):
-        printed = Text(ABSENT) if cell is None else Text(cell.printed, cell.bold)
+        printed = Text(ABSENT) if cell is None else Text(cell.printed, cell.bold, cell.mean)
         experiment = method.experiment_for(condition.name)
         counted = f"no experiment {experiment}" if value is None else f"{value:.{metric.digits}f}"
         exact = ABSENT if value is None else f"{round(value / metric.scale):,}"
         delta = ABSENT if value is None or cell is None else signed(value - cell.mean, metric.digits)
-        rows.append([*map(Text, condition.labels), Text(method.name), printed, *map(Text, (counted, exact, delta))])
+        numbers = Text(counted, value=value), Text(exact, value=value), Text(delta)
+        rows.append([*map(Text, condition.labels), Text(method.name), printed, *numbers])
     columns = [*table.condition_columns, "Method", "Paper", "Counted", "Exactly", "Δ"]
     return Grid(f"{metric.label} ({metric.unit})", columns, rows, heads=len(table.condition_columns) + 1)
 
@@ -130,7 +131,7 @@ def statistics_document(table: Table, counted: Mapping[str, Mapping[str, Any]]) 
         row = rows.setdefault(condition.name, start)
         printed, here = cell.printed if cell else ABSENT, ABSENT if value is None else f"{value:.{metric.digits}f}"
         differs = cell is not None and value is not None and f"{cell.mean:.{metric.digits}f}" != here
-        row += [Text(printed), Text(here, bold=differs)]
+        row += [Text(printed, value=cell.mean if cell else None), Text(here, differs, value)]
     columns = [*table.condition_columns, "Data"]
     columns += [f"{metric.label}, {where}" for metric in table.metrics for where in ("paper", "here")]
     absent = [c.name for c in table.conditions if c.in_paper and c.name not in counted]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from et.results.cells import (
     PROTOCOLS,
@@ -22,7 +23,7 @@ from et.results.cells import (
 )
 from et.results.collect import Collection
 from et.results.formats import Document, Grid, Section, Text, signed
-from et.results.paper import Metric, Table
+from et.results.paper import Cell, Metric, Table
 from et.results.reference_tables import counted_grid, counted_rows
 
 DASH = Text("–")
@@ -32,6 +33,18 @@ LEGEND = (
     "baseline: mean difference to the best measured baseline on shared splits, p of a paired t-test (optimistic: the "
     "splits are redrawn from one data set)."
 )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What stands behind an entry of a protocol's column; ``wanted``: how many runs the table's sweep has for it."""
+
+    metric: Metric
+    line: Line
+    protocol: str
+    measured: Measured | None
+    paper: Cell | None
+    wanted: int
 
 
 def results_document(table: Table, collection: Collection) -> Document:
@@ -70,14 +83,15 @@ def results_grid(table: Table, metric: Metric, lines: Sequence[Line], expected: 
         name = line.method.name + (" (quoted)" if line.method.quoted and line.condition.in_paper else "")
         row = [Text(label) for label in line.condition.labels]
         row += [Text(data_of(line, variants)), Text(name + (f", {configurations[line.label]}" if line.label else ""))]
-        row.append(DASH if cell is None else Text(cell.printed, cell.bold))
+        row.append(DASH if cell is None else Text(cell.printed, cell.bold, cell.mean))
         for protocol in PROTOCOLS:
             wanted = expected.get((line.method.experiment_for(line.condition.name), protocol), 0)
             wanted = 0 if line_differs(line) else wanted
-            row.append(measured_text(metric, measured[protocol], wanted, bold=index in tops[protocol]))
+            entry = Entry(metric, line, protocol, measured[protocol], cell, wanted)
+            row.append(measured_text(entry, bold=index in tops[protocol]))
         for protocol in PROTOCOLS:
             delta = difference(measured[protocol], cell)
-            row.append(DASH if delta is None else Text(signed(delta, metric.digits)))
+            row.append(DASH if delta is None else Text(signed(delta, metric.digits), value=delta))
         row += [comparison_text(metric, against[protocol].get(index)) for protocol in with_comparison]
         rows.append(row)
     unit = f" ({metric.unit})" if metric.unit else ""
@@ -122,13 +136,14 @@ def data_of(line: Line, variants: dict[str, str]) -> str:
     return "exact" if line.runs else ""
 
 
-def measured_text(metric: Metric, measured: Measured | None, wanted: int, bold: bool = False) -> Text:
+def measured_text(entry: Entry, bold: bool = False) -> Text:
     """ "89.6 ± 1.0 (n = 5)", "missing" where the sweep has the cell, a dash where it has not."""
+    measured, digits = entry.measured, entry.metric.digits
     if measured is None:
-        return Text("missing") if wanted else DASH
-    spread = "" if measured.std is None else f" ± {measured.std:.{metric.digits}f}"
-    of = f" of {wanted}" if measured.n < wanted else ""
-    return Text(f"{measured.mean:.{metric.digits}f}{spread} (n = {measured.n}{of})", bold)
+        return Text("missing", cell=entry) if entry.wanted else DASH
+    spread = "" if measured.std is None else f" ± {measured.std:.{digits}f}"
+    of = f" of {entry.wanted}" if measured.n < entry.wanted else ""
+    return Text(f"{measured.mean:.{digits}f}{spread} (n = {measured.n}{of})", bold, measured.mean, entry)
 
 
 def comparison_text(metric: Metric, comparison: Comparison | None) -> Text:
@@ -136,7 +151,8 @@ def comparison_text(metric: Metric, comparison: Comparison | None) -> Text:
     if comparison is None:
         return DASH
     p = "" if comparison.p_value is None else f"p = {comparison.p_value:.2g}, "
-    return Text(f"{signed(comparison.difference, metric.digits)} to {comparison.baseline} ({p}n = {comparison.n})")
+    text = f"{signed(comparison.difference, metric.digits)} to {comparison.baseline} ({p}n = {comparison.n})"
+    return Text(text, value=comparison.difference)
 
 
 def deviations(table: Table, lines: Sequence[Line]) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from et.results.formats import Document, Grid, Section, Text, latex, signed, to_html, to_latex, to_markdown
-from tests.results.checks import Balance, compile_latex, html_faults, latex_faults
+from tests.results.checks import Content, compile_latex, html_faults, latex_faults
 
 NASTY = r"a|b & 50% #1 _x_ {y} $z$ ~ ^ \end < > ± ✓ ✗ × – Δ α β σ" + " \" '"
 GRID = Grid(
@@ -34,7 +34,7 @@ def test_markdown_renders_as_tables():
 def test_html_is_well_formed_and_escaped():
     text = to_html(DOCUMENT)
     assert html_faults(text) == []
-    parser = Balance()
+    parser = Content()
     parser.feed(text)
     assert parser.seen.count("tr") == 2 * 4 and parser.seen.count("td") == 2 * 6
     assert "nasty" not in parser.seen

@@ -1,0 +1,94 @@
+"""What a run's folder holds beside its record: training curves, pictures and a recorded descent, ready for a page."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+PICTURE_FOLDERS = ("pictures", "evaluation")  # left by the run itself, or by evaluate.py
+DESCENT = "descent.json"
+_ENERGIES = ("attention", "hopfield", "mse_masked")
+
+Curve = tuple[list[int], list[float]]  # steps, values
+
+
+def read_curves(folder: Path, points: int = 60, names: int = 8) -> dict[str, Curve]:
+    """Training and validation curves from metrics.csv, by name; empty where the file is absent or damaged.
+
+    A curve with more than ``points`` points is cut into as many stretches; each shows its last step and its mean.
+    ``train/loss`` comes first; of many curves the first ``names`` are kept.
+    """
+    try:
+        with (folder / "metrics.csv").open(newline="") as file:
+            rows = [(int(row.pop("step")), row) for row in csv.DictReader(file)]
+        series: dict[str, list[tuple[int, float]]] = {}
+        for step, row in rows:
+            for name, text in row.items():
+                if text and name.startswith(("train/", "val/")) and math.isfinite(value := float(text)):
+                    series.setdefault(name, []).append((step, value))
+    except (OSError, KeyError, TypeError, ValueError):
+        return {}
+    wanted = sorted((name for name in series if len(series[name]) > 1), key=lambda name: name != "train/loss")
+    return {name: _thinned(series[name], points) for name in wanted[:names]}
+
+
+def _thinned(series: list[tuple[int, float]], points: int) -> Curve:
+    count = min(points, len(series))
+    edges = [round(index * len(series) / count) for index in range(count + 1)]
+    stretches = [series[start:stop] for start, stop in pairwise(edges)]
+    means = [sum(value for _, value in stretch) / len(stretch) for stretch in stretches]
+    return [stretch[-1][0] for stretch in stretches], [float(f"{mean:.4g}") for mean in means]
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """The pictures that a run or its evaluation left."""
+    return [path for name in PICTURE_FOLDERS for path in sorted((folder / name).glob("*.png"))]
+
+
+def as_data_uri(path: Path, max_width: int = 1400) -> str:
+    """A picture as a WebP data URI no wider than ``max_width`` pixels; a WebP file goes in as it is.
+
+    Raises:
+        OSError: it is no picture.
+    """
+    if path.suffix == ".webp":
+        content = path.read_bytes()
+    else:
+        from PIL import Image
+
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+        if image.width > max_width:
+            image = image.resize((max_width, round(image.height * max_width / image.width)))
+        buffer = io.BytesIO()
+        image.save(buffer, "WEBP", quality=80, method=6)
+        content = buffer.getvalue()
+    return "data:image/webp;base64," + base64.b64encode(content).decode()
+
+
+def read_descent(folder: Path) -> dict[str, Any] | None:
+    """The descent that a run recorded, its pictures as data URIs; None where there is none that is whole."""
+    return next(_descents(folder), None)
+
+
+def _descents(folder: Path) -> Iterator[dict[str, Any]]:
+    for place in (folder / name for name in PICTURE_FOLDERS):
+        try:
+            record = json.loads((place / DESCENT).read_text())
+            for picture in record["pictures"]:
+                if len({len(picture[key]) for key in ("frames", *_ENERGIES)}) != 1:
+                    raise ValueError("a step lacks its picture or its energy")
+                for key in ("masked", "original"):
+                    picture[key] = as_data_uri(place / picture[key])
+                picture["frames"] = [as_data_uri(place / name) for name in picture["frames"]]
+            if record["pictures"] and record["trained_steps"] >= 0 and record["step_size"] > 0:
+                yield record
+        except (OSError, KeyError, TypeError, ValueError):
+            continue
