@@ -5,8 +5,9 @@ RUN := $(VENV)/bin/python
 EXTRAS := dev,slurm,sweep
 # Tests run file by file in so many processes of one thread each.
 WORKERS ?= 2
+RUNS ?= $(or $(ET_RUNS_DIR),runs)
 
-.PHONY: help setup demo test lint tables clean
+.PHONY: help setup demo test lint tables report clean
 
 help: ## say what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -20,6 +21,7 @@ $(VENV)/.ready: pyproject.toml
 
 demo: setup ## train a small ET on photographs for a few minutes, then show what it completes
 	$(RUN) train.py experiment=demo_inpainting
+	@$(RUN) -m et.results.report --runs $(RUNS)/demo_inpainting
 
 test: setup ## run all tests; those on real data need ET_DATA_DIR
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile
@@ -30,6 +32,10 @@ lint: setup ## check style and format
 
 tables: setup ## render every table from the recorded results
 	$(RUN) -m et.results.tables
+
+report: setup ## build/report.html: all tables on one page, with the runs, curves and pictures in RUNS (runs)
+	@mkdir -p $(RUNS)
+	$(RUN) -m et.results.report --runs $(RUNS)
 
 clean: ## remove the environment and caches, not the runs
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

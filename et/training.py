@@ -21,6 +21,7 @@ from et.callbacks import Checkpoints, FiniteLoss, SeededEpochs, Stopwatch
 from et.errors import UserError
 from et.interrupt import StopOnSignal
 from et.launch import agreed, cluster_environment, local_processes, must_start_processes, run_processes
+from et.loggers import extra_loggers, log_outcome
 from et.metrics_file import MetricsFile
 from et.results.record import git_commit, read_result, run_dir, run_id, versions, write_atomically, write_result
 from et.run_folder import Start, find_start, locked, start_over
@@ -90,6 +91,7 @@ def train(cfg: DictConfig) -> Outcome:
         reset_peak_memory()
         fit(trainer, task, data, start, metrics_file)
         tested = test(cfg, trainer, task, data, checkpoints)
+        log_outcome(trainer.loggers, cfg, tested)
         record = {
             "experiment": cfg.name,
             "run_id": identity,
@@ -230,24 +232,6 @@ def distributed_options(cfg: DictConfig, network: torch.nn.Module) -> dict[str, 
         # which one process may have more than another.
         options["strategy"] = DDPStrategy(forward_sync_buffers=False)
     return options
-
-
-def extra_loggers(cfg: DictConfig, folder: Path, identity: str) -> list[pl.loggers.Logger]:
-    """TensorBoard and wandb on request; a run that resumes goes on in the same wandb run."""
-    loggers: list[pl.loggers.Logger] = []
-    for name in cfg.logger.extra:
-        if name == "tensorboard":
-            loggers.append(pl.loggers.TensorBoardLogger(folder, name="", version="tensorboard"))
-        elif name == "wandb":
-            loggers.append(
-                pl.loggers.WandbLogger(
-                    save_dir=folder, id=identity, name=f"{cfg.name}-{cfg.protocol}-{cfg.seed}", group=cfg.name,
-                    tags=[cfg.fidelity, cfg.protocol, *cfg.tags], resume="allow", **cfg.logger.wandb,
-                )
-            )  # fmt: skip
-        else:
-            raise UserError(f"logger.extra knows 'tensorboard' and 'wandb', not {name!r}")
-    return loggers
 
 
 def test(
