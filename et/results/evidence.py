@@ -104,7 +104,7 @@ class Evidence:
             config = counted(config_of(run.overrides))
         except UserError:
             return None
-        text = yaml.safe_dump(_of_all_runs(config), sort_keys=False, default_flow_style=None, width=100)
+        text = yaml.safe_dump(_of_all_runs(config), sort_keys=False, width=100)
         name = hashlib.sha256(text.encode()).hexdigest()[:8]
         self.configurations[name] = text
         return name

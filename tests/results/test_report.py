@@ -41,7 +41,7 @@ def runs(tmp_path_factory) -> Path:
 def page(runs, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     arguments = ["--runs", str(runs), "--experiments", str(folder / "none"), "--output", str(folder / "report.html")]
-    assert report.main(arguments) == 0
+    assert report.main(["1", "2", "4", "16", *arguments]) == 0
     return folder / "report.html"
 
 
@@ -58,10 +58,10 @@ def test_the_page_is_valid_and_needs_nothing_from_elsewhere(page):
     assert "{{" not in text
 
 
-def test_all_tables_are_there(page):
+def test_the_tables_asked_for_are_there(page):
     text = page.read_text()
     for number in paper.NUMBERS:
-        assert f'id="table-{number}"' in text and f'href="#table-{number}"' in text
+        assert (f'id="table-{number}"' in text) == (f'href="#table-{number}"' in text) == (number in (1, 2, 4, 16))
 
 
 def test_a_cell_has_its_runs_with_configuration_and_curves(page):
@@ -173,8 +173,8 @@ def test_one_view_at_a_time_that_the_address_names(browser, page):
     assert one(browser, "#table-2").is_displayed() and not one(browser, "#overview").is_displayed()
     assert browser.title.startswith("Table 2: Graph classification")
     assert browser.switch_to.active_element.get_attribute("id") == "table-2-title", "the keyboard goes along"
-    show(browser, page, place="#table-7")
-    assert one(browser, "#table-7").is_displayed()
+    show(browser, page, place="#table-4")
+    assert one(browser, "#table-4").is_displayed()
 
 
 def test_a_column_sorts_up_and_down_and_back(browser, page):
