@@ -65,6 +65,7 @@ class Collection:
 
     runs: dict[str, Run] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    recorded: int = 0  # runs that stand in a folder and, equal, in a json line: what recording a run makes of it
 
     def add(self, run: Run) -> None:
         """Take a run in; the same run from a second source is reported, and its metrics must agree."""
@@ -73,6 +74,9 @@ class Collection:
         if known is run:
             return
         same = known.record["metrics"] == run.record["metrics"]
+        if same and known.folder is not None and run.folder is None:
+            self.recorded += 1
+            return
         agree = "with the same metrics" if same else f"with other metrics; {known.source} is kept"
         self.problems.append(f"duplicate: run {identity} of {run.key.experiment} is also in {run.source}, {agree}")
 
@@ -97,6 +101,10 @@ def collect(
             if line.strip():
                 source = f"{relative(Path(file))}:{number}"
                 _take(found, wanted, lambda line=line, source=source: from_line(line, source))
+    if found.recorded:
+        found.problems.append(
+            f"duplicate: {found.recorded} runs are in run folders and recorded lines, equal; counted once"
+        )
     return found
 
 

@@ -11,6 +11,7 @@ from et.errors import UserError
 from et.results import collect as collecting
 from et.results.collect import STALE, append, collect, from_folder, from_line, home
 from et.results.identity import Key
+from tests.results.folders import write_metrics
 
 KEY = Key("amazon_1pct", 0, "held_out", "paper")
 METRICS = {"test/f1_macro": 0.9, "test/auc": 0.95}
@@ -112,6 +113,28 @@ def test_collected_lines_read_back_as_the_same_runs(make_run, tmp_path):
     assert {i: (r.record["metrics"], r.key, r.label) for i, r in again.runs.items()} == {
         i: (r.record["metrics"], r.key, r.label) for i, r in runs.items()
     }
+
+
+def test_a_run_and_its_own_line_are_one_run(make_run, tmp_path):
+    make_run(KEY, METRICS)
+    make_run(Key("amazon_1pct", 2, "held_out", "paper"), METRICS)
+    file = tmp_path / "results.jsonl"
+    append(collect([tmp_path / "runs"]).runs.values(), file)
+    found = collect([tmp_path / "runs"], [file])
+    assert len(found.runs) == 2
+    assert found.problems == ["duplicate: 2 runs are in run folders and recorded lines, equal; counted once"]
+
+
+def test_a_line_has_the_thinned_curves_of_its_run(make_run, tmp_path):
+    folder = make_run(KEY, METRICS)
+    write_metrics(folder, steps=500)
+    file = tmp_path / "results.jsonl"
+    append(collect([tmp_path / "runs"]).runs.values(), file)
+    (run,) = collect(lines=[file]).runs.values()
+    assert {name: len(steps) for name, (steps, _) in run.record["curves"].items()} == {
+        "train/loss": 20, "val/f1_macro": 20,
+    }  # fmt: skip
+    assert len(file.read_text()) < 3000
 
 
 def test_a_line_whose_configuration_has_changed_since_is_marked(make_run, line_of):
