@@ -6,7 +6,8 @@ const NUMBER = /^[\u2212-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?/;
 function sortKey(row, index) {
   const entry = row.cells[index];
   if (entry.dataset.value !== undefined) return Number(entry.dataset.value);
-  const text = entry.textContent.trim();
+  // A row's head also says where the row belongs, for narrow screens; it does not sort by that.
+  const text = (entry.querySelector(".where")?.nextSibling ?? entry).textContent.trim();
   if (text === "" || text === "–" || text === "missing") return null;
   const number = text.match(NUMBER);
   return number ? Number(number[0].replace(/,/g, "").replace("\u2212", "-")) : text;
