@@ -1,0 +1,155 @@
+"""What an Energy Transformer does on a graph of nodes: whom a node attends to, and which nodes have low energy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from et.anomaly.data import NodeBatch, NodeDataModule
+from et.anomaly.model import AnomalyTransformer, PaperDynamics
+from et.core import EdgeTopology, EnergyTransformerBlock, descend
+from et.core.sparse import edge_scores, segment_logsumexp
+from et.errors import UserError
+
+KINDS = {0: "benign", 1: "anomalous"}
+COLOURS = {0: "C0", 1: "C3"}
+
+
+def neighbour_attention(block: EnergyTransformerBlock, g: Tensor, topology: EdgeTopology) -> Tensor:
+    """Softmax over each query's neighbours, as the update mixes their keys (eq. 17): (E, H), edges in sorted order."""
+    attention = block.attention
+    q, k = attention.split_heads(F.linear(g, attention.stacked_weights(), attention.stacked_bias()))
+    scores = edge_scores(q, k, topology.edges) * attention.beta
+    if topology.clamp is not None:
+        scores = scores.clamp(-topology.clamp, topology.clamp)
+    return (scores - segment_logsumexp(scores, topology.edges)[topology.edges.query]).exp()
+
+
+def share_of(weights: Tensor, chosen: Tensor, topology: EdgeTopology) -> Tensor:
+    """How much of each node's attention lies on neighbours in ``chosen``: weights (E,), chosen (N,) bool -> (N,)."""
+    total = weights.new_zeros(topology.num_nodes)
+    return total.index_add_(0, topology.edges.query.long(), weights * chosen[topology.edges.key])
+
+
+@dataclass(frozen=True)
+class NodesSeen:
+    """Where a descent along one relation's edges ends. N nodes, E edges.
+
+    Attributes:
+        attention: each query's attention on its neighbours, mean over the heads, (E,); None without the module.
+        uniform: what the attention would be if it saw no difference, 1 / number of neighbours, (E,).
+        energies: each node's share of the energy, (N,), by module.
+    """
+
+    attention: Tensor | None
+    uniform: Tensor
+    energies: dict[str, Tensor]
+
+
+@torch.no_grad()
+def look(network: AnomalyTransformer, batch: NodeBatch, relation: int = 0) -> NodesSeen:
+    """Descend on the whole graph and look at the last state."""
+    dynamics, topology = network.dynamics, batch.topologies[relation]
+    x = descend(
+        dynamics.block, network.tokens(batch.features, batch.nodes), dynamics.steps, dynamics.step_size, topology
+    )
+    block, g = dynamics.block, dynamics.block.norm(x.x)
+    energies = {}
+    if block.attention is not None:
+        energies["attention"] = block.attention.token_energy(g, topology)
+    if block.hopfield is not None:
+        energies["Hopfield"] = block.hopfield.token_energy(g)
+    energies["total"] = torch.stack(list(energies.values())).sum(0)
+    degree = topology.edges.row_start.diff()
+    attention = None if block.attention is None else neighbour_attention(block, g, topology).mean(1)
+    return NodesSeen(attention, 1 / degree[topology.edges.query].float(), energies)
+
+
+def numbers_of(seen: NodesSeen, labels: Tensor, topology: EdgeTopology) -> dict[str, Any]:
+    """What the figures show in sum: mean share of attention on anomalous neighbours by kind of node, beside the share
+    of such neighbours; of each energy the means and the AUC with which a *low* energy tells anomalous nodes.
+    """
+    from torchmetrics.functional.classification import binary_auroc
+
+    connected, known = topology.edges.row_start.diff() > 0, labels >= 0
+    found: dict[str, Any] = {"attention_on_anomalous": {}, "energy": {}}
+    anomalous = labels == 1
+    for label, kind in KINDS.items():
+        nodes = connected & (labels == label)
+        if seen.attention is not None and nodes.any():
+            found["attention_on_anomalous"][kind] = {
+                "attention": float(share_of(seen.attention, anomalous, topology)[nodes].mean()),
+                "neighbours": float(share_of(seen.uniform, anomalous, topology)[nodes].mean()),
+            }
+    for name, energy in seen.energies.items():
+        means = {kind: float(energy[labels == label].mean()) for label, kind in KINDS.items()}
+        # AUROC rounds predictions to probabilities unless they are; ranks are all it needs.
+        ranks = (-energy[known]).argsort().argsort() / max(1, int(known.sum()))
+        found["energy"][name] = {**means, "auc_of_low_energy": float(binary_auroc(ranks.float(), labels[known]))}
+    return found
+
+
+def draw_neighbours(seen: NodesSeen, labels: Tensor, topology: EdgeTopology, path: Path, each: int = 3) -> None:
+    """Whom some anomalous and some benign nodes attend to: a bar a neighbour, its colour the neighbour's label."""
+    from matplotlib.figure import Figure
+
+    degree = topology.edges.row_start.diff()
+    figure = Figure(figsize=(3.4 * each, 5), layout="constrained")
+    for row, label in zip(figure.subplots(2, each, squeeze=False), (1, 0), strict=True):
+        candidates = torch.nonzero((labels == label) & (degree >= 3)).flatten()
+        # The nodes nearest the median degree, so that bars can be told apart.
+        order = (degree[candidates] - degree[candidates].median()).abs().argsort(stable=True)
+        for axis, node in zip(row, candidates[order][:each].tolist(), strict=False):
+            edges = slice(int(topology.edges.row_start[node]), int(topology.edges.row_start[node + 1]))
+            weights, keys = seen.attention[edges], topology.edges.key[edges].long()
+            ranked = weights.argsort(descending=True)[:40]
+            colours = [COLOURS.get(int(labels[key]), "grey") for key in keys[ranked]]
+            axis.bar(range(len(ranked)), weights[ranked].numpy(), color=colours)
+            axis.axhline(1 / len(weights), color="grey", linestyle="--", linewidth=1)
+            axis.set(title=f"{KINDS[label]} node {node}, {len(weights)} neighbours", xticks=[], xlabel="neighbours")
+        row[0].set_ylabel("attention, mean of heads")
+    figure.suptitle("red: anomalous neighbours, blue: benign ones, broken line: even attention")
+    figure.savefig(path, dpi=110)
+
+
+def draw_energies(seen: NodesSeen, labels: Tensor, numbers: dict[str, Any], path: Path) -> None:
+    """Histograms of the nodes' shares of the energy after the descent, anomalous against benign."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.8 * len(seen.energies), 3.2), layout="constrained")
+    for axis, (name, energy) in zip(
+        figure.subplots(1, len(seen.energies), squeeze=False)[0], seen.energies.items(), strict=True
+    ):
+        bins = np.histogram_bin_edges(energy[labels >= 0].numpy(), bins=40)
+        for label, kind in KINDS.items():
+            chosen = energy[labels == label].numpy()
+            axis.hist(chosen, bins, density=True, alpha=0.6, color=COLOURS[label], label=f"{kind}, n = {len(chosen)}")
+        auc = numbers["energy"][name]["auc_of_low_energy"]
+        axis.set(title=f"{name}: AUC of low energy {auc:.2f}", xlabel="energy of a node", yticks=[])
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def draw_figures(network: torch.nn.Module, data: NodeDataModule, folder: Path) -> dict[str, Any]:
+    """neighbours.png and energies.png of the first relation; returns :func:`numbers_of`.
+
+    Raises:
+        UserError: the network has no energy: a baseline, or the released model.
+    """
+    if not isinstance(getattr(network, "dynamics", None), PaperDynamics):
+        raise UserError("only an Energy Transformer with fidelity=paper has an energy to draw")
+    folder.mkdir(parents=True, exist_ok=True)
+    data.setup()
+    batch, network = data.whole, network.cpu().eval()
+    seen, topology = look(network, batch), batch.topologies[0]
+    numbers = numbers_of(seen, batch.labels, topology)
+    if seen.attention is not None:
+        draw_neighbours(seen, batch.labels, topology, folder / "neighbours.png")
+    draw_energies(seen, batch.labels, numbers, folder / "energies.png")
+    return numbers
