@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import runpy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from tests.configs import compose_config
+from tests.configs import ROOT, compose_config
 
 # Triton reads this when it is first imported, which torch.compile may do in any test: without a GPU its kernels run in
 # the interpreter.
@@ -49,3 +51,26 @@ def config(tmp_path: Path) -> Callable[..., DictConfig]:
         return compose_config(f"paths.runs={tmp_path}/runs", "callbacks.progress=false", *overrides)
 
     return build
+
+
+@pytest.fixture
+def run_sweep(tmp_path, monkeypatch, capsys):
+    """``python train.py --multirun ARGUMENTS`` in this process: (exit status, what it printed)."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    (tmp_path / "data").mkdir()
+    monkeypatch.setenv("ET_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("ET_DATA_DIR", str(tmp_path / "data"))
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["train.py", "--multirun", *arguments])
+        try:
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+            status = 0
+        except SystemExit as end:
+            status = int(end.code or 0)
+        finally:
+            GlobalHydra.instance().clear()
+        return status, capsys.readouterr().out
+
+    return run

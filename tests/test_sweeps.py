@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -183,29 +182,6 @@ SMALL = (
 )  # fmt: skip
 ONE, OTHER = "experiment=demo_inpainting", "experiment=imagenette_inpainting"
 BOTH = f"{ONE},imagenette_inpainting"
-
-
-@pytest.fixture
-def run_sweep(tmp_path, monkeypatch, capsys):
-    """``python train.py --multirun ARGUMENTS`` in this process: (exit status, what it printed)."""
-    from hydra.core.global_hydra import GlobalHydra
-
-    (tmp_path / "data").mkdir()
-    monkeypatch.setenv("ET_RUNS_DIR", str(tmp_path / "runs"))
-    monkeypatch.setenv("ET_DATA_DIR", str(tmp_path / "data"))
-
-    def run(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["train.py", "--multirun", *arguments])
-        try:
-            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-            status = 0
-        except SystemExit as end:
-            status = int(end.code or 0)
-        finally:
-            GlobalHydra.instance().clear()
-        return status, capsys.readouterr().out
-
-    return run
 
 
 def started(printed: str) -> list[str]:

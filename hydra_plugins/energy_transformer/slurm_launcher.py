@@ -37,7 +37,8 @@ if SubmititLauncher is not None:
 
         def __call__(self, cells: Sequence[tuple]) -> list[JobReturn]:
             """In the job: run the cells of a pack one after another."""
-            return [super(SlurmLauncher, self).__call__(*cell) for cell in cells]
+            run = super().__call__
+            return [run(*cell) for cell in cells]
 
         def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
             from hydra.core.singleton import Singleton

@@ -1,0 +1,186 @@
+"""Sweeps on Slurm. Those marked `slurm` run on a real one, the private one of scripts/local_slurm.sh."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from et import slurm, sweeps
+from et.results.record import read_result
+from et.slurm import Resources, active, ended_jobs, packs, read_queue, resources
+from tests.configs import TINY
+
+CPU = {"devices": 1, "num_nodes": 1, "accelerator": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "gpus_per_node", "needs"),
+    (
+        (CPU, None, Resources(1, 1, None)),
+        ({**CPU, "devices": 2, "num_nodes": 3}, None, Resources(3, 2, None)),
+        ({**CPU, "devices": 4, "accelerator": "gpu"}, None, Resources(1, 4, 4)),
+        ({**CPU, "devices": -1, "accelerator": "gpu"}, 8, Resources(1, 8, 8)),
+        ({**CPU, "devices": "0,1", "accelerator": "gpu"}, None, Resources(1, 2, 2)),
+        ({**CPU, "devices": [1], "accelerator": "auto"}, 2, Resources(1, 1, 1)),
+    ),
+)
+def test_a_job_has_a_task_and_a_gpu_for_every_device(trainer, gpus_per_node, needs):
+    assert resources(trainer, gpus_per_node) == needs
+
+
+def test_what_the_queue_says():
+    states = read_queue("12_0|13|RUNNING\n12_1|14|COMPLETED\n15|15|PENDING\n16|16|PREEMPTED\n")
+    assert [active(job, states) for job in ("12_0", "12_1", "15", "16", "99")] == [True, False, True, True, False]
+    assert active("12_0", None) is None
+    assert ended_jobs(["12_0", "12_1", "99"], states) == {"12_1": "COMPLETED", "99": "gone"}
+    assert ended_jobs(["12_0"], None) == {}, "a controller that does not answer ends nothing"
+
+
+def test_cells_are_packed_in_order():
+    assert packs([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4], [5]]
+    with pytest.raises(ValueError, match="at least 1"):
+        packs([1], 0)
+
+
+def test_a_submitted_cell_is_in_the_queue_until_its_job_ends(tmp_path, monkeypatch):
+    monkeypatch.setenv("ET_RUNS_DIR", str(tmp_path))
+    overrides = ["experiment=demo_inpainting", "seed=0"]
+    slurm.note_job(sweeps.inspect(overrides).folder, "7_2")
+    assert sweeps.inspect(overrides, {"7_2": "PENDING"}).state == "queued"
+    assert sweeps.inspect(overrides, {"7_2": "FAILED"}).state == "open"
+    assert sweeps.needed([sweeps.inspect(overrides, {"7_2": "RUNNING"})]) == {}
+
+
+def test_the_launcher_has_the_configuration_of_submitits(config):
+    """Every key of conf/hydra/launcher/slurm.yaml is one that sbatch's script is made from."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    import yaml
+    from submitit.slurm.slurm import _get_default_parameters
+
+    from tests.configs import ROOT
+
+    keys = set(yaml.safe_load((ROOT / "conf/hydra/launcher/slurm.yaml").read_text()))
+    ours = {"_target_", "submitit_folder", "name", "cells_per_job", "timeout_min", "max_num_timeout", "mem_gb"}
+    assert not keys - ours - set(_get_default_parameters())
+
+
+# From here on: a real Slurm.
+
+
+@pytest.fixture
+def local_slurm(monkeypatch):
+    """The environment of the private Slurm; it, and no other, is what these tests submit to."""
+    folder = Path(os.environ.get("LOCAL_SLURM", "/tmp/et-slurm"))
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    if not (folder / "slurm.conf").exists():
+        pytest.skip("needs a private Slurm: scripts/local_slurm.sh up (root, Debian's packages)")
+    monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+    if slurm.queue() is None:
+        pytest.skip(f"the Slurm in {folder} does not answer: scripts/local_slurm.sh down, then up")
+    # Loopback only: this machine may have no other name or interface that its own processes can meet at.
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield folder
+    subprocess.run(["scancel", "--me"], check=False)
+
+
+SWEEP = ("sweep=table16", "hydra/launcher=slurm", *TINY, "callbacks.progress=false")
+
+
+def jobs_of(runs: Path) -> dict[str, str]:
+    """The job that each experiment and seed was given to."""
+    return {str(path.parent): slurm.noted_job(path.parent) for path in runs.glob("*/*/slurm.json")}
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_four_cells_one_of_them_on_two_tasks(local_slurm, run_sweep, tmp_path):
+    """Three cells of one process, packed two to a job, and one of two processes."""
+    arguments = (
+        *SWEEP, "experiment=demo_inpainting,demo_inpainting_ddp", "seed=0,1,2", "hydra.launcher.cells_per_job=2",
+        "sweep.skip=[{experiment:demo_inpainting_ddp,seed:'[12]'}]",
+    )  # fmt: skip
+    status, printed = run_sweep(*arguments)
+    assert (status, "4 finished" in printed) == (0, True), printed
+    records = [read_result(path.parent) for path in (tmp_path / "runs").glob("*/*/result.json")]
+    assert sorted((record["experiment"], record["seed"]) for record in records) == [
+        ("demo_inpainting", 0), ("demo_inpainting", 1), ("demo_inpainting", 2), ("demo_inpainting_ddp", 0),
+    ]  # fmt: skip
+    assert sorted(record["device"].startswith("2 x") for record in records) == [False, False, False, True]
+    assert len(set(jobs_of(tmp_path / "runs").values())) == 3, "two packs and the cell of two tasks"
+    alone, pair = (
+        next(r for r in records if (r["experiment"], r["seed"]) == (name, 0))
+        for name in ("demo_inpainting", "demo_inpainting_ddp")
+    )
+    for name, value in alone["metrics"].items():
+        assert pair["metrics"][name] == pytest.approx(value, rel=1e-4), name
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_a_killed_job_is_reported_and_the_next_submission_resumes_it(local_slurm, run_sweep, tmp_path):
+    """kill -9 of the job's processes once there is a checkpoint."""
+    runs = tmp_path / "runs"
+    arguments = (*SWEEP, "seed=0", "trainer.max_epochs=60")
+    seen: dict[str, int] = {}
+
+    def kill() -> None:
+        deadline = time.monotonic() + 300
+        while not (found := list(runs.rglob("previous.ckpt"))) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        job = slurm.noted_job(found[0].parents[1])
+        subprocess.run(["scancel", "--signal=KILL", job], check=True)
+        seen[job] = len(found)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    status, printed = run_sweep(*arguments)
+    killer.join()
+    (job,) = seen
+    assert status == 1
+    assert f"1 x UserError: Slurm job {job} ended (" in printed and "without a result; its log is" in printed
+    (folder,) = runs.glob("demo_inpainting/*")
+    assert read_result(folder) is None and (folder / "checkpoints" / "last.ckpt").exists()
+    trained = (folder / "metrics.csv").read_text().splitlines()
+
+    status, printed = run_sweep(*arguments)
+    assert status == 0 and "1 finished" in printed, printed
+    assert read_result(folder)["epochs"] == 60
+    assert (folder / "metrics.csv").read_text().splitlines()[: len(trained) - 2] == trained[:-2] or len(trained) < 3
+    assert slurm.noted_job(folder) != job
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_a_job_reaches_its_time_limit_goes_back_to_the_queue_and_finishes(local_slurm, run_sweep, tmp_path):
+    """Detached, with a limit of a minute: the run takes longer, so it has to be resumed, in the same folder."""
+    pytest.importorskip("wandb")
+    runs = tmp_path / "runs"
+    arguments = (
+        *SWEEP, "seed=0", "sweep.detach=true", "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=10",
+        "data.source.crops_per_epoch=4000", "trainer.max_epochs=5", "logger=wandb",
+    )  # fmt: skip
+    status, printed = run_sweep(*arguments)
+    assert status == 0 and "1 in Slurm's queue" in printed, printed
+    (folder,) = runs.glob("demo_inpainting/*")
+    job = slurm.noted_job(folder)
+    status, printed = run_sweep(*arguments)
+    assert status == 0 and slurm.noted_job(folder) == job, "what is in the queue is not submitted again"
+    deadline = time.monotonic() + 540
+    while active(job, slurm.queue()) is not False and time.monotonic() < deadline:
+        time.sleep(1)
+    log = next((runs / "sweeps/table16/slurm").rglob("*_0_log.out")).read_text()
+    record = read_result(folder)
+    assert record is not None, log
+    assert record["epochs"] == 5 and record["steps"] == 2500
+    assert "Requeued job" in log, log
+    lives = list((folder / "wandb").glob("offline-run-*"))
+    assert len(lives) >= 2 and {life.name.rsplit("-", 1)[1] for life in lives} == {record["run_id"]}
+    status, printed = run_sweep(*arguments)
+    assert status == 0 and "1 finished" in printed
