@@ -1,4 +1,7 @@
-"""Train, test and record one experiment: python train.py experiment=NAME [key=value ...]."""
+"""Train, test and record one experiment: python train.py experiment=NAME [key=value ...].
+
+python train.py --from-run PATH [key=value ...] runs a recorded run again and compares the metrics.
+"""
 
 from __future__ import annotations
 
@@ -17,4 +20,8 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--from-run"]:  # its configuration is the record's: nothing for Hydra to compose
+        from et.cli import run_repetition
+
+        sys.exit(run_repetition(sys.argv[2:]))
     sys.exit(main())

@@ -59,6 +59,38 @@ def run_training(cfg: DictConfig) -> float | None:
     return told_plainly(run)
 
 
+def run_repetition(arguments: list[str]) -> int:
+    """Repeat the run that ``arguments`` (PATH [key=value ...]) name; exit status 0 if its metrics come out the same."""
+
+    def run() -> int:
+        if not arguments or "=" in arguments[0]:
+            raise UserError("which run? python train.py --from-run PATH, a run's folder or its result.json")
+        from pathlib import Path
+
+        from et.repeat import repeat
+
+        comparison = repeat(Path(arguments[0]), arguments[1:])
+        print_comparison(comparison)
+        return 0 if comparison.agrees else 1
+
+    return told_plainly(run)
+
+
+def print_comparison(comparison: Any) -> None:
+    """The metrics of a recorded run and of its repetition side by side, and what else is not as it was."""
+    table = Table()
+    for column in ("metric", "recorded", "repeated", "difference"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for name, (recorded, repeated) in comparison.metrics.items():
+        numbers = ["-" if value is None else f"{value:.6g}" for value in (recorded, repeated)]
+        table.add_row(name, *numbers, "-" if None in (recorded, repeated) else f"{repeated - recorded:.2g}")
+    Console().print(table)
+    for name, (recorded, repeated) in comparison.circumstances.items():
+        print(f"not as it was: {name}: {recorded} -> {repeated}")
+    verdict = "equal, bit for bit" if comparison.equal else "the same within 1e-3" if comparison.agrees else "DIFFERENT"
+    print(f"the metrics are {verdict}\n{comparison.folder}")
+
+
 def run_evaluation(cfg: DictConfig) -> None:
     """Evaluate as ``cfg`` (conf/evaluate.yaml) says and print the metrics."""
 

@@ -1,0 +1,191 @@
+"""What a run survives: kill -9, a full disk, a damaged or foreign checkpoint, NaN, a dead loader process."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+from torch.utils.data import get_worker_info
+
+from et.errors import UserError
+from et.inpainting.data import MaskedImages
+from et.inpainting.lit import InpaintingTask
+from et.results.record import read_result, run_id
+from et.training import resolve, train
+from tests import fault_runs
+from tests.configs import TINY, compose_config
+
+
+@pytest.fixture
+def tiny(config):
+    return lambda *overrides: config(*TINY, *overrides)
+
+
+def weights(folder, name="last.ckpt"):
+    return torch.load(folder / "checkpoints" / name, weights_only=True)["state_dict"]
+
+
+def assert_same_run(first, second):
+    assert first.record["metrics"] == second.record["metrics"]
+    assert first.record["steps"] == second.record["steps"]
+    for name, value in weights(first.folder).items():
+        assert torch.equal(value, weights(second.folder)[name]), name
+
+
+class Stop(RuntimeError):
+    """Stands for whatever ends a process."""
+
+
+def stop_in(monkeypatch, epoch):
+    """Let training end in the middle of an epoch."""
+    original = InpaintingTask.training_step
+
+    def step(self, batch, batch_index):
+        if self.trainer.current_epoch == epoch and batch_index == 1:
+            raise Stop
+        return original(self, batch, batch_index)
+
+    monkeypatch.setattr(InpaintingTask, "training_step", step)
+
+
+@pytest.mark.slow
+def test_kill_9_twenty_times_at_random_moments(tmp_path, monkeypatch):
+    """The run is killed at any moment of its life, started again, and ends in what an uninterrupted one ends in."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    started = time.monotonic()
+    whole = train(compose_config(*TINY, "trainer.max_epochs=40", f"paths.runs={tmp_path}/whole"))
+    overrides = (*TINY, "trainer.max_epochs=40", f"paths.runs={tmp_path}/killed")
+    seconds = min(2.0, time.monotonic() - started)
+    folder = tmp_path / "killed" / "demo_inpainting" / whole.record["run_id"]
+    moments, context = random.Random(0), fault_runs.context()
+    kills, steps = 0, []
+    while kills < 20 and read_result(folder) is None:
+        process = context.Process(target=fault_runs.run, args=(overrides,))
+        process.start()
+        process.join(moments.uniform(0.05, seconds))
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            kills += 1
+            steps.append(len(list(folder.glob("checkpoints/*"))))
+    assert kills == 20, f"the run finished after {kills} kills: let it take longer"
+    assert steps[-1], "no life was long enough for a checkpoint"
+    ended = train(compose_config(*overrides, "callbacks.progress=false"))
+    assert not ended.skipped
+    assert_same_run(whole, ended)
+
+
+def test_a_checkpoint_of_another_configuration_is_not_taken_up(tiny, tmp_path, monkeypatch, capsys):
+    whole = train(tiny(f"paths.runs={tmp_path}/whole"))
+    other = train(tiny(f"paths.runs={tmp_path}/other", "model.dim=8"))
+    with monkeypatch.context() as patched, pytest.raises(Stop):
+        stop_in(patched, 2)
+        train(tiny())
+    folder = tmp_path / "runs" / "demo_inpainting" / whole.record["run_id"] / "checkpoints"
+    foreign = (other.folder / "checkpoints" / "last.ckpt").read_bytes()
+    (folder / "last.ckpt").write_bytes(foreign)
+    resumed = train(tiny())
+    printed = capsys.readouterr().out
+    assert f"last.ckpt is of another configuration (run {other.record['run_id']})" in printed
+    assert_same_run(whole, resumed)
+
+
+def test_nothing_but_foreign_and_damaged_checkpoints_starts_from_the_beginning(tiny, tmp_path, monkeypatch, capsys):
+    whole = train(tiny(f"paths.runs={tmp_path}/whole"))
+    with monkeypatch.context() as patched, pytest.raises(Stop):
+        stop_in(patched, 2)
+        train(tiny())
+    folder = tmp_path / "runs" / "demo_inpainting" / whole.record["run_id"] / "checkpoints"
+    for name in ("last.ckpt", "previous.ckpt"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:500])
+    resumed = train(tiny())
+    assert capsys.readouterr().out.count("does not load") == 2
+    assert_same_run(whole, resumed)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MB of its own and a function that mounts it with other options."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def mount(*options):
+        return subprocess.run(["mount", *options, str(disk)], capture_output=True, text=True)
+
+    done = mount("-t", "tmpfs", "-o", "size=3m", "tmpfs") if os.geteuid() == 0 else None
+    if done is None or done.returncode:
+        pytest.skip("mounting a file system needs root" if done is None else done.stderr.strip())
+    yield disk, lambda options: mount("-o", f"remount,{options}")
+    subprocess.run(["umount", "--lazy", str(disk)], check=False)
+
+
+def test_a_disk_that_is_full_and_then_is_not(tiny, tmp_path, small_disk):
+    disk, remount = small_disk
+    whole = train(tiny(f"paths.runs={tmp_path}/whole", "model.num_memories=2000"))
+    cfg = tiny(f"paths.runs={disk}", "model.num_memories=2000")
+    with pytest.raises(UserError, match=r"the disk is full\. The checkpoint before it is untouched"):
+        train(cfg)
+    checkpoints = disk / "demo_inpainting" / whole.record["run_id"] / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == ["last.ckpt"]
+    assert remount("size=50m").returncode == 0
+    assert_same_run(whole, train(cfg))
+
+
+def test_a_file_system_that_is_read_only(tiny, small_disk):
+    disk, remount = small_disk
+    assert remount("ro").returncode == 0
+    with pytest.raises(
+        UserError, match=r"cannot write the run folder .* Read-only file system; set paths\.runs elsewhere"
+    ):
+        train(tiny(f"paths.runs={disk}"))
+
+
+@pytest.mark.slow
+def test_of_two_processes_on_one_run_one_wins_and_the_other_says_so(tiny, tmp_path):
+    overrides = (*TINY, "trainer.max_epochs=60", f"paths.runs={tmp_path}/runs")
+    cfg = tiny("trainer.max_epochs=60")
+    winner = fault_runs.context().Process(target=fault_runs.run, args=(overrides,))
+    winner.start()
+    folder = tmp_path / "runs" / "demo_inpainting" / run_id(resolve(cfg))
+    while not (folder / "checkpoints" / "last.ckpt").exists():
+        assert winner.exitcode is None
+        time.sleep(0.01)
+    with pytest.raises(UserError, match="another process is running"):
+        train(cfg)
+    winner.join()
+    assert winner.exitcode == 0 and read_result(folder)["epochs"] == 60
+
+
+def test_nan_in_the_data_stops_before_it_reaches_the_weights(tiny, monkeypatch, tmp_path):
+    original = MaskedImages.__getitem__
+
+    def item(self, key):
+        found = original(self, key)
+        if key[0] == 1 and self.seed is not None:
+            found["image"][0, 3, 3] = float("nan")
+        return found
+
+    monkeypatch.setattr(MaskedImages, "__getitem__", item)
+    with pytest.raises(UserError, match=r"loss is nan at step 3 \(epoch 1\).*look for NaN in the data"):
+        train(tiny())
+    (folder,) = (tmp_path / "runs" / "demo_inpainting").iterdir()
+    assert all(torch.isfinite(value).all() for value in weights(folder).values())
+
+
+def test_a_loader_process_that_is_killed(tiny, tmp_path, monkeypatch):
+    whole = train(tiny(f"paths.runs={tmp_path}/whole"))
+    original = MaskedImages.__getitem__
+
+    def item(self, key):
+        if key[0] == 2 and get_worker_info() is not None and self.seed is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, key)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MaskedImages, "__getitem__", item)
+        with pytest.raises(UserError, match="a process of the data loader died at step"):
+            train(tiny("data.num_workers=2"))
+    assert_same_run(whole, train(tiny("data.num_workers=2")))
