@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from et import slurm, sweeps
 from et.results.record import read_result
 from et.slurm import Resources, active, ended_jobs, packs, read_queue, resources
-from tests.configs import TINY
+from tests.configs import ROOT, TINY
 
 CPU = {"devices": 1, "num_nodes": 1, "accelerator": "cpu"}
 
@@ -62,8 +63,6 @@ def test_the_launcher_has_the_configuration_of_submitits(config):
     import yaml
     from submitit.slurm.slurm import _get_default_parameters
 
-    from tests.configs import ROOT
-
     keys = set(yaml.safe_load((ROOT / "conf/hydra/launcher/slurm.yaml").read_text()))
     ours = {"_target_", "submitit_folder", "name", "cells_per_job", "timeout_min", "max_num_timeout", "mem_gb"}
     assert not keys - ours - set(_get_default_parameters())
@@ -87,7 +86,7 @@ def local_slurm(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     yield folder
-    subprocess.run(["scancel", "--me"], check=False)
+    subprocess.run(["scancel", "--me"], check=False)  # SLURM_CONF is still the private one's
 
 
 SWEEP = ("sweep=table16", "hydra/launcher=slurm", *TINY, "callbacks.progress=false")
@@ -127,7 +126,7 @@ def test_four_cells_one_of_them_on_two_tasks(local_slurm, run_sweep, tmp_path):
 def test_a_killed_job_is_reported_and_the_next_submission_resumes_it(local_slurm, run_sweep, tmp_path):
     """kill -9 of the job's processes once there is a checkpoint."""
     runs = tmp_path / "runs"
-    arguments = (*SWEEP, "seed=0", "trainer.max_epochs=60")
+    arguments = (*SWEEP, "seed=0", "trainer.max_epochs=30")
     seen: dict[str, int] = {}
 
     def kill() -> None:
@@ -151,7 +150,7 @@ def test_a_killed_job_is_reported_and_the_next_submission_resumes_it(local_slurm
 
     status, printed = run_sweep(*arguments)
     assert status == 0 and "1 finished" in printed, printed
-    assert read_result(folder)["epochs"] == 60
+    assert read_result(folder)["epochs"] == 30
     assert (folder / "metrics.csv").read_text().splitlines()[: len(trained) - 2] == trained[:-2] or len(trained) < 3
     assert slurm.noted_job(folder) != job
 
@@ -184,3 +183,25 @@ def test_a_job_reaches_its_time_limit_goes_back_to_the_queue_and_finishes(local_
     assert len(lives) >= 2 and {life.name.rsplit("-", 1)[1] for life in lives} == {record["run_id"]}
     status, printed = run_sweep(*arguments)
     assert status == 0 and "1 finished" in printed
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_plain_sbatch_goes_back_to_the_queue_when_it_is_warned(local_slurm, tmp_path, monkeypatch):
+    """scripts/slurm/train.sbatch on two tasks, and the signal that Slurm sends before the time limit."""
+    monkeypatch.setenv("ET_PYTHON", sys.executable)
+    settings = [*TINY, "experiment=demo_inpainting_ddp", "trainer.max_epochs=40", f"paths.runs={tmp_path}/runs"]
+    command = ["sbatch", "--parsable", "--ntasks-per-node=2", f"--output={tmp_path}/log", "scripts/slurm/train.sbatch"]
+    job = subprocess.run([*command, *settings], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    deadline = time.monotonic() + 540
+    while not list(tmp_path.rglob("previous.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    subprocess.run(["scancel", "--signal=USR1", job], check=True)
+    while active(job, slurm.queue()) is not False and time.monotonic() < deadline:
+        time.sleep(1)
+    log = (tmp_path / "log").read_text()
+    (folder,) = (tmp_path / "runs").glob("*/*")
+    record = read_result(folder)
+    assert record is not None, log
+    assert record["epochs"] == 40 and record["device"].startswith("2 x cpu")
+    assert log.count("time limit: job") == 1 and "interrupted by SIGUSR1, with its state saved" in log
