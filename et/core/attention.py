@@ -26,6 +26,8 @@ class EnergyAttention(nn.Module):
         bias: add a bias (H, Y) to queries and keys (table 4: none).
         terms: which terms of the update to compute. ``both`` is the gradient of the energy; ``query`` keeps only the
             conventional attention W^Q K softmax, ``key`` only the second term (neither is a gradient: for ablation).
+        keep_maps: between all pairs, whether the softmax is stored for the backward pass or computed there again a part
+            at a time, which never holds N x N; by default by its size.
         init_std: standard deviation of the initial weights (algorithm 1).
     """
 
@@ -40,6 +42,7 @@ class EnergyAttention(nn.Module):
         bias: bool = False,
         terms: Literal["both", "query", "key"] = "both",
         init_std: float = 0.02,
+        keep_maps: bool | None = None,
     ):
         super().__init__()
         if terms not in ("both", "query", "key"):
@@ -54,7 +57,7 @@ class EnergyAttention(nn.Module):
             self.beta = nn.Parameter(start)
         else:
             self.register_buffer("beta", start)
-        self.all_pairs = AllPairs(self_attention)
+        self.all_pairs = AllPairs(self_attention, keep_maps)
         nn.init.normal_(self.w_query, std=init_std)
         nn.init.normal_(self.w_key, std=init_std)
 
@@ -71,14 +74,17 @@ class EnergyAttention(nn.Module):
         q, k = qk.unflatten(-1, (2, self.num_heads, self.head_dim)).unbind(-3)
         return q, k
 
-    def mix(self, q: Tensor, k: Tensor, topology: Topology | None) -> tuple[Tensor, Tensor]:
-        """The two terms of the update in the attention's inner space, P K and P^T Q: each (..., N, HY)."""
-        to_query, to_key = (topology or self.all_pairs).mix(q, k, self.beta)
+    def mix(self, qk: Tensor, topology: Topology | None) -> Tensor:
+        """The two terms of the update in the attention's inner space: (..., N, 2HY) -> P K and P^T Q, alike."""
+        if topology is None and self.terms == "both":
+            qk = qk.unflatten(-1, (2, self.num_heads, self.head_dim))
+            return self.all_pairs.mix_joined(qk, self.beta).flatten(-3)
+        to_query, to_key = (topology or self.all_pairs).mix(*self.split_heads(qk), self.beta)
         if self.terms == "query":
             to_key = torch.zeros_like(to_key)
         elif self.terms == "key":
             to_query = torch.zeros_like(to_query)
-        return to_query.flatten(-2), to_key.flatten(-2)
+        return torch.cat([to_query.flatten(-2), to_key.flatten(-2)], dim=-1)
 
     def token_energy(self, g: Tensor, topology: Topology | None = None) -> Tensor:
         """Each query's share of the energy, (B, N, D) -> (B, N) or (N, D) -> (N,); float32 or better."""
@@ -92,11 +98,15 @@ class EnergyAttention(nn.Module):
         """E^ATT of normalised tokens: (B, N, D) -> (B,), (N, D) -> (); float32 or better (eq. 3, 13, 20, 25)."""
         return self.token_energy(g, topology).sum(-1)
 
-    def update(self, g: Tensor, topology: Topology | None = None) -> Tensor:
-        """-dE^ATT/dg in closed form, shaped like ``g`` (the two softmax terms below eq. 8; eq. 17)."""
-        weights, bias = self.stacked_weights(), self.stacked_bias()
-        q, k = self.split_heads(torch.nn.functional.linear(g, weights, bias))
-        return torch.cat(self.mix(q, k, topology), dim=-1) @ weights
+    def update(
+        self, g: Tensor, topology: Topology | None = None, weights: tuple[Tensor, Tensor | None] | None = None
+    ) -> Tensor:
+        """-dE^ATT/dg in closed form, shaped like ``g`` (the two softmax terms below eq. 8; eq. 17).
+
+        ``weights`` are :meth:`stacked_weights` and :meth:`stacked_bias`, for callers that have them already.
+        """
+        matrix, bias = weights or (self.stacked_weights(), self.stacked_bias())
+        return self.mix(torch.nn.functional.linear(g, matrix, bias), topology) @ matrix
 
     def extra_repr(self) -> str:
         return (

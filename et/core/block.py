@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from et.core.attention import EnergyAttention
@@ -15,10 +14,15 @@ from et.core.topology import Topology
 
 
 class StackedWeights(NamedTuple):
-    """All projections of the block as one matrix [W^Q; W^K; xi], (2HY + M, D), and their biases, (2HY + M,) or None."""
+    """What a descent multiplies with at each step, made once: a matrix and its bias (or None) for each module.
 
-    matrix: Tensor
-    bias: Tensor | None
+    Attributes:
+        attention: [W^Q; W^K], (2HY, D), and (2HY,); None without attention.
+        hopfield: the memories xi, (M, D), and (M,); None without a Hopfield network.
+    """
+
+    attention: tuple[Tensor, Tensor | None] | None
+    hopfield: tuple[Tensor, Tensor | None] | None
 
 
 class EnergyTransformerBlock(nn.Module):
@@ -29,7 +33,7 @@ class EnergyTransformerBlock(nn.Module):
         num_heads: H.
         head_dim: Y.
         num_memories: M (the paper's K).
-        beta, train_beta, self_attention, attention_terms, attention_bias: see :class:`EnergyAttention`.
+        beta, train_beta, self_attention, attention_terms, attention_bias, keep_maps: see :class:`EnergyAttention`.
         activation, hopfield_beta, hopfield_power, hopfield_bias: see :class:`HopfieldNetwork`.
         norm_eps, norm_bias: see :class:`EnergyLayerNorm`.
         use_attention, use_hopfield: leave a module out (tables 13 and 14); ``attention`` or ``hopfield`` is then None.
@@ -61,6 +65,7 @@ class EnergyTransformerBlock(nn.Module):
         use_hopfield: bool = True,
         attention_init_std: float = 0.02,
         hopfield_init_std: float = 0.02,
+        keep_maps: bool | None = None,
     ):
         super().__init__()
         if not (use_attention or use_hopfield):
@@ -70,7 +75,7 @@ class EnergyTransformerBlock(nn.Module):
         self.attention = (
             EnergyAttention(
                 dim, num_heads, head_dim, beta, train_beta, self_attention, attention_bias, attention_terms,
-                attention_init_std,
+                attention_init_std, keep_maps,
             )
             if use_attention
             else None
@@ -84,31 +89,27 @@ class EnergyTransformerBlock(nn.Module):
         )
 
     def stacked_weights(self, dtype: torch.dtype | None = None) -> StackedWeights:
-        """All projections stacked once, in ``dtype``: what a descent needs at every one of its steps."""
-        parts = [(self.attention.stacked_weights(), self.attention.stacked_bias())] if self.attention else []
-        parts += [(self.hopfield.memories, self.hopfield.bias)] if self.hopfield else []
-        matrix = torch.cat([matrix for matrix, _ in parts]).to(dtype)
-        if all(bias is None for _, bias in parts):
-            return StackedWeights(matrix, None)
-        biases = [matrix.new_zeros(len(matrix)) if bias is None else bias for matrix, bias in parts]
-        return StackedWeights(matrix, torch.cat(biases).to(dtype))
+        """The weights of both modules in ``dtype``: what a descent needs at every one of its steps."""
+        attention, hopfield = self.attention, self.hopfield
+
+        def cast(matrix: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            return matrix.to(dtype), None if bias is None else bias.to(dtype)
+
+        return StackedWeights(
+            None if attention is None else cast(attention.stacked_weights(), attention.stacked_bias()),
+            None if hopfield is None else cast(hopfield.memories, hopfield.bias),
+        )
 
     def update(self, g: Tensor, topology: Topology | None = None, weights: StackedWeights | None = None) -> Tensor:
-        """-dE/dg, shaped like ``g``: [P K | P^T Q | r(g xi^T)] [W^Q; W^K; xi] (eq. 6, 9, 17).
+        """-dE/dg, shaped like ``g``: [P K | P^T Q] [W^Q; W^K] + r(g xi^T) xi (eq. 6, 9, 17).
 
         ``weights`` are :meth:`stacked_weights`, for callers that take more than one step with them.
         """
-        matrix, bias = weights or self.stacked_weights(g.dtype)
-        hidden = F.linear(g, matrix, bias)
+        of_attention, of_hopfield = weights or self.stacked_weights(g.dtype)
         if self.attention is None:
-            return self.hopfield.respond(hidden) @ matrix
-        inner = 2 * self.attention.num_heads * self.attention.head_dim
-        # One split: slices would each get a gradient of the full width, mostly zeros, to be added up.
-        qk, memories = hidden.split([inner, hidden.shape[-1] - inner], dim=-1)
-        mixed = self.attention.mix(*self.attention.split_heads(qk), topology)
-        if self.hopfield is not None:
-            mixed = (*mixed, self.hopfield.respond(memories))
-        return torch.cat(mixed, dim=-1) @ matrix
+            return self.hopfield.update(g, weights=of_hopfield)
+        update = self.attention.update(g, topology, of_attention)
+        return update if self.hopfield is None else update + self.hopfield.update(g, weights=of_hopfield)
 
     def module_energies(self, g: Tensor, topology: Topology | None = None) -> tuple[Tensor, Tensor]:
         """(E^ATT, E^HN), each (B,) or (); zero for a module that is left out."""

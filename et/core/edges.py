@@ -36,6 +36,8 @@ class SortedEdges:
         """
         check_edge_index(edge_index, num_nodes)
         key, query = edge_index[0], edge_index[1]
+        if torch.compiler.is_compiling():
+            return cls._traced(key, query, num_nodes)
         kernels = numba_kernels(edge_index.device)
         if kernels is not None:
             row_start, key, order = kernels.sort_edges(key, query, num_nodes)
@@ -43,6 +45,16 @@ class SortedEdges:
             _, order = torch.sort(query.long() * num_nodes + key, stable=True)
             key, row_start, order = key[order].int(), pointers(query, num_nodes), order.int()
         return cls(row_start, key, order if keep_order else None, num_nodes)
+
+    @classmethod
+    def _traced(cls, key: Tensor, query: Tensor, num_nodes: int) -> SortedEdges:
+        """The same for a compiler or exporter, of operations that ONNX has: no stable sort, indices of 64 bits."""
+        key, query = key.long(), query.long()
+        order = torch.argsort(query * num_nodes + key)
+        count = torch.zeros(num_nodes, dtype=torch.int64, device=key.device).index_add(0, query, torch.ones_like(query))
+        edges = cls(torch.cat([count[:1] * 0, count.cumsum(0)]), key[order], order, num_nodes)
+        edges.__dict__["query"] = query[order]
+        return edges
 
     @property
     def num_edges(self) -> int:
@@ -94,11 +106,16 @@ class SortedEdges:
 
 
 def check_edge_index(edge_index: Tensor, num_nodes: int) -> None:
-    """Raise ValueError unless ``edge_index`` is (2, E), integer and within 0 .. num_nodes - 1."""
+    """Raise ValueError unless ``edge_index`` is (2, E), integer and within 0 .. num_nodes - 1.
+
+    A compiler or exporter has no numbers to look at: there only the shape and the kind are checked.
+    """
     if edge_index.dim() != 2 or edge_index.shape[0] != 2:
         raise ValueError(f"edge_index must be (2, E), row 0 keys and row 1 queries; got {tuple(edge_index.shape)}")
     if edge_index.is_floating_point() or edge_index.is_complex() or edge_index.dtype == torch.bool:
         raise ValueError(f"edge_index must hold integers; got {edge_index.dtype}")
+    if torch.compiler.is_compiling():
+        return
     if max(edge_index.shape[1], num_nodes) > INDEX_LIMIT:
         raise ValueError(f"at most {INDEX_LIMIT:,} nodes and edges fit the 32-bit indices; take the graph in blocks")
     if edge_index.numel() and (int(edge_index.min()) < 0 or int(edge_index.max()) >= num_nodes):
@@ -114,8 +131,8 @@ def pointers(node: Tensor, num_nodes: int) -> Tensor:
 
 
 def numba_kernels(device: torch.device):
-    """The module of numba kernels, where ``device`` is the CPU and numba is installed; else None."""
-    if device.type != "cpu":
+    """The module of numba kernels, where ``device`` is the CPU and numba is installed; else None, as in a compiler."""
+    if device.type != "cpu" or torch.compiler.is_compiling():
         return None
     try:
         from et.core import kernels_numba

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
 
-from et.core.precision import at_least_float32, no_autocast
+from et.core.precision import at_least_float32, differentiable_gradient, no_autocast, watched
 
 
 class HopfieldNetwork(nn.Module):
@@ -71,9 +72,48 @@ class HopfieldNetwork(nn.Module):
         """E^HN of normalised tokens: (B, N, D) -> (B,), (N, D) -> (); ``topology`` plays no part (eq. 5)."""
         return self.token_energy(g).sum(-1)
 
-    def update(self, g: Tensor, topology: object = None) -> Tensor:
-        """-dE^HN/dg = r(g xi^T) xi, shaped like ``g``; no token sees another (eq. 9)."""
-        return self.respond(F.linear(g, self.memories, self.bias)) @ self.memories
+    def update(self, g: Tensor, topology: object = None, weights: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
+        """-dE^HN/dg = r(g xi^T) xi, shaped like ``g``; no token sees another (eq. 9).
+
+        ``weights`` are memories and bias, for callers that have them in another dtype.
+        """
+        memories, bias = weights or (self.memories, self.bias)
+        if self.activation == "relu" and not watched(g):
+            return _ReluResponse.apply(g, memories, bias)
+        return self.respond(F.linear(g, memories, bias)) @ memories
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_memories={self.num_memories}, activation={self.activation!r}"
+
+
+class _ReluResponse(Function):
+    """r(g xi^T) xi for the ReLU: keeps only r, and adds the memories' two gradients within one product."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, memories: Tensor, bias: Tensor | None) -> Tensor:
+        response = F.linear(g, memories, bias).relu_()
+        ctx.save_for_backward(g, memories, bias, response)
+        return response @ memories
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True: this gradient will itself be differentiated
+            g, memories, bias, _ = ctx.saved_tensors
+            outputs = F.relu(F.linear(g, memories, bias)) @ memories
+            return differentiable_gradient(outputs, (g, memories, bias), ctx.needs_input_grad, grad)
+        with no_autocast(grad):
+            return _relu_response_gradient(*ctx.saved_tensors, grad, ctx.needs_input_grad)
+
+
+def _relu_response_gradient(
+    g: Tensor, memories: Tensor, bias: Tensor | None, response: Tensor, grad: Tensor, needed: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of g, the memories and the bias, those that are needed."""
+    grad_hidden = (grad @ memories.mT).mul_(response > 0)
+    grad_memories = grad_bias = None
+    if needed[1]:
+        rows = [x.reshape(-1, x.shape[-1]) for x in (grad_hidden, g, response, grad)]
+        grad_memories = (rows[0].mT @ rows[1]).addmm_(rows[2].mT, rows[3])
+    if needed[2]:
+        grad_bias = grad_hidden.flatten(0, -2).sum(0)
+    return grad_hidden @ memories if needed[0] else None, grad_memories, grad_bias

@@ -1,9 +1,10 @@
 """Attention along edges: the differentiable operations, and the choice of the backend that computes them.
 
 Backends: ``reference`` (plain gather and scatter), ``torch`` (the same in chunks of bounded memory, any device),
-``numba`` (CPU) and ``triton`` (GPU). ``auto`` takes the fastest that runs where the tensors are. The environment
-variable ET_SPARSE_BACKEND sets it for a process, the argument ``backend`` for a call. All but the reference make no
-tensor larger than (E, H), and :func:`attention` none larger than (N, H, Y).
+``numba`` (CPU) and ``triton`` (GPU). ``auto`` takes the fastest that runs where the tensors are, and ``reference`` in a
+compiler or exporter, which cannot look into the others. The environment variable ET_SPARSE_BACKEND sets it for a
+process, the argument ``backend`` for a call. All but the reference make no tensor larger than (E, H), and
+:func:`attention` none larger than (N, H, Y).
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ def select_backend(name: str | None, tensor: Tensor) -> ModuleType:
     if name not in BACKENDS:
         raise ValueError(f"no sparse backend {name!r}: choose one of {', '.join(BACKENDS)}")
     device = tensor.device.type
+    if name == "auto" and torch.compiler.is_compiling():
+        return kernels_reference
     if name == "auto":
         fast = {"cpu": "numba", "cuda": "triton"}.get(device, "torch")
         name = fast if _can_import(fast) else "torch"

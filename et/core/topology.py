@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from et.core import sparse
+from et.core import kernels_dense, sparse
 from et.core.edges import SortedEdges
 
 
@@ -31,32 +31,26 @@ class Topology(Protocol):
 
 
 class AllPairs:
-    """Every token is a key for every query; for itself only with ``self_attention`` (eq. 13), else not (eq. 3)."""
+    """Every token is a key for every query; for itself only with ``self_attention`` (eq. 13), else not (eq. 3).
 
-    def __init__(self, self_attention: bool = False):
-        self.self_attention = self_attention
+    ``keep_maps`` says whether the backward pass finds P stored or computes it again: see
+    :func:`et.core.kernels_dense.attention`.
+    """
 
-    def _scores(self, q: Tensor, k: Tensor, beta: Tensor) -> Tensor:
-        """beta K.Q as (..., H, query, key), with -inf where a token would be its own key."""
-        q = q.transpose(-3, -2) * beta.to(q.dtype)[:, None, None]
-        scores = q @ k.transpose(-3, -2).mT
-        if self.self_attention:
-            return scores
-        return scores.masked_fill(torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device), -torch.inf)
-
-    def _no_keys(self, q: Tensor) -> bool:
-        return q.shape[-3] == 1 and not self.self_attention
+    def __init__(self, self_attention: bool = False, keep_maps: bool | None = None):
+        self.self_attention, self.keep_maps = self_attention, keep_maps
 
     def log_partition(self, q: Tensor, k: Tensor, beta: Tensor) -> Tensor:
-        if self._no_keys(q):
+        if q.shape[-3] == 1 and not self.self_attention:
             return q.sum(-1) * 0.0
-        return torch.logsumexp(self._scores(q, k, beta), dim=-1).mT
+        return kernels_dense.log_partition(q, k, beta, self.self_attention)
 
     def mix(self, q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-        if self._no_keys(q):
-            return torch.zeros_like(q), torch.zeros_like(k)
-        p = torch.softmax(self._scores(q, k, beta), dim=-1)
-        return (p @ k.transpose(-3, -2)).transpose(-3, -2), (p.mT @ q.transpose(-3, -2)).transpose(-3, -2)
+        return self.mix_joined(torch.stack([q, k], dim=-3), beta).unbind(-3)
+
+    def mix_joined(self, qk: Tensor, beta: Tensor) -> Tensor:
+        """``mix`` of queries and keys that lie in one tensor, (..., N, 2, H, Y), into one like it."""
+        return kernels_dense.attention(qk, beta, self.self_attention, self.keep_maps)
 
 
 class EdgeTopology:

@@ -69,7 +69,7 @@ class WeightedEdges:
                 raise ValueError("num_nodes is needed with an edge_index")
             edges = SortedEdges.from_edge_index(edges, num_nodes)
             weight = weight[edges.order]
-        if weight.dim() != 2 or len(weight) != edges.num_edges:
+        if weight.dim() != 2 or weight.shape[0] != edges.num_edges:
             raise ValueError(f"weight must be ({edges.num_edges} edges, H heads), not {tuple(weight.shape)}")
         self.edges, self.weight, self.head_mix = edges, weight, head_mix
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from et.core import EdgeTopology, EnergyTransformerBlock, decreasing, descend
+from et.core import EdgeTopology, EnergyTransformerBlock, decreasing, descend, precision
 from et.core.descent import speed
 
 
@@ -61,7 +61,9 @@ def test_noise_has_the_deviation_of_equation_27():
     assert noisy.std().item() == pytest.approx(0.25**0.5 * 0.02, rel=0.05)
 
 
-def test_bfloat16_stays_within_a_percent_of_float32():
+@pytest.mark.parametrize("native", (True, False))
+def test_bfloat16_stays_within_a_percent_of_float32(native, monkeypatch):
+    monkeypatch.setattr(precision, "CPU_HAS_BFLOAT16", native)  # both kinds of CPU
     torch.manual_seed(0)
     block = EnergyTransformerBlock(64, 4, 16, 256, attention_init_std=0.1, hopfield_init_std=0.05)
     x = torch.randn(4, 50, 64)
@@ -72,6 +74,7 @@ def test_bfloat16_stays_within_a_percent_of_float32():
     assert moved > 0.1 * x.norm()
     assert (rough.x - exact.x).norm() < 0.01 * exact.x.norm()
     assert rough.x.dtype == rough.energies.dtype == torch.float32
+    assert torch.equal(rough.x, exact.x) != native
     torch.testing.assert_close(rough.energies, exact.energies, rtol=0.01, atol=0)
 
 
@@ -190,3 +193,19 @@ def test_step_sizes_one_by_one():
 def test_decreasing_step_sizes():
     assert decreasing(0.4, 4).tolist() == pytest.approx([0.4, 0.4 / 2**0.5, 0.4 / 3**0.5, 0.2])
     assert decreasing(0.4, 3, power=1).tolist() == pytest.approx([0.4, 0.2, 0.4 / 3])
+
+
+def test_backward_inside_autocast_works():
+    block, x = EnergyTransformerBlock(8, 2, 4, 12), torch.randn(2, 5, 8)
+    gradients = []
+    for inside in (False, True):
+        block.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            end = descend(block, x, 3, 0.1).x
+            if inside:
+                end.square().sum().backward()
+        if not inside:
+            end.square().sum().backward()
+        gradients.append([p.grad for p in block.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        assert (one - other).norm() <= 0.02 * one.norm()

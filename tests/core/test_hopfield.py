@@ -43,3 +43,15 @@ def test_softmax_retrieves_a_stored_memory():
 def test_unknown_activation_is_refused():
     with pytest.raises(ValueError, match="activation must be"):
         HopfieldNetwork(4, 4, "gelu")
+
+
+@pytest.mark.parametrize("bias", (False, True))
+def test_first_and_second_derivatives_of_the_relu_update(bias):
+    network = HopfieldNetwork(3, 4, bias=bias, init_std=0.8).double()
+    inputs = [torch.randn(2, 3, 3).double().requires_grad_(), network.memories] + [network.bias] * bias
+
+    def update(g, memories, bias=None):
+        return network.update(g, weights=(memories, bias))
+
+    assert torch.autograd.gradcheck(update, inputs)
+    assert torch.autograd.gradgradcheck(update, inputs)

@@ -1,0 +1,204 @@
+"""Attention between all pairs of tokens, a bounded part of the maps at a time: exact, and never N x N as a whole.
+
+A map is what pairs of a query and a key have, (N, N) for each head of each sample: the scores, P, and their gradients.
+They are made for a few heads, or for some of one head's queries, at a time, in one buffer that is used again and again;
+so their memory is bounded whatever N is, and what is made is still in the cache when it is read. Both terms of the
+update come from the same map. Small maps are kept for the backward pass, large ones are computed there again.
+
+With the projections Q, K of one head, beta inside Q' = beta Q, and gradients U', V' of the two terms U = P K and
+V = P^T Q, the gradients are those of conventional attention with one row or column block more:
+
+    dP = [U' | Q] [K | V']^T,   dS = P * (dP - rowsum(P * dP)),   rowsum(P * dP) = U' . U + Q . (P V')
+    dQ = beta dS K + P V',      dK = dS^T Q' + P^T U',            dbeta = sum Q . (dS K)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from et.core import kernels_flex
+from et.core.precision import at_least_float32, differentiable_gradient, no_autocast, watched
+
+PART = 1 << 20  # numbers of a map that are computed at a time, 4 MB in float32
+MIN_ROWS = 16  # rows of a map that are computed together at least, however long they are
+KEPT = 1 << 24  # numbers of the maps of one step up to which they are kept for the backward pass, 64 MB in float32
+
+
+def attention(qk: Tensor, beta: Tensor, self_attention: bool = False, keep_maps: bool | None = None) -> Tensor:
+    """Both terms of the update, P K and P^T Q side by side (eq. 3, below eq. 8): (..., N, 2, H, Y) -> the same.
+
+    On a GPU FlexAttention computes them where it can (see kernels_flex.py), unless ``keep_maps`` says how.
+
+    Args:
+        qk: queries and keys, (..., N, 2, H, Y): index 0 of the third last axis are the queries.
+        beta: inverse temperatures, (H,).
+        self_attention: whether a token is among its own keys.
+        keep_maps: keep P for the backward pass, (..., H, N, N); ``False`` computes it there again, a part at a time.
+            None keeps it where it has at most ``KEPT`` numbers.
+    """
+    if qk.shape[-4] == 1 and not self_attention:
+        return torch.zeros_like(qk)  # a token without keys
+    if keep_maps is None and not watched(qk) and kernels_flex.suits(qk):
+        return kernels_flex.attention(qk, beta, self_attention)
+    if keep_maps is None:
+        keep_maps = qk.numel() // (2 * qk.shape[-1]) * qk.shape[-4] <= KEPT
+    if watched(qk):
+        return composed(qk, beta, self_attention)
+    return _Attention.apply(qk, beta, self_attention, keep_maps)
+
+
+def composed(qk: Tensor, beta: Tensor, self_attention: bool = False) -> Tensor:
+    """:func:`attention` out of plain operations, with whole maps: to compile, to export, to differentiate twice."""
+    q, k = qk.transpose(-4, -2).unbind(-3)  # (..., H, N, Y)
+    scores = (q * beta.to(q.dtype)[:, None, None]) @ k.mT
+    p = torch.softmax(_without_diagonal(scores, self_attention), dim=-1)
+    return torch.stack([p @ k, p.mT @ q], dim=-3).transpose(-4, -2)
+
+
+def log_partition(q: Tensor, k: Tensor, beta: Tensor, self_attention: bool = False) -> Tensor:
+    """log sum_B exp(beta K_B . Q_C) of each query: q, k (..., N, H, Y) -> (..., N, H).
+
+    Differentiable with whole maps; without gradients a part at a time.
+    """
+    beta = beta.to(q.dtype)[:, None, None]
+    q, k = q.transpose(-3, -2) * beta, k.transpose(-3, -2)
+    if torch.is_grad_enabled() or watched(q):
+        return torch.logsumexp(_without_diagonal(q @ k.mT, self_attention), dim=-1).mT
+    n, width = q.shape[-2:]
+    (q, k), shape = (x.reshape(-1, n, width) for x in (q, k)), q.shape[:-1]
+    found, buffer = q.new_empty(len(q), n), _Buffer(q, len(q), n)
+    for part in _parts(len(q), n):
+        scores = torch.bmm(q[part], k[part.maps].mT, out=buffer.maps(part))
+        torch.logsumexp(_mask_diagonal_(scores, part, self_attention), dim=-1, out=found[part])
+    return found.view(shape).mT
+
+
+def _without_diagonal(scores: Tensor, self_attention: bool) -> Tensor:
+    if self_attention:
+        return scores
+    return scores.masked_fill(torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device), -torch.inf)
+
+
+class _Part(NamedTuple):
+    """Some maps (leading index: samples times heads), and which of their rows."""
+
+    maps: slice
+    rows: slice
+
+
+def _parts(count: int, n: int) -> Iterator[_Part]:
+    """Cut ``count`` maps of (n, n) into parts of about PART numbers: several maps, or some rows of one."""
+    together, rows = max(1, PART // (n * n)), min(n, max(MIN_ROWS, PART // n))
+    for first in range(0, count, together):
+        for row in range(0, n, rows):
+            yield _Part(slice(first, min(first + together, count)), slice(row, min(row + rows, n)))
+
+
+def _by_head(x: Tensor) -> Tensor:
+    """(..., N, 2, H, Y) -> (2, samples, H, N, Y), contiguous: batched products copy what is not."""
+    return x.reshape(-1, *x.shape[-4:]).permute(2, 0, 3, 1, 4).contiguous()
+
+
+def _mask_diagonal_(scores: Tensor, part: _Part, self_attention: bool) -> Tensor:
+    if not self_attention:
+        scores.diagonal(part.rows.start, dim1=-2, dim2=-1).fill_(-torch.inf)
+    return scores
+
+
+def _softmax_(scores: Tensor, part: _Part, self_attention: bool) -> Tensor:
+    """P of a part in place of its scores; without the diagonal unless ``self_attention``."""
+    return torch.softmax(_mask_diagonal_(scores, part, self_attention), dim=-1, out=scores)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, part: _Part) -> None:
+    """Write left @ right to ``total`` for the first rows of a map, add it for the others."""
+    if part.rows.start == 0:
+        torch.bmm(left, right, out=total)
+    else:
+        total.baddbmm_(left, right)
+
+
+class _Buffer:
+    """Memory for the maps of one part, used again for the next."""
+
+    def __init__(self, like: Tensor, count: int, n: int):
+        self.n, self.memory = n, like.new_empty(min(count * n * n, max(PART, MIN_ROWS * n)))
+
+    def maps(self, part: _Part) -> Tensor:
+        shape = part.maps.stop - part.maps.start, part.rows.stop - part.rows.start, self.n
+        return self.memory[: math.prod(shape)].view(shape)
+
+
+class _Attention(Function):
+    @staticmethod
+    def forward(ctx: Any, qk: Tensor, beta: Tensor, self_attention: bool, keep_maps: bool) -> Tensor:
+        n, width = qk.shape[-4], qk.shape[-1]
+        by_head = _by_head(qk)
+        scaled = (by_head[0] * beta.to(qk.dtype)[:, None, None]).view(-1, n, width)
+        q, k = by_head.view(2, -1, n, width)
+        uv = torch.empty_like(by_head)
+        u, v = uv.view(2, -1, n, width)
+        kept = qk.new_empty(len(k), n, n) if keep_maps and any(ctx.needs_input_grad) else None
+        buffer = _Buffer(qk, len(k), n) if kept is None else None
+        for part in _parts(len(k), n):
+            p = buffer.maps(part) if kept is None else kept[part]
+            torch.bmm(scaled[part], k[part.maps].mT, out=p)
+            _softmax_(p, part, self_attention)
+            torch.bmm(p, k[part.maps], out=u[part])
+            _add_product(v[part.maps], p.mT, q[part], part)
+        out = uv.permute(1, 3, 0, 2, 4).reshape(qk.shape)
+        ctx.save_for_backward(qk, beta, out, kept)
+        ctx.self_attention = self_attention
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        qk, beta, out, kept = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: this gradient will itself be differentiated
+            outputs = composed(qk, beta, ctx.self_attention)
+            return *differentiable_gradient(outputs, (qk, beta), ctx.needs_input_grad[:2], grad), None, None
+        with no_autocast(grad):
+            return *_gradient(qk, beta, out, kept, grad, ctx.self_attention), None, None
+
+
+def _gradient(
+    qk: Tensor, beta: Tensor, out: Tensor, kept: Tensor | None, grad: Tensor, self_attention: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of ``qk`` and ``beta`` (formulas in the module's text)."""
+    n, heads, width = qk.shape[-4], *qk.shape[-2:]
+    q, k = _by_head(qk).view(2, -1, n, width)
+    grad_u, grad_v = _by_head(grad).view(2, -1, n, width)
+    u = _by_head(out)[0].view(-1, n, width)
+    of_head = beta.to(qk.dtype).repeat(len(q) // heads)[:, None, None]
+    scaled, left, right = q * of_head, torch.cat([grad_u, q], -1), torch.cat([k, grad_v], -1)
+    from_u = _dot(grad_u, u)
+    grad_by_head = qk.new_empty(2, len(q) // heads, heads, n, width)
+    grad_q, grad_k = grad_by_head.view(2, -1, n, width)
+    grad_beta = from_u.new_zeros(len(q))
+    buffers = [_Buffer(qk, len(q), n) for _ in range(1 if kept is not None else 2)]
+    for part in _parts(len(q), n):
+        if kept is None:
+            p = torch.bmm(scaled[part], k[part.maps].mT, out=buffers[1].maps(part))
+            _softmax_(p, part, self_attention)
+        else:
+            p = kept[part]
+        from_v = torch.bmm(p, grad_v[part.maps], out=grad_q[part])
+        slope = torch.bmm(left[part], right[part.maps].mT, out=buffers[0].maps(part))
+        slope.sub_(from_u[part] + _dot(q[part], from_v)).mul_(p)
+        towards_k = slope @ k[part.maps]
+        grad_beta[part.maps] += _dot(q[part], towards_k).sum((-2, -1))
+        from_v.addcmul_(towards_k, of_head[part.maps])
+        _add_product(grad_k[part.maps], slope.mT, scaled[part], part)
+        grad_k[part.maps].baddbmm_(p.mT, grad_u[part])
+    return grad_by_head.permute(1, 3, 0, 2, 4).reshape(qk.shape), grad_beta.view(-1, heads).sum(0).to(beta.dtype)
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """Inner products of rows, (..., Y) twice -> (..., 1); float32 or better."""
+    return (at_least_float32(left) * right).sum(-1, keepdim=True)

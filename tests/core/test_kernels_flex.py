@@ -1,0 +1,56 @@
+"""Two passes of a fused attention: the formula everywhere, FlexAttention's numbers forward here and whole on a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from et.core import kernels_dense, kernels_flex
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention has gradients on a GPU only")
+
+
+@pytest.mark.parametrize("self_attention", (False, True))
+@pytest.mark.parametrize("shape", ((7, 2, 3, 4), (2, 6, 2, 3, 4)))
+def test_two_passes_are_both_terms_with_their_gradients(shape, self_attention):
+    torch.manual_seed(0)
+    qk = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    beta = (0.5 + torch.rand(3, dtype=torch.float64)).requires_grad_()
+    found = kernels_flex.attention(qk, beta, self_attention, kernels_flex.plain_attend)
+    expected = kernels_dense.composed(qk, beta, self_attention)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    weight = torch.randn(shape, dtype=torch.float64)
+    gradients = [torch.autograd.grad((x * weight).sum(), (qk, beta)) for x in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("self_attention", (False, True))
+def test_flex_attention_forward_agrees_on_the_cpu(self_attention):
+    torch.manual_seed(0)
+    qk, beta = torch.randn(2, 20, 2, 3, 16), torch.rand(3)
+    with torch.no_grad():
+        found = kernels_flex.attention(qk, beta, self_attention, kernels_flex.flex_attend)
+    torch.testing.assert_close(found, kernels_dense.composed(qk, beta, self_attention), rtol=1e-5, atol=1e-5)
+
+
+def test_cpus_and_double_precision_are_not_for_flex_attention():
+    assert not kernels_flex.suits(torch.zeros(1, 8, 2, 2, 64))
+
+
+@pytest.mark.cuda
+@needs_gpu
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_on_a_gpu_it_is_chosen_and_agrees(dtype, monkeypatch):
+    torch.manual_seed(0)
+    qk = torch.randn(2, 200, 2, 4, 64, device="cuda", dtype=dtype, requires_grad=True)
+    beta = torch.full((4,), 0.125, device="cuda")
+    calls = []
+    whole = kernels_flex.attention
+    monkeypatch.setattr(kernels_flex, "attention", lambda *arguments: calls.append(1) or whole(*arguments))
+    found, expected = kernels_dense.attention(qk, beta), kernels_dense.composed(qk, beta)
+    assert calls and not kernels_flex.suits(qk.double())
+    gradients = [torch.autograd.grad(x.float().square().sum(), qk)[0] for x in (found, expected)]
+    for mine, reference in ((found, expected), gradients):
+        assert (mine - reference).float().norm() < (
+            2e-2 if dtype == torch.bfloat16 else 2e-3
+        ) * reference.float().norm()
