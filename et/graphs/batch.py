@@ -42,7 +42,7 @@ class GraphBatch:
 
     @property
     def num_nodes(self) -> int:
-        return len(self.x)
+        return self.x.shape[0]
 
     @property
     def num_edges(self) -> int:
@@ -56,6 +56,8 @@ class GraphBatch:
     @property
     def graph_of_node(self) -> Tensor:
         """(N,) int64: what PyG calls ``batch``."""
+        if len(self) == 1:
+            return torch.zeros(self.num_nodes, dtype=torch.int64, device=self.ptr.device)
         return torch.repeat_interleave(self.sizes, output_size=self.num_nodes)
 
     @property

@@ -115,7 +115,7 @@ class InpaintingET(nn.Module):
     def embed(self, patches: Tensor, masked: Tensor) -> Tensor:
         """Initial tokens of patches (B, N, P), of which ``masked`` (B, N) bool are hidden: (B, 1 + N, D)."""
         tokens = torch.where(masked[..., None], self.mask_token.to(patches.dtype), self.encoder(patches))
-        cls = self.cls_token.to(tokens.dtype).expand(len(tokens), 1, -1)
+        cls = self.cls_token.to(tokens.dtype).expand(tokens.shape[0], 1, -1)
         return torch.cat([cls, tokens], dim=1) + self.position
 
     def decode(self, tokens: Tensor) -> Tensor:
