@@ -95,9 +95,8 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(**json.loads(options.one))))
         return
-    print(
-        f"{'data':<9} {'layout':<8} {'limit':>6} {'batches':>8} {'seconds':>9} {'CPU s':>8} {'us/node':>8} {'peak GB':>8}"
-    )
+    heads = f"{'seconds':>9} {'CPU s':>8} {'us/node':>8} {'peak GB':>8}"
+    print(f"{'data':<9} {'layout':<8} {'limit':>6} {'batches':>8} {heads}")
     for name in options.data:
         seconds = {}
         for layout, limit in CASES.get(name, [("sparse", None), ("padded", None)]):
@@ -112,9 +111,10 @@ def main() -> None:
             found = json.loads(run.stdout.strip().splitlines()[-1])
             seconds[layout] = found["seconds"]
             done = f"{found['batches']:>4}/{found['of']:<3}"
+            cost = f"{1e6 * found['seconds'] / found['nodes']:>8.0f} {found['peak_gb']:>8.2f}"
             print(
                 f"{name:<9} {layout:<8} {limit or '-':>6} {done} {found['seconds']:>9.2f} "
-                f"{found['cpu_seconds']:>8.2f} {1e6 * found['seconds'] / found['nodes']:>8.0f} {found['peak_gb']:>8.2f}",
+                f"{found['cpu_seconds']:>8.2f} {cost}",
                 flush=True,
             )
         if len(seconds) == 2:

@@ -1,0 +1,91 @@
+"""Table and plot of what scripts/bench.py measured: ``python scripts/bench.py --parts render``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+NAMES = {
+    "vit": "ViT-Base, timm", "et": "**ET-Base**", "et_checkpoint": "ET-Base, steps checkpointed",
+    "et_compiled": "ET-Base, torch.compile", "autograd": "ET by `autograd.grad` of its energy",
+    "func": "ET by `torch.func.grad` of its energy",
+}  # fmt: skip
+
+
+def table(record: dict) -> str:
+    """Markdown: a row a form: median (fastest-slowest) seconds, and ratios of the fastest rounds.
+
+    Other work on a machine only ever makes a round slower, so the fastest are the least disturbed.
+    """
+    memory = {row["form"]: row["bytes"] for row in record.get("memory", {}).get("base", [])}
+    lines = []
+    for part in ("fp32", "bf16", "compile"):
+        if part not in record:
+            continue
+        training, inference = record[part]["training"], record[part].get("inference", {"rows": {}})
+        base = "vit" if "vit" in training["rows"] else "et"
+        lines += [
+            "", f"{part}, {describe(training['size'])}; {describe_machine(record[part])}", "",
+            f"| | training step | of {NAMES[base].strip('*')} | GFLOP/s | inference | of it | memory of a step |",
+            "|---|---:|---:|---:|---:|---:|---:|",
+        ]  # fmt: skip
+        for form, row in training["rows"].items():
+            other = inference["rows"].get(form)
+            fastest = row["gflops"] * row["seconds"] / row["spread"][0]
+            cells = [time_cell(row), ratio(row, training["rows"][base]), f"{fastest:.0f}"]
+            cells += [time_cell(other), ratio(other, inference["rows"][base])] if other else ["", ""]
+            cells.append(f"{memory[form] / 2**20:.0f} MiB" if part == "fp32" and form in memory else "")
+            lines.append(f"| {NAMES[form]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def describe(size: dict) -> str:
+    return f"T {size['steps']}, batch {size['batch']}, {size['tokens']} tokens, D {size['dim']}"
+
+
+def describe_machine(part: dict) -> str:
+    machine, rate = part["environment"], part.get("product_gflops")
+    products = f", {rate:.0f} GFLOP/s in products alone" if rate else ""
+    cpu = f"{machine['cpu']} ({machine['capability']}), {machine['threads']} threads"
+    return f"{cpu}{products}, {part['rounds']} rounds"
+
+
+def time_cell(row: dict) -> str:
+    return f"{row['seconds']:.2f} s ({row['spread'][0]:.2f}-{row['spread'][1]:.2f})"
+
+
+def ratio(row: dict, base: dict) -> str:
+    return f"{row['spread'][0] / base['spread'][0]:.2f}"
+
+
+def plot(record: dict, path: Path) -> None:
+    """Time and memory of ET and ViT against T, N, batch and D."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    if "scaling" not in record:
+        return
+    keys = {"T": "steps", "N": "tokens", "batch": "batch", "D": "dim"}
+    labels = {"T": "steps T (blocks of the ViT)", "N": "tokens N", "batch": "batch", "D": "width D"}
+    figure, axes = pyplot.subplots(2, 4, figsize=(13, 5.5), sharex="col", layout="constrained")
+    for column, (axis, key) in enumerate(keys.items()):
+        runs = record["scaling"][axis]
+        places = [run["size"][key] for run in runs]
+        for form, color in (("vit", "tab:gray"), ("et", "tab:red")):
+            axes[0, column].plot(places, [run["rows"][form]["seconds"] for run in runs], "o-", color=color, label=form)
+            if "memory" in record:
+                rows = [next(r for r in rows if r["form"] == form) for rows in record["memory"]["scaling"][axis]]
+                gib = [row["bytes"] / 2**30 for row in rows]
+                axes[1, column].plot([row["size"][key] for row in rows], gib, "o-", color=color)
+        for row in range(2):
+            axes[row, column].set(xscale="log", yscale="log")
+            axes[row, column].grid(alpha=0.3, which="both")
+        axes[1, column].set_xlabel(labels[axis])
+        axes[1, column].set_xticks(places, [str(place) for place in places])
+        axes[1, column].minorticks_off()
+    axes[0, 0].set_ylabel("training step, s")
+    axes[1, 0].set_ylabel("memory of a step, GiB")
+    axes[0, 0].legend(["ViT, timm", "ET"], frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90)

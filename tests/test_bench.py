@@ -1,0 +1,62 @@
+"""The benchmarks at tiny sizes: every form computes the same descent, and what is measured is recorded and shown."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from scripts import bench, bench_data, bench_report
+
+TINY = bench.Size(steps=2, batch=1, tokens=9, dim=64)
+
+
+@pytest.mark.parametrize("bf16", (False, True))
+def test_all_forms_of_et_compute_the_same(bf16):
+    outputs, gradients = [], []
+    for form in ("et", "et_checkpoint", "autograd", "func"):
+        case = bench.Case(form, TINY, bf16, training=True)
+        case.run()
+        gradients.append(case.module.hopfield.memories.grad)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            outputs.append(case.function(case.tokens).detach())
+    for found, reference in ((outputs, outputs[0]), (gradients, gradients[0])):
+        for other in found:
+            assert (other - reference).norm() < (0.05 if bf16 else 1e-4) * reference.norm()
+
+
+def test_record_table_and_plot(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench.Size.__init__, "__defaults__", (1, 1, 9, 64))
+    monkeypatch.setattr(bench, "SCALING", {axis: [bench.Size(), bench.Size(steps=2)] for axis in bench.SCALING})
+    monkeypatch.setattr(bench, "product_rate", lambda dtype: 100.0)
+    record, plot = tmp_path / "record.json", tmp_path / "plot.png"
+    options = ["--rounds", "1", "--json", str(record), "--plot", str(plot)]
+    bench.main(["--parts", "fp32", "scaling", "memory", *options])
+    bench.main(["--parts", "render", *options])
+    found = json.loads(record.read_text())
+    rows = found["fp32"]["training"]["rows"]
+    assert set(rows) == {"vit", "et", "et_checkpoint", "autograd", "func"}
+    assert rows["et"]["gflops"] == pytest.approx(3 * bench.Size().operations("et") / rows["et"]["seconds"] / 1e9)
+    assert found["fp32"]["environment"]["threads"] == torch.get_num_threads()
+    assert "**ET-Base**" in bench_report.table(found) and "ViT-Base" in capsys.readouterr().out
+    assert plot.stat().st_size > 10_000
+
+
+def test_operations_are_those_of_the_products():
+    """12 N D^2 + 3 N^2 D multiply-adds a step, counted by torch."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    size = bench.Size(steps=2, batch=3, tokens=10, dim=128)
+    for form in ("et", "vit"):
+        case = bench.Case(form, size, False, training=False)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            case.run()
+        assert counter.get_total_flops() == pytest.approx(size.operations(form))
+
+
+def test_loader_and_step_are_measured(capsys, monkeypatch):
+    monkeypatch.setattr(bench_data, "waiting", lambda root, batch, workers, steps: (1.0, 0.01))
+    bench_data.main(["--batch", "2", "--seconds", "0.2"])
+    assert "images/s" in capsys.readouterr().out
