@@ -52,8 +52,8 @@ class Viewer {
     this.root.replaceChildren(
       make("header", null, make("h2", { id: "viewer-title" }, "The descent, step by step"), this.choices()),
       make("div", { class: "view" }, make("div", { class: "left" }, this.stage, this.viewChoice()),
-        make("div", { class: "right" }, this.readout, this.panels)),
-      this.controls, this.about);
+        make("div", { class: "right" }, this.readout, this.panels, this.controls)),
+      this.about);
     this.root.hidden = false;
   }
 
@@ -94,7 +94,7 @@ class Viewer {
     this.panels.replaceChildren(...this.charts.map((chart) => make("figure", { class: `panel ${chart.key}` },
       make("figcaption", null, make("span", null, chart.label), chart.number), chart.svg, chart.ends)));
     const beyond = trained < this.last ? ` It was trained to stop at t = ${trained}; the dashed line shows where.` : "";
-    const windows = picture.windows > 1 ? `: energies are means over ${picture.windows} windows completed one by one` : "";
+    const windows = picture.windows > 1 ? `; energies are means over ${picture.windows} windows completed one by one` : "";
     this.about.textContent = `Step size α = ${round(picture.descent.step_size)}${windows}.${beyond}`;
     this.show(0, false);
   }
