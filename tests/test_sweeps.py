@@ -47,6 +47,12 @@ def test_every_experiment_of_a_table_that_exists_is_in_its_sweep(name):
     assert not (set(table.experiments()) & KNOWN) - experiments_of(name)
 
 
+def test_the_smoke_sweep_has_a_run_of_every_table_that_has_runs():
+    measured = [number for number in paper.NUMBERS if any(metric.measured for metric in paper.load(number).metrics)]
+    assert measured == [1, 2, 7, 12, 13, 14, 16]
+    assert experiments_of("smoke") >= {f"smoke_table{number:02d}" for number in measured}
+
+
 @pytest.mark.parametrize("name", SWEEPS)
 def test_the_first_cell_of_a_sweep_composes(name):
     found = [job for job in jobs(sweep_file(name)) if dict(o.split("=", 1) for o in job)["experiment"] in KNOWN]

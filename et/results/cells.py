@@ -82,7 +82,7 @@ def _label(run: Run) -> str:
 def measure(table: Table, metric: Metric, line: Line, protocol: str) -> Measured | None:
     """Mean and deviation of a metric over a line's runs; None where no run has it.
 
-    A single run that records the spread of its own repeated scorings (``<metric>_std``) is shown with that spread.
+    A single run that records the spread of its own repeated scorings (:attr:`Metric.spread`) is shown with that spread.
     """
     if not metric.applies(line.condition.name):
         return None
@@ -93,7 +93,7 @@ def measure(table: Table, metric: Metric, line: Line, protocol: str) -> Measured
     mean = statistics.fmean(values)
     if len(values) > 1:
         return Measured(mean, statistics.stdev(values), len(values), over(table, runs, protocol), runs)
-    spread = runs[0].record["metrics"].get(f"{metric.key}_std")
+    spread = runs[0].record["metrics"].get(metric.spread or f"{metric.key}_std")
     if _finite(spread):
         return Measured(mean, spread * metric.scale, 1, table.deviation.get("within", "scorings of one model"), runs)
     return Measured(mean, None, 1, "", runs)

@@ -22,7 +22,10 @@ _PRINTED = re.compile(rf"(?P<mean>{_NUMBER})(?: \+ (?P<more>{_NUMBER}))?(?: ± (
 
 @dataclass(frozen=True)
 class Metric:
-    """A quantity of a table. ``key`` is its name in a run's record; a recorded value times ``scale`` is in ``unit``."""
+    """A quantity of a table. ``key`` is its name in a run's record; a recorded value times ``scale`` is in ``unit``.
+
+    ``spread`` is the name of its deviation within one run; None: the key with ``_std``.
+    """
 
     name: str
     label: str
@@ -33,6 +36,7 @@ class Metric:
     digits: int = 1
     conditions: tuple[str, ...] | None = None  # None: all of the table's
     in_paper: bool = True
+    spread: str | None = None
 
     @property
     def measured(self) -> bool:

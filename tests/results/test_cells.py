@@ -88,6 +88,18 @@ def test_one_run_that_repeats_its_scoring_shows_that_spread(make_run, tmp_path):
     assert (measured.std, measured.n, measured.over) == (pytest.approx(2), 1, "scorings of one model")
 
 
+def test_images_have_the_deviation_over_masking_seeds_and_that_over_images(make_run, tmp_path):
+    table = paper.load(14)
+    metrics = {"test/mse": 0.3, "test/mse_std_masks": 0.001, "test/mse_std_images": 0.1}
+    make_run(key("imagenet_inpainting", 0), metrics)
+    (line,) = [line for line in lines_of(table, collect([tmp_path / "runs"])) if line.runs]
+    mse = next(metric for metric in table.metrics if metric.name == "mse")
+    found = measure(table, mse, line, "held_out")
+    assert (found.mean, found.std, found.over) == (0.3, 0.001, "masking seeds of one model")
+    images = next(metric for metric in table.metrics if metric.name == "mse_std_images")
+    assert measure(table, images, line, "held_out").mean == 0.1
+
+
 def test_extra_conditions_show_only_once_measured(make_run, tmp_path):
     assert not [at for at in lines_of(TABLE, collect([])) if not at.condition.in_paper]
     make_run(key("amazon_upu_1pct", 0), {"test/f1_macro": 0.9}, dataset={"variant": "a part"})
