@@ -65,7 +65,9 @@ class Collection:
 
     runs: dict[str, Run] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    recorded: int = 0  # runs that stand in a folder and, equal, in a json line: what recording a run makes of it
+    # Runs that stand in a folder and, equal, in a json line: what recording a run makes of it.
+    recorded: set[str] = field(default_factory=set)
+    _experiment: dict[str, str] = field(default_factory=dict)  # of problems that concern one
 
     def add(self, run: Run) -> None:
         """Take a run in; the same run from a second source is reported, and its metrics must agree."""
@@ -75,10 +77,24 @@ class Collection:
             return
         same = known.record["metrics"] == run.record["metrics"]
         if same and known.folder is not None and run.folder is None:
-            self.recorded += 1
+            self.recorded.add(identity)
             return
         agree = "with the same metrics" if same else f"with other metrics; {known.source} is kept"
         self.problems.append(f"duplicate: run {identity} of {run.key.experiment} is also in {run.source}, {agree}")
+        self._experiment[self.problems[-1]] = run.key.experiment
+
+    def of(self, experiments: Iterable[str]) -> Collection:
+        """The runs of some experiments, with the problems that concern these or cannot be told whom they concern."""
+        wanted = set(experiments)
+        runs = {identity: run for identity, run in self.runs.items() if run.key.experiment in wanted}
+        problems = [p for p in self.problems if self._experiment.get(p) in {None, *wanted}]
+        return Collection(runs, problems, self.recorded & runs.keys(), self._experiment)
+
+    def reports(self) -> list[str]:
+        """The problems, and in one line how many runs were found in both forms."""
+        count = len(self.recorded)
+        both = f"duplicate: {count} runs are in run folders and recorded lines, equal; counted once"
+        return [*self.problems, both] if count else self.problems
 
 
 def collect(
@@ -101,10 +117,6 @@ def collect(
             if line.strip():
                 source = f"{relative(Path(file))}:{number}"
                 _take(found, wanted, lambda line=line, source=source: from_line(line, source))
-    if found.recorded:
-        found.problems.append(
-            f"duplicate: {found.recorded} runs are in run folders and recorded lines, equal; counted once"
-        )
     return found
 
 

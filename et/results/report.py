@@ -18,12 +18,12 @@ from pathlib import Path
 
 from et.errors import UserError
 from et.results import paper
-from et.results.collect import EXPERIMENTS, Run, collect, relative
+from et.results.collect import EXPERIMENTS, Collection, Run, relative
 from et.results.evidence import Evidence
 from et.results.formats import Document, Grid, Section, Text
 from et.results.record import git_commit, write_atomically
 from et.results.results_table import Entry
-from et.results.tables import render
+from et.results.tables import gather, render
 
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("dom.js", "charts.js", "tables.js", "cells.js", "viewer.js", "overview.js", "main.js")
@@ -38,10 +38,10 @@ def build(numbers: Sequence[int], roots: Sequence[Path], experiments: Path, figu
         experiments: where the tableNN/ folders with recorded results are.
         figure_bytes: how much of the runs' pictures may go in.
     """
-    evidence = Evidence(figure_bytes)
-    others = others_html(other_runs(roots), evidence)
+    evidence, runs = Evidence(figure_bytes), gather(roots, experiments)
+    others = others_html(other_runs(runs), evidence)
     tables = [paper.load(number) for number in numbers]
-    sections = [table_html(table, render(table, roots, experiments)[0], evidence) for table in tables]
+    sections = [table_html(table, render(table, runs, experiments)[0], evidence) for table in tables]
     data = {
         "cells": evidence.cells,
         "runs": evidence.runs,
@@ -70,11 +70,11 @@ def fill(template: str, parts: Mapping[str, str]) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
-def other_runs(roots: Sequence[Path]) -> dict[tuple[str, str], list[Run]]:
-    """Runs in ``roots`` that no table shows (the demo, for one), by experiment and protocol."""
+def other_runs(runs: Collection) -> dict[tuple[str, str], list[Run]]:
+    """Runs that no table shows (the demo, for one), by experiment and protocol."""
     known = {name for number in paper.NUMBERS for name in paper.load(number).experiments()}
     found: dict[tuple[str, str], list[Run]] = defaultdict(list)
-    for run in sorted(collect(roots).runs.values(), key=lambda run: (run.key, run.source)):
+    for run in sorted(runs.runs.values(), key=lambda run: (run.key, run.source)):
         if run.key.experiment not in known:
             found[run.key.experiment, run.key.protocol].append(run)
     return found

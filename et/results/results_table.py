@@ -62,7 +62,7 @@ def results_document(table: Table, collection: Collection) -> Document:
     sections.append(Section("About the paper's table", table.notes))
     left = missing(table, lines, expected)
     sections.append(Section("Missing", [f"{command}  # {what}" for what, command in left], code=True))
-    sections.append(Section("Reports", [*collection.problems, *mixed_commits(lines)]))
+    sections.append(Section("Reports", [*collection.reports(), *mixed_commits(lines)]))
     if not any(metric.measured for metric in table.metrics):
         intro = "Counted from the modules that the experiments build."
         return Document(f"Table {table.number}: {table.title}", intro, grids, [s for s in sections if s.points])

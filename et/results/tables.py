@@ -27,20 +27,20 @@ from et.results.results_table import results_csv, results_document
 from et.results.statistics import read_statistics
 
 
-def gather(table: Table, roots: Sequence[Path], experiments: Path) -> Collection:
-    """The runs of a table's experiments: from the run folders ``roots`` and every results.jsonl in ``experiments``."""
-    return collect(roots, sorted(experiments.glob("table*/results.jsonl")), table.experiments())
+def gather(roots: Sequence[Path], experiments: Path) -> Collection:
+    """Every run in the run folders ``roots`` and in the results.jsonl files of ``experiments``."""
+    return collect(roots, sorted(experiments.glob("table*/results.jsonl")))
 
 
-def render(table: Table, roots: Sequence[Path], experiments: Path) -> tuple[Document, str]:
-    """The document and the csv text of a table."""
+def render(table: Table, runs: Collection, experiments: Path) -> tuple[Document, str]:
+    """The document and the csv text of a table, made of those of ``runs`` that belong in it."""
     if table.kind == "configuration":
         return configuration_document(table), configuration_csv(table)
     if table.kind == "statistics":
         counted = read_statistics(experiments / f"table{table.number:02d}")
         return statistics_document(table, counted), statistics_csv(table, counted)
-    collection = gather(table, roots, experiments)
-    return results_document(table, collection), results_csv(table, collection)
+    ours = runs.of(table.experiments())
+    return results_document(table, ours), results_csv(table, ours)
 
 
 def write(document: Document, csv_text: str, folder: Path) -> None:
@@ -62,12 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for root in options.runs:
             if not root.is_dir():
                 raise UserError(f"there is no folder {root}: --runs names folders with run folders in them")
-        for number in options.tables or paper.NUMBERS:
-            table = paper.load(number)
-            document, csv_text = render(table, options.runs, options.experiments)
-            folder = options.experiments / f"table{number:02d}"
+        tables = [paper.load(number) for number in options.tables or paper.NUMBERS]
+        runs = gather(options.runs, options.experiments)
+        for table in tables:
+            document, csv_text = render(table, runs, options.experiments)
+            folder = options.experiments / f"table{table.number:02d}"
             write(document, csv_text, folder)
-            print(f"table {number}: {relative(folder)}/table.md")
+            print(f"table {table.number}: {relative(folder)}/table.md")
             for section in document.sections:
                 if section.heading == "Reports":
                     print("\n".join(f"  {point}" for point in section.points))

@@ -122,7 +122,25 @@ def test_a_run_and_its_own_line_are_one_run(make_run, tmp_path):
     append(collect([tmp_path / "runs"]).runs.values(), file)
     found = collect([tmp_path / "runs"], [file])
     assert len(found.runs) == 2
-    assert found.problems == ["duplicate: 2 runs are in run folders and recorded lines, equal; counted once"]
+    assert found.problems == []
+    assert found.reports() == ["duplicate: 2 runs are in run folders and recorded lines, equal; counted once"]
+
+
+def test_a_part_of_a_collection_has_the_problems_that_may_concern_it(make_run, tmp_path):
+    other = Key("yelp_1pct", 0, "held_out", "paper")
+    make_run(KEY, METRICS)
+    folder = make_run(other, METRICS)
+    (tmp_path / "copy").mkdir()
+    for name in ("result.json", "config.yaml"):
+        (tmp_path / "copy" / name).write_text((folder / name).read_text())
+    broken = tmp_path / "runs" / "broken"
+    broken.mkdir()
+    (broken / "result.json").write_text("{")
+    found = collect([tmp_path / "runs", tmp_path / "copy"])
+    ours, theirs = found.of([KEY.experiment]), found.of([other.experiment])
+    assert [run.key for run in ours.runs.values()] == [KEY] and [run.key for run in theirs.runs.values()] == [other]
+    assert [problem.split(":")[0] for problem in ours.reports()] == ["corrupt"]
+    assert sorted(problem.split(":")[0] for problem in theirs.reports()) == ["corrupt", "duplicate"]
 
 
 def test_a_line_has_the_thinned_curves_of_its_run(make_run, tmp_path):

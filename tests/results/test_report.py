@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from et.results import paper, report
+from et.results.collect import collect
 from et.results.identity import Key
 from tests.results.checks import html_faults
 from tests.results.conftest import write_run
@@ -88,7 +89,7 @@ def test_a_missing_cell_has_the_command_that_fills_it(page):
 def test_pictures_beyond_the_limit_stay_outside(runs, tmp_path):
     from et.results.evidence import Evidence
 
-    (demo,) = report.other_runs([runs])["demo_inpainting", "held_out"]
+    (demo,) = report.other_runs(collect([runs]))["demo_inpainting", "held_out"]
     full, none = Evidence(10**6), Evidence(0)
     identity = full.add_run(demo)
     none.add_run(demo)
