@@ -1,7 +1,7 @@
 """Measure what docs/questions.md reports: python scripts/answer_questions.py REAL_RUN QUESTION_RUNS OUTPUT
 
-REAL_RUN is a finished run of experiment=imagenette_inpainting, QUESTION_RUNS the folder of the short trainings (paths.runs
-of the commands in docs/questions.md). OUTPUT gets questions.json and the figures.
+REAL_RUN is a finished run of experiment=imagenette_inpainting, QUESTION_RUNS the folder of the short trainings
+(paths.runs of the commands in docs/questions.md). OUTPUT gets questions.json and the figures.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from et.core.descent import speed
 from et.errors import UserError
 from et.figures import find_run, load_run
 from et.inpainting.figures import collate, draw_convergence, new_figure
-from et.inpainting.inside import Convergence, converge, converge_from
+from et.inpainting.inside import Convergence, converge
 from et.inpainting.lit import masked_mse
 from et.inpainting.model import InpaintingET
 from et.inpainting.patches import patchify
@@ -74,9 +74,8 @@ def other_starts(network: InpaintingET, batch: Batch, steps: int, sizes: tuple[f
         torch.manual_seed(0)
         noise = torch.randn_like(start) * size * start[hidden].square().mean().sqrt() * hidden[..., None]
         other = states(start + noise)
-        apart = [
-            (norm(a) - norm(b))[hidden].square().mean().sqrt() / norm(b)[hidden].std() for a, b in zip(other, plain)
-        ]
+        pairs = [(norm(a)[hidden], norm(b)[hidden]) for a, b in zip(other, plain, strict=True)]
+        apart = [(a - b).square().mean().sqrt() / b.std() for a, b in pairs]
         mse = masked_mse(network.decode(other[1][:, 1:]), target, masked).mean()
         names = ("apart_at_start", "apart_at_T", "apart_at_end")
         found.append({"noise": size, **dict(zip(names, map(float, apart), strict=True)), "mse_at_T": float(mse)})
@@ -187,11 +186,7 @@ def answer(real: Path, folder: Path, output: Path, count: int = 100) -> dict[str
     cfg, network = load_run(run)
     batch, record = examples(cfg, count), read_result(run) or {}
     steps = 16 * network.steps
-    tokens, target = (
-        network.embed(patchify(batch["image"], network.patch_size), batch["masked"]),
-        patchify(batch["image"], network.patch_size),
-    )
-    curve = converge_from(network, tokens, target, batch["masked"], steps)
+    curve = converge(network, batch["image"], batch["masked"], steps)
     draw_convergence(curve, network.steps, output / "questions_rest.png")
     terms = without_second_term(network, batch, steps)
     draw_terms(terms, network.steps, output / "questions_terms.png")

@@ -103,15 +103,8 @@ class Convergence:
 @torch.no_grad()
 def converge(network: InpaintingET, images: Tensor, masked: Tensor, steps: int) -> Convergence:
     """Descend for ``steps`` steps, whatever T was in training: images (B, C, H, W), masked (B, N) bool."""
-    tokens = network.embed(patchify(images, network.patch_size), masked)
-    return converge_from(network, tokens, patchify(images, network.patch_size), masked, steps)
-
-
-@torch.no_grad()
-def converge_from(network: InpaintingET, tokens: Tensor, target: Tensor, masked: Tensor, steps: int) -> Convergence:
-    """As :func:`converge`, from any initial tokens (B, 1 + N, D); ``target`` (B, N, P) are the true patches."""
-    sizes = network.step_sizes(steps)
-    descent = descend(network.block, tokens, steps, sizes, record=True)
+    target, sizes = patchify(images, network.patch_size), network.step_sizes(steps)
+    descent = descend(network.block, network.embed(target, masked), steps, sizes, record=True)
     g = network.block.norm(descent.states)
     each = sizes if isinstance(sizes, Tensor) else torch.full((steps,), float(sizes))
     speeds = torch.stack([speed(g[t], g[t + 1], each[t]) for t in range(steps)])
