@@ -21,6 +21,7 @@ $(VENV)/.ready: pyproject.toml
 
 demo: setup ## train a small ET on photographs for a few minutes, then show what it completes
 	$(RUN) train.py experiment=demo_inpainting
+	@$(RUN) -m et.results.figures run=$(RUNS)/demo_inpainting
 	@$(RUN) -m et.results.report --runs $(RUNS)/demo_inpainting
 
 test: setup ## run all tests; those on real data need ET_DATA_DIR

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from et.inpainting import inside
 from et.inpainting.model import InpaintingET
-from et.inpainting.patches import unpatchify
+from et.inpainting.patches import hide, unpatchify
 from et.inpainting.pictures import draw_completions
-from et.inpainting.pictures import hide as paint_masked
 from et.inpainting.pixels import to_pixels
 
 TOLERANCE = 0.01  # speed, in units of g per unit of time, at which an image counts as come to rest
@@ -182,7 +181,7 @@ def draw_rows(network: torch.nn.Module, batch: dict[str, Tensor], path: Path, ti
         completed = network.complete(images, masked)
     original = to_pixels(images)
     rows = {
-        "masked": paint_masked(original, masked, network.patch_size), "completed": to_pixels(completed),
+        "masked": hide(original, masked, network.patch_size), "completed": to_pixels(completed),
         "original": original,
     }  # fmt: skip
     draw_completions(rows, path, title)

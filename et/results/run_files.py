@@ -12,7 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-PICTURE_FOLDERS = ("pictures", "evaluation")  # left by the run itself, or by evaluate.py
+# Left by the run itself, by evaluate.py, or by et.results.figures.
+PICTURE_FOLDERS = ("pictures", "evaluation", "figures")
 DESCENT = "descent.json"
 _ENERGIES = ("attention", "hopfield", "mse_masked")
 

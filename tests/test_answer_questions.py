@@ -1,0 +1,74 @@
+"""scripts/answer_questions.py on runs of a second each: what it writes, and that its numbers mean what they say."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+
+from et.errors import UserError
+from et.inpainting.lit import masked_mse
+from et.inpainting.model import InpaintingET
+from et.inpainting.patches import patchify
+from et.training import train
+from tests.configs import ROOT, TINY
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("answer_questions", ROOT / "scripts" / "answer_questions.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def network_and_batch():
+    torch.manual_seed(0)
+    network = InpaintingET(16, 4, dim=16, num_heads=2, head_dim=4, num_memories=24, steps=3, step_size=0.5)
+    return network, {"image": torch.randn(3, 3, 16, 16), "masked": torch.rand(3, 16) < 0.5}
+
+
+def test_error_after_the_trained_steps_is_the_networks_own(script, network_and_batch):
+    network, batch = network_and_batch
+    with torch.no_grad():
+        own = masked_mse(network(batch["image"], batch["masked"]), patchify(batch["image"], 4), batch["masked"]).mean()
+    assert script.error_after(network, batch, 3, 0.5) == pytest.approx(own.item())
+    finer = script.finer_steps(network, batch)
+    assert all(row["steps"] * row["step_size"] == pytest.approx(1.5) for row in finer)
+
+
+def test_no_displacement_ends_where_the_plain_descent_ends(script, network_and_batch):
+    still, moved = script.other_starts(*network_and_batch, 12, (0.0, 1.0))
+    assert still["apart_at_start"] == still["apart_at_T"] == still["apart_at_end"] == 0
+    assert moved["apart_at_start"] > 0.1
+
+
+def test_images_that_arrived_are_slow(script, network_and_batch):
+    for row in script.rest(*network_and_batch, most=50, tolerances=(10.0, 1e-9)):
+        assert row["arrived"] in (0, 1)
+        assert row["arrived"] == 0 or row["largest_speed_after"] <= row["tolerance"]
+
+
+def test_dropping_the_second_term_is_undone_afterwards(script, network_and_batch):
+    network, batch = network_and_batch
+    found = script.without_second_term(network, batch, 4)
+    assert network.block.attention.terms == "both"
+    assert torch.equal(found["both terms"].energies[0], found["first term only"].energies[0])
+    assert not torch.allclose(found["both terms"].energies[-1], found["first term only"].energies[-1])
+
+
+def test_everything_from_run_folders(script, config, tmp_path):
+    real = train(config(*TINY, "trainer.max_epochs=1")).folder
+    asked = [o.replace("demo_inpainting", "questions") for o in TINY]
+    train(config(*asked, "trainer.max_epochs=1", "model.step_schedule=learned"))
+    script.answer(real, tmp_path / "runs", tmp_path / "out", count=4)
+    found = json.loads((tmp_path / "out" / "questions.json").read_text())
+    (training,) = found["trainings"]
+    assert training["schedule"] == "learned" and len(training["learned"]) == 2
+    assert found["descent"]["rises_until_T"] == 0 and found["real"]["images"] == 4
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {
+        "questions_rest.png", "questions_terms.png", "questions_depth.png",
+    }  # fmt: skip
+    with pytest.raises(UserError, match="no finished run"):
+        script.trainings(tmp_path / "nowhere", 4, 2)
