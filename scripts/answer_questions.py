@@ -175,7 +175,7 @@ def draw_terms(found: dict[str, Convergence], trained_steps: int, path: Path) ->
     figure.savefig(path, dpi=110)
 
 
-def answer(real: Path, folder: Path, output: Path, count: int = 100) -> dict[str, Any]:
+def answer(real: Path, folder: Path, output: Path, count: int = 60) -> dict[str, Any]:
     """Everything; see the module's text.
 
     Raises:
@@ -195,7 +195,7 @@ def answer(real: Path, folder: Path, output: Path, count: int = 100) -> dict[str
     found = {
         "real": {"run": record.get("run_id", run.name), "images": len(batch["image"]), "T": network.steps},
         "descent": summary(curve, network.steps),
-        "rest": rest(network, batch, 100 * network.steps, (0.1, 0.03, 0.01)),
+        "rest": rest(network, batch, 50 * network.steps, (0.1, 0.03, 0.01)),
         "finer_steps": finer_steps(network, batch),
         "other_starts": other_starts(network, batch, steps, (0.1, 0.3, 1.0, 3.0)),
         "second_term": {name: summary(c, network.steps) for name, c in terms.items()},
