@@ -85,7 +85,8 @@ def compare_positions(runs: Sequence[Path], output: Path) -> Path:
     for run, (cfg, network) in zip(runs, loaded, strict=True):
         if not isinstance(network, InpaintingET):
             raise UserError(f"{run} has no position biases to compare: it is no image Energy Transformer")
-        changed = {key: new for key, (_, new) in differences(first, _plain(cfg)).items() if key != "name"}
+        changes = differences(first, _plain(cfg)).items()
+        changed = {key: new for key, (_, new) in changes if key != "name" and new is not None}
         networks[", ".join(f"{key.split('.')[-1]} = {value}" for key, value in changed.items()) or cfg.name] = network
     output.mkdir(parents=True, exist_ok=True)
     numbers = draw_positions(networks, output / "positions_compared.png")
