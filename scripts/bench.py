@@ -174,8 +174,8 @@ def resident(field: str) -> int:
     return int(status.split(field + ":")[1].split()[0]) * 1024
 
 
-def memory_of(form: str, size: Size, steps: int = 2) -> dict:
-    """Highest resident memory of some training steps, less that before the model was made."""
+def memory_of(form: str, size: Size, steps: int = 2) -> int:
+    """Bytes: highest resident memory of some training steps, less that before the model was made."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = resident("VmRSS")
@@ -185,7 +185,7 @@ def memory_of(form: str, size: Size, steps: int = 2) -> dict:
         case.run()
     found = resident("VmHWM") - before
     print(f"  {form:<14} {asdict(size)}: {found / 2**20:.0f} MiB", flush=True)
-    return {"form": form, "size": asdict(size), "bytes": found}
+    return found
 
 
 def measure_profile(rounds: int) -> dict:
@@ -232,17 +232,19 @@ SCALING = {
 
 
 def measure_scaling(rounds: int) -> dict:
-    return {
-        axis: [side_by_side(["vit", "et"], size, False, True, min(rounds, 2)) for size in sizes]
-        for axis, sizes in SCALING.items()
-    }
+    found: dict[str, list[dict]] = {axis: [] for axis in SCALING}
+    for axis, sizes in SCALING.items():
+        for size in sizes:
+            run = side_by_side(["vit", "et"], size, False, True, min(rounds, 2))
+            found[axis].append(run | {"bytes": {form: memory_of(form, size) for form in ("vit", "et")}})
+    return found
 
 
 def measure_memory(rounds: int) -> dict:
-    base = [memory_of(form, Size()) for form in ("vit", "et", "et_checkpoint", "autograd")]
-    large = [memory_of("et", replace(Size(), batch=1, tokens=4096), steps=1)]
-    scaling = {axis: [[memory_of(f, s) for f in ("vit", "et")] for s in sizes] for axis, sizes in SCALING.items()}
-    return {"base": base, "large": large, "scaling": scaling}
+    forms = ("vit", "et", "et_checkpoint", "autograd")
+    large = replace(Size(), batch=1, tokens=4096)
+    base = {form: memory_of(form, Size()) for form in forms}
+    return {"base": base, "large": {"size": asdict(large), "et": memory_of("et", large, steps=1)}}
 
 
 def environment() -> dict:

@@ -23,6 +23,7 @@ from et.inpainting.folders import ImageFolders
 from et.inpainting.model import InpaintingET
 from et.inpainting.patches import patchify
 
+PHOTOGRAPHS = 200
 AUGMENTATION = {"hflip": 0.5, "color_jitter": 0.4, "auto_augment": None, "scale": (0.08, 1.0)}
 
 
@@ -34,7 +35,7 @@ def write_photographs(root: Path, count: int) -> None:
     rng = np.random.default_rng(0)
     for part in ("train", "val"):
         (root / part).mkdir()
-        for number in range(count):
+        for number in range(count if part == "train" else 1):
             image = Image.fromarray(photographs[number % len(photographs)])
             left, top = (int(rng.integers(side // 4)) for side in image.size)
             image = image.crop((left, top, left + image.width * 3 // 4, top + image.height * 3 // 4))
@@ -87,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as made:
         root = options.images or Path(made)
         if options.images is None:
-            write_photographs(root, max(200, options.batch * (options.steps + 2)))
+            write_photographs(root, max(PHOTOGRAPHS, options.batch * (options.steps + 2)))
         for workers in (0, 2):
             rate = images_per_second(root, options.batch, workers, options.seconds)
             print(f"loader alone, {workers} worker processes: {rate:.0f} images/s", flush=True)

@@ -16,7 +16,7 @@ def table(record: dict) -> str:
 
     Other work on a machine only ever makes a round slower, so the fastest are the least disturbed.
     """
-    memory = {row["form"]: row["bytes"] for row in record.get("memory", {}).get("base", [])}
+    memory = record.get("memory", {}).get("base", {})
     lines = []
     for part in ("fp32", "bf16", "compile"):
         if part not in record:
@@ -73,18 +73,18 @@ def plot(record: dict, path: Path) -> None:
         runs = record["scaling"][axis]
         places = [run["size"][key] for run in runs]
         for form, color in (("vit", "tab:gray"), ("et", "tab:red")):
-            axes[0, column].plot(places, [run["rows"][form]["seconds"] for run in runs], "o-", color=color, label=form)
-            if "memory" in record:
-                rows = [next(r for r in rows if r["form"] == form) for rows in record["memory"]["scaling"][axis]]
-                gib = [row["bytes"] / 2**30 for row in rows]
-                axes[1, column].plot([row["size"][key] for row in rows], gib, "o-", color=color)
+            axes[0, column].plot(
+                places, [run["rows"][form]["spread"][0] for run in runs], "o-", color=color, label=form
+            )
+            gib = [run["bytes"][form] / 2**30 for run in runs]
+            axes[1, column].plot(places, gib, "o-", color=color)
         for row in range(2):
             axes[row, column].set(xscale="log", yscale="log")
             axes[row, column].grid(alpha=0.3, which="both")
         axes[1, column].set_xlabel(labels[axis])
         axes[1, column].set_xticks(places, [str(place) for place in places])
         axes[1, column].minorticks_off()
-    axes[0, 0].set_ylabel("training step, s")
+    axes[0, 0].set_ylabel("training step (fastest), s")
     axes[1, 0].set_ylabel("memory of a step, GiB")
     axes[0, 0].legend(["ViT, timm", "ET"], frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)

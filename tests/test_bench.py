@@ -44,19 +44,22 @@ def test_record_table_and_plot(tmp_path, monkeypatch, capsys):
 
 
 def test_operations_are_those_of_the_products():
-    """12 N D^2 + 3 N^2 D multiply-adds a step, counted by torch."""
+    """12 N D^2 + 3 N^2 D multiply-adds a step of ET, and 12 N D^2 a block of ViT around its attention."""
     from torch.utils.flop_counter import FlopCounterMode
 
     size = bench.Size(steps=2, batch=3, tokens=10, dim=128)
-    for form in ("et", "vit"):
+    # torch's counter knows no operations of the fused attention that timm's ViT has on a CPU.
+    uncounted = {"et": 0, "vit": 2 * 2 * size.steps * size.batch * size.tokens**2 * size.dim}
+    for form, missing in uncounted.items():
         case = bench.Case(form, size, False, training=False)
         counter = FlopCounterMode(display=False)
         with counter:
             case.run()
-        assert counter.get_total_flops() == pytest.approx(size.operations(form))
+        assert counter.get_total_flops() == pytest.approx(size.operations(form) - missing)
 
 
 def test_loader_and_step_are_measured(capsys, monkeypatch):
     monkeypatch.setattr(bench_data, "waiting", lambda root, batch, workers, steps: (1.0, 0.01))
-    bench_data.main(["--batch", "2", "--seconds", "0.2"])
+    monkeypatch.setattr(bench_data, "PHOTOGRAPHS", 8)
+    bench_data.main(["--batch", "2", "--steps", "2", "--seconds", "0.1"])
     assert "images/s" in capsys.readouterr().out

@@ -50,7 +50,7 @@ def random_graph(nodes: int, edges: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("readout", ("cls", "nodes"))
-def test_graph_model_for_graphs_of_any_size(readout):
+def test_graph_model_for_graphs_of_any_size(readout, tmp_path):
     torch.manual_seed(0)
     model = GraphEnergyTransformer(
         3, 2, 2, readout, dim=8, num_heads=3, head_dim=4, num_memories=10, num_blocks=2, num_eigenvectors=4,
@@ -63,6 +63,8 @@ def test_graph_model_for_graphs_of_any_size(readout):
     expected = OneGraph(model)(**graph).detach()
     assert expected.shape == (1 if readout == "cls" else 9, 2)
     torch.testing.assert_close(program.module()(**graph).detach(), expected, rtol=1e-4, atol=1e-5)
+    if readout == "cls":
+        torch.testing.assert_close(run_onnx(program, graph, tmp_path / "graph.onnx"), expected, rtol=0, atol=1e-4)
 
 
 def test_the_padded_layout_is_refused():
