@@ -75,6 +75,7 @@ class NodeDataModule(pl.LightningDataModule):
             those of a normal distribution, cut off at 3 deviations (for counts with long tails).
         sample_ratio: train each epoch on the subgraph of so many of the training, validation and test nodes
             (appendix C.2: 5 %); None: on the whole graph.
+        subgraphs: how many such subgraphs a step is over; several processes share them out.
 
     Raises:
         UserError: from ``setup``, for anything wrong with the data or with these arguments.
@@ -100,6 +101,7 @@ class NodeDataModule(pl.LightningDataModule):
         standardize: str = "none",
         scaling: str = "moments",
         sample_ratio: float | None = None,
+        subgraphs: int = 1,
     ):
         super().__init__()
         released = fidelity == "released"
@@ -108,7 +110,7 @@ class NodeDataModule(pl.LightningDataModule):
         self.train_ratio, self.seed, self.protocol, self.merge = train_ratio, seed, protocol, merge
         self.self_loops = (released and merge) if self_loops is None else self_loops
         self.repeated_edges = released if repeated_edges is None else repeated_edges
-        self.one_way_edges, self.sample_ratio = one_way_edges, sample_ratio
+        self.one_way_edges, self.sample_ratio, self.subgraphs = one_way_edges, sample_ratio, subgraphs
         self.standardize, self.scaling = standardize, scaling
         self.whole: NodeBatch | None = None
 
@@ -190,12 +192,19 @@ class NodeDataModule(pl.LightningDataModule):
         return self._description
 
     def train_dataloader(self) -> DataLoader:
+        _, world = rank_and_world()
+        if world > 1 and (self.sample_ratio is None or self.subgraphs % world or self.protocol == "released"):
+            raise UserError(
+                f"{world} processes share out the subgraphs of a step: set data.sample_ratio, and data.subgraphs to a "
+                "multiple of them, under protocol=held_out. A step on one graph is one process's: trainer.devices=1"
+            )
         if self.sample_ratio is None:
             return whole_graph_loader(self.whole)
-        samples = SubgraphSamples(self.whole, self.sample_ratio, self.seed)
+        samples = SubgraphSamples(self.whole, self.sample_ratio, self.seed, self.subgraphs)
         return DataLoader(
-            samples, batch_size=None, sampler=EpochSampler(len(samples), self.seed), generator=torch.Generator()
-        )
+            samples, batch_size=self.subgraphs // world, sampler=EpochSampler(len(samples)), collate_fn=joined,
+            generator=torch.Generator(),
+        )  # fmt: skip
 
     def val_dataloader(self) -> DataLoader:
         return whole_graph_loader(self.whole)
@@ -223,17 +232,17 @@ def whole_graph_loader(batch: NodeBatch) -> DataLoader:
 
 
 class SubgraphSamples(Dataset):
-    """A fresh subgraph each epoch: the same share of training, validation and test nodes, and the edges among them.
+    """Fresh subgraphs each epoch: the same share of training, validation and test nodes, and the edges among them.
 
-    Validation and test nodes are there as neighbours only: the loss is over the training nodes. The sample of an epoch
-    depends on (seed, epoch) and on the process: each process of a distributed run trains on a subgraph of its own.
+    Validation and test nodes are there as neighbours only: the loss is over the training nodes. A sample depends on
+    (seed, epoch, its number), not on the process that draws it.
     """
 
-    def __init__(self, whole: NodeBatch, ratio: float, seed: int):
-        self.whole, self.ratio, self.seed = whole, ratio, seed
+    def __init__(self, whole: NodeBatch, ratio: float, seed: int, count: int = 1):
+        self.whole, self.ratio, self.seed, self.count = whole, ratio, seed, count
 
     def __len__(self) -> int:
-        return rank_and_world()[1]
+        return self.count
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> NodeBatch:
         rng = sample_rng(self.seed, *epoch_and_index)
@@ -254,6 +263,31 @@ class SubgraphSamples(Dataset):
     def _draw(self, rng: np.random.Generator, part: Tensor) -> Tensor:
         count = max(1, int(self.ratio * len(part)))
         return part[torch.from_numpy(rng.choice(len(part), count, replace=False)).to(part.device)]
+
+
+def joined(batches: list[NodeBatch]) -> NodeBatch:
+    """Several subgraphs as one, without edges between them."""
+    if len(batches) == 1:
+        return batches[0]
+    sizes = [len(batch.labels) for batch in batches]
+    first = [sum(sizes[:number]) for number in range(len(sizes))]
+
+    def union(relation: int) -> EdgeTopology:
+        found = []
+        for start, batch in zip(first, batches, strict=True):
+            edges = batch.topologies[relation].edges
+            ids = torch.arange(edges.num_nodes, device=edges.key.device)
+            query = torch.repeat_interleave(ids, edges.row_start.diff())
+            found.append(torch.stack([edges.key.long(), query]) + start)
+        return EdgeTopology(torch.cat(found, dim=1), sum(sizes))
+
+    whole = {name: torch.cat([getattr(b, name) for b in batches]) for name in ("features", "labels", "nodes")}
+    parts = {
+        name: torch.cat([getattr(batch, name) + start for start, batch in zip(first, batches, strict=True)])
+        for name in ("train", "val", "test")
+    }
+    topologies = tuple(union(relation) for relation in range(len(batches[0].topologies)))
+    return replace(batches[0], **whole, **parts, topologies=topologies)
 
 
 def induced_topology(edges: SortedEdges, nodes: Tensor) -> EdgeTopology:

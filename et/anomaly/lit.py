@@ -75,10 +75,18 @@ class AnomalyTask(pl.LightningModule):
         log_odds = self.log_odds(batch)
         weight = batch.anomaly_weight**self.balance
         loss = weighted_cross_entropy(log_odds[batch.train], batch.labels[batch.train], weight)
+        if self.trainer.world_size > 1:
+            loss = loss * self._share(batch.labels[batch.train], weight)
         self.log("train/loss", loss, prog_bar=True, batch_size=1)
         if self.protocol == "released":
             self._measure_training_step(log_odds.detach(), batch)
         return loss
+
+    def _share(self, labels: Tensor, anomaly_weight: float) -> Tensor:
+        """What makes the mean over the processes' losses the weighted mean over the nodes of all of them."""
+        anomalous = (labels == 1).sum()
+        weights = (len(labels) - anomalous) + anomaly_weight * anomalous
+        return weights / self.all_gather(weights).mean()
 
     def _measure_training_step(self, log_odds: Tensor, batch: NodeBatch) -> None:
         val, threshold = self._measure(log_odds, batch, batch.val)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
 
-from et.anomaly.data import NodeDataModule, SubgraphSamples, induced_topology
+from et.anomaly.data import NodeDataModule, SubgraphSamples, induced_topology, joined
 from et.core import EdgeTopology
 from et.errors import UserError
 from tests.anomaly.conftest import make_graph, save_npz
@@ -210,3 +212,54 @@ def test_missing_names_the_file_and_where_it_is_from(tmp_path):
     (tmp_path / "node" / "tolokers.npz").touch()
     assert data.missing() == []
     assert NodeDataModule("breast_cancer", tmp_path, num_nodes=569, num_features=30).missing() == []
+
+
+class TestSeveralSubgraphs:
+    def test_joined_they_are_what_they_were_apart(self, graph_file):
+        samples = SubgraphSamples(module(graph_file, sample_ratio=0.25).whole, 0.25, seed=0, count=2)
+        first, second = samples[0, 0], samples[0, 1]
+        both, count = joined([first, second]), len(first.labels)
+        assert torch.equal(both.nodes, torch.cat([first.nodes, second.nodes]))
+        assert torch.equal(both.features[count:], second.features)
+        expected = [*pairs(first.topologies[0]), *((a + count, b + count) for a, b in pairs(second.topologies[0]))]
+        assert sorted(pairs(both.topologies[0])) == sorted(expected)
+        for part in ("train", "val", "test"):
+            apart = [*getattr(first, part).tolist(), *(getattr(second, part) + count).tolist()]
+            assert getattr(both, part).tolist() == apart
+
+    def test_processes_share_them_out(self, graph_file):
+        data = module(graph_file, sample_ratio=0.25, subgraphs=2)
+        (alone,) = data.train_dataloader()
+        nodes = []
+        for rank in range(2):
+            with (
+                patch("et.anomaly.data.rank_and_world", return_value=(rank, 2)),
+                patch("et.sampling.rank_and_world", return_value=(rank, 2)),
+            ):
+                (batch,) = data.train_dataloader()
+            nodes.append(batch.nodes)
+        assert torch.equal(torch.cat(nodes), alone.nodes)
+
+    @pytest.mark.parametrize(
+        "wrong", ({}, {"sample_ratio": 0.25}, {"sample_ratio": 0.25, "subgraphs": 2, "protocol": "released"})
+    )
+    def test_what_processes_cannot_share_is_refused(self, graph_file, wrong):
+        data = module(graph_file, **wrong)
+        with patch("et.anomaly.data.rank_and_world", return_value=(0, 2)), pytest.raises(UserError, match="subgraphs"):
+            data.train_dataloader()
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_on_two_subgraphs(small_config, tmp_path):
+    from et.training import train
+
+    settings = (
+        "model.head_dim=8", "model.num_memories=8", "model.steps=1", "trainer.max_epochs=5", "data.sample_ratio=0.5",
+        "+data.subgraphs=2", "model.dropout=0", "callbacks.progress=false",
+    )  # fmt: skip
+    alone = train(small_config("amazon_upu_40pct", *settings, f"paths.runs={tmp_path}/alone"))
+    pair = train(small_config("amazon_upu_40pct", *settings, "trainer.devices=2", "trainer.strategy=ddp"))
+    assert pair.record["run_id"] == alone.record["run_id"] and pair.record["device"].startswith("2 x")
+    saved = [torch.load(run.folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in (alone, pair)]
+    for name, value in saved[0].items():
+        assert torch.allclose(value, saved[1][name], rtol=1e-3, atol=1e-5), name
