@@ -17,6 +17,7 @@ from torch import Tensor
 
 from et.errors import UserError
 from et.graphs.batch import GraphBatch, pack
+from et.graphs.plain_pickle import only_data
 
 SPLITS = ("train", "val", "test")
 TU_URL = "https://www.chrsmrrs.com/graphkerneldatasets"
@@ -214,13 +215,14 @@ def _download(attempt: Callable[[], Any], files: str, address: str, folder: Path
 
 def _read(make: Callable[[], Any], processed: Path) -> tuple[Any, dict[str, Tensor]]:
     """(data, slices) of an InMemoryDataset; processed files that do not load are made anew, once."""
-    try:
-        dataset = make()
-    except Exception:
-        if not processed.exists():
-            raise
-        shutil.rmtree(processed)
-        dataset = make()
+    with only_data():
+        try:
+            dataset = make()
+        except Exception:
+            if not processed.exists():
+                raise
+            shutil.rmtree(processed)
+            dataset = make()
     return dataset._data, dataset.slices
 
 
