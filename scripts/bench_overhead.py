@@ -4,7 +4,8 @@
     python scripts/bench_overhead.py processes   # the same run on one process and on two
     python scripts/bench_overhead.py start       # a cell in a process of its own, and in one that runs already
 
-Ratios are of numbers measured in one run, alternately; the machine should have nothing else to do.
+Ratios are of numbers measured in one run, alternately. Beside the seconds of the clock, which need a machine without
+other work, `steps` gives those of the processor, which other work disturbs little.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from hydra import compose, initialize_config_dir  # noqa: E402
 from hydra.utils import instantiate  # noqa: E402
 
-from et import optim  # noqa: E402
+from et import optim, training  # noqa: E402
 from et.training import build_network, train  # noqa: E402
 
 
@@ -48,8 +49,8 @@ class Steps:
         self.estimated_stepping_batches = self.max_epochs * batches
 
 
-def bare_loop(cfg) -> float:
-    """Seconds of the loop that one would write by hand: same data, network, loss, optimizer, schedule and clipping."""
+def bare_loop(cfg) -> tuple[float, float]:
+    """Seconds (clock, processor) of the loop one would write by hand: same data, network, loss, optimizer, schedule."""
     torch.manual_seed(cfg.seed)
     data, network = instantiate(cfg.data), build_network(cfg)
     task = instantiate(cfg.task, network=network, optim=cfg.optim)
@@ -57,7 +58,7 @@ def bare_loop(cfg) -> float:
     loader = data.train_dataloader()
     found = optim.configure(cfg.optim, task, Steps(cfg, len(loader)))
     optimizer, scheduler = found["optimizer"], found["lr_scheduler"]["scheduler"]
-    started = time.perf_counter()
+    started = now()
     for epoch in range(cfg.trainer.max_epochs):
         loader.sampler.set_epoch(epoch)
         for index, batch in enumerate(loader):
@@ -68,31 +69,59 @@ def bare_loop(cfg) -> float:
                 torch.nn.utils.clip_grad_norm_(task.parameters(), cfg.optim.clip_norm)
             optimizer.step()
             scheduler.step()
-    return time.perf_counter() - started
+    return since(started)
 
 
-def framework(cfg) -> float:
-    """Seconds of train()'s fitting: Lightning, callbacks, checkpoints, metrics.csv."""
-    return train(cfg).record["seconds"]
+def framework(cfg) -> tuple[float, float]:
+    """Seconds (clock, processor) of train()'s fitting: Lightning, callbacks, progress bar, checkpoints, metrics.csv."""
+    found: list[tuple[float, float]] = []
+    original = training.fit
+
+    def timed(*args):
+        started = now()
+        original(*args)
+        found.append(since(started))
+
+    training.fit = timed
+    try:
+        train(cfg)
+    finally:
+        training.fit = original
+    return found[0]
+
+
+def now() -> tuple[float, float]:
+    """Seconds of the clock and of the processor."""
+    return time.perf_counter(), time.process_time()
+
+
+def since(started: tuple[float, float]) -> tuple[float, float]:
+    """Seconds of the clock and of the processor since then."""
+    return tuple(end - start for start, end in zip(started, now(), strict=True))
 
 
 def steps(options: argparse.Namespace) -> None:
-    times: dict[str, list[float]] = {"bare": [], "train": []}
+    times: dict[str, list[tuple[float, float]]] = {"bare": [], "train": []}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(options.repeats + 1):
-            settings = (f"data.source.crops_per_epoch={96 * options.batches}", "trainer.max_epochs=2",
-                        f"paths.runs={folder}/{number}")  # fmt: skip
+            settings = (
+                f"data.source.crops_per_epoch={96 * options.batches}", "trainer.max_epochs=2",
+                f"paths.runs={folder}/{number}",
+            )  # fmt: skip
             bare = bare_loop(configuration(*settings))
             whole = framework(configuration(*settings, "callbacks.progress=true"))
             if number:  # the first round warms up
                 times["bare"].append(bare)
                 times["train"].append(whole)
     count = 2 * options.batches
-    for name, seconds in times.items():
-        middle = statistics.median(seconds)
-        print(f"{name:<6} {count / middle:7.2f} steps/s   median of {len(seconds)}: {middle:.2f} s, {seconds}")
-    ratios = [whole / bare - 1 for bare, whole in zip(times["bare"], times["train"], strict=True)]
-    print(f"lost to the framework: {statistics.median(ratios):.1%} (rounds: {', '.join(f'{r:.1%}' for r in ratios)})")
+    for which, name in enumerate(("clock", "processor")):
+        middle = {loop: statistics.median(pair[which] for pair in pairs) for loop, pairs in times.items()}
+        lost = [whole[which] / bare[which] - 1 for bare, whole in zip(times["bare"], times["train"], strict=True)]
+        rounds = ", ".join(f"{ratio:.1%}" for ratio in lost)
+        print(
+            f"{name:<9} bare loop {count / middle['bare']:.3f} steps/s, train() {count / middle['train']:.3f} steps/s; "
+            f"lost to the framework: {statistics.median(lost):.1%} (rounds: {rounds})"
+        )
 
 
 def processes(options: argparse.Namespace) -> None:
