@@ -20,7 +20,10 @@ def warmup_cosine(step: int, total: int, warmup: int, peak_lr: float, start_lr: 
 
 
 def centralize(gradient: Tensor) -> None:
-    """Take the mean over all but the first axis off a gradient of two or more axes, in place (Yong et al. 2020)."""
+    """Take the mean over all but the first axis off a gradient of two or more axes, in place (Yong et al. 2020).
+
+    The first axis is the outputs of a linear layer, the memories of a Hopfield network and the heads of an attention.
+    """
     if gradient.dim() > 1:
         gradient.sub_(gradient.mean(dim=tuple(range(1, gradient.dim())), keepdim=True))
 

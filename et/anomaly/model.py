@@ -21,13 +21,13 @@ class AnomalyTransformer(nn.Module):
     g_1 || g_T into an MLP with one hidden layer, beta trained. Two details of the text are read as follows. Eq. 20
     halves the Hopfield energy while eq. 17 does not halve its gradient; the update, which is what the forward pass
     takes, is eq. 17's. Appendix E aggregates "the final representations" of the relations: that is done to g_T, and
-    g_1, which all relations share, stands once beside the aggregate.
+    g_1, which all relations share, stands once beside the aggregate. The one beta of eq. 18 and 20 is one a head.
 
     ``fidelity=released`` is what the authors' code computes: T - 1 steps of one :class:`ReleasedBlock` and a last
     step of another with its own weights, no position embedding, one linear layer with two outputs, whose difference
-    is the log-odds, on [x_T || x_1] without a layer norm. If trained on subgraphs the layer sees x_T alone. Over
+    is the log-odds, on [x_1 || x_T] without a layer norm. If trained on subgraphs the layer sees x_T alone. Over
     several relations x_T is 0 for a node without an edge in a relation, and the layer sees the element-wise maximum of
-    the x_T and x_1. (Concatenation stands there only in a comment; here it is [x_T of each relation || x_1].) The
+    the x_T and x_1. (Concatenation stands there only in a comment; here it is [x_1 || x_T of each relation].) The
     unused parameters that the code allocates are left out.
 
     Args:

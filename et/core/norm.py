@@ -13,7 +13,7 @@ class EnergyLayerNorm(nn.Module):
     """g = gamma (x - mean) / sqrt(var + eps) + delta, with one scalar gain for all elements (eq. 1).
 
     The scalar gain is what makes g the gradient of a Lagrangian (eq. 2). Its Hessian (eq. 8) is positive semi-definite
-    for gamma >= 0, and then the energy cannot rise along the descent (eq. 7).
+    for gamma >= 0, and then the energy cannot rise along the descent in continuous time (eq. 7).
 
     Args:
         dim: token dimension D.

@@ -52,7 +52,8 @@ class GraphData(pl.LightningDataModule):
         fidelity: ``released`` applies ``max_nodes``.
         max_nodes: the released code's limit; surplus nodes of larger graphs are dropped. None: no limit.
         one_hot: code integer node and edge types (ZINC's) as one-hot columns.
-        standardize: shift and scale node attributes by mean and deviation over the training graphs' nodes.
+        standardize: shift and scale node attributes by mean and deviation over the training graphs' nodes; None: under
+            ``fidelity=paper`` only (neither text nor released code does; eq. 24 squares attributes that are far from 1).
         sizes: for made data, how many graphs to make for train, val and test.
         made_seed: for made data, the seed they are made from (not that of the run, so that runs share their data).
         cache: folder for derived files; by default inside the data root.
@@ -79,7 +80,7 @@ class GraphData(pl.LightningDataModule):
         fidelity: Literal["paper", "released"] = "paper",
         max_nodes: int | None = None,
         one_hot: bool = False,
-        standardize: bool = False,
+        standardize: bool | None = False,
         sizes: Sequence[int] | None = None,
         made_seed: int = 0,
         cache: str | Path | None = None,
@@ -92,7 +93,8 @@ class GraphData(pl.LightningDataModule):
         self.batch_size, self.num_eigenvectors, self.num_workers = batch_size, num_eigenvectors, num_workers
         self.fold, self.folds, self.protocol, self.seed = fold, folds, protocol, seed
         self.max_nodes = max_nodes if fidelity == "released" else None
-        self.one_hot, self.standardize, self.sizes, self.made_seed = one_hot, standardize, sizes, made_seed
+        self.one_hot, self.sizes, self.made_seed = one_hot, sizes, made_seed
+        self.standardize = fidelity != "released" if standardize is None else standardize
         self.cache = cache
         self.graphs: GraphBatch | None = None
 

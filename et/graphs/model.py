@@ -24,7 +24,8 @@ class GraphEnergyTransformer(nn.Module):
 
     The convolution runs over the *positions* of the nodes in the file. With it the model's output depends on the order
     in which a graph's nodes are numbered, which the paper does not say: ``python -m et.graphs.node_order`` measures how
-    much. ``conv="none"`` leaves it out (ahat = A'), and then the output does not depend on the order.
+    much. ``conv="none"`` leaves it out (ahat = A'), and then the output does not depend on the order,
+    given the eigenvectors.
 
     Args:
         in_features: F.
@@ -40,7 +41,7 @@ class GraphEnergyTransformer(nn.Module):
         head_mix: mix the scores over the heads by a matrix (H, H) in each block (released code).
         adjacency_bias: a bias in the projection A'. In the padded layout it turns non-edges into edges.
         layout: ``sparse`` or ``padded`` (see et/graphs/layout.py).
-        sink_padding: padded tokens attend to the real ones (released code; only in the padded layout).
+        sink_padding: padded tokens attend to the real ones (appendix D.3 and released code; only in the padded layout).
         noise_in_evaluation: see ``noise_std``.
         edge_reconstruction: learn to rebuild the edge features from ahat (MNIST and CIFAR10, appendix D.3).
         attention_init_std: of queries, keys and head mix. The images' 0.02 (algorithm 1) saturates the softmax here,
@@ -136,7 +137,8 @@ class GraphEnergyTransformer(nn.Module):
             tokens = tokens.index_add(0, batch.node_tokens, self.encoder(batch.x.to(dtype)))
             tokens = tokens.index_add(0, batch.cls_tokens, self.cls.expand(len(batch), -1))
             layout = make_layout(batch, self.layout, self.sink_padding)
-            # The released code encodes padding like any node, from features and eigenvectors of zero.
+            # Padding is encoded like a node without features. Its eigenvectors are zero here; the released code computes
+            # them from the padded adjacency, batch by batch (docs/reproduction.md).
             x = layout.place(tokens, self.encoder.bias + self.position.bias)
             return x, layout, layout.adjacency(x, self.adjacency, self.kernel)
 

@@ -30,8 +30,8 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
 class InpaintingET(nn.Module):
     """Completes images with masked patches by T steps of one ET block (algorithm 1).
 
-    Patch tokens follow the CLS token; the block's layer norm also normalises what the decoder reads, as algorithm 1 has
-    it. ``fidelity`` chooses what paper and released code do differently: self-attention (eq. 3 against eq. 13) and the
+    Patch tokens follow the CLS token, which the released code has and the text does not; it is kept under both
+    fidelities, as the decoder's layer norm (appendix B) is the block's (released code). ``fidelity`` chooses what paper and released code do differently: self-attention (eq. 3 against eq. 13) and the
     initial standard deviations (0.02 for all, against 0.002 for attention, CLS, MASK and positions).
 
     Args:
