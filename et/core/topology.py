@@ -4,8 +4,9 @@ A topology answers two questions about queries q and keys k, both (..., N, H, Y)
 
 * ``log_partition``: log sum over B of exp(score of key B for query C), (..., N, H): the inside of eq. 3, 13, 20 and 25;
 * ``mix``: with c the derivative of sum_C log_partition / beta with respect to the products K_B . Q_C (for plain
-  attention the softmax over the keys; a clamp counts in the softmax, not in its derivative), the pair (sum_B c_CB K_B, sum_C c_CB Q_C), each (..., N, H, Y): the two terms of
-  the update, conventional attention and the one that eq. 3 adds to it.
+  attention the softmax over the keys; a clamp counts in the softmax, not in its derivative), the pair
+  (sum_B c_CB K_B, sum_C c_CB Q_C), each (..., N, H, Y): the two terms of the update, conventional attention and the one
+  that eq. 3 adds to it.
 
 A query without any key contributes nothing to either.
 """

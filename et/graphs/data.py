@@ -53,7 +53,7 @@ class GraphData(pl.LightningDataModule):
         max_nodes: the released code's limit; surplus nodes of larger graphs are dropped. None: no limit.
         one_hot: code integer node and edge types (ZINC's) as one-hot columns.
         standardize: shift and scale node attributes by mean and deviation over the training graphs' nodes; None: under
-            ``fidelity=paper`` only (neither text nor released code does; eq. 24 squares attributes that are far from 1).
+            ``fidelity=paper`` only (neither text nor released code does it; eq. 24 squares attributes far from 1).
         sizes: for made data, how many graphs to make for train, val and test.
         made_seed: for made data, the seed they are made from (not that of the run, so that runs share their data).
         cache: folder for derived files; by default inside the data root.

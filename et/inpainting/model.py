@@ -31,8 +31,9 @@ class InpaintingET(nn.Module):
     """Completes images with masked patches by T steps of one ET block (algorithm 1).
 
     Patch tokens follow the CLS token, which the released code has and the text does not; it is kept under both
-    fidelities, as the decoder's layer norm (appendix B) is the block's (released code). ``fidelity`` chooses what paper and released code do differently: self-attention (eq. 3 against eq. 13) and the
-    initial standard deviations (0.02 for all, against 0.002 for attention, CLS, MASK and positions).
+    fidelities, as the decoder's layer norm (appendix B) is the block's (released code). ``fidelity`` chooses between
+    what paper and released code do differently beside that: self-attention (eq. 3 against eq. 13) and the initial
+    standard deviations (0.02 for all, against 0.002 for attention, CLS, MASK and positions).
 
     Args:
         image_size, patch_size: in pixels, one number or (height, width); the image a multiple of the patch.
