@@ -55,7 +55,8 @@ CONF
 }
 
 up() {
-    if scontrol ping 2>/dev/null | grep -q UP; then
+    # Without a configuration scontrol looks for one on the network, for minutes.
+    if [ -e "$SLURM_CONF" ] && scontrol ping 2>/dev/null | grep -q UP; then
         echo "already up: $folder"
         return
     fi
