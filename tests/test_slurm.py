@@ -206,7 +206,7 @@ def test_a_job_reaches_its_time_limit_goes_back_to_the_queue_and_finishes(local_
 def test_plain_sbatch_goes_back_to_the_queue_when_it_is_warned(local_slurm, tmp_path, monkeypatch):
     """scripts/slurm/train.sbatch on two tasks, and the signal that Slurm sends before the time limit."""
     monkeypatch.setenv("ET_PYTHON", sys.executable)
-    settings = [*TINY, "experiment=demo_inpainting_ddp", "trainer.max_epochs=40", f"paths.runs={tmp_path}/runs"]
+    settings = [*TINY, "experiment=demo_inpainting_ddp", "trainer.max_epochs=150", f"paths.runs={tmp_path}/runs"]
     command = ["sbatch", "--parsable", "--ntasks-per-node=2", f"--output={tmp_path}/log", "scripts/slurm/train.sbatch"]
     job = subprocess.run([*command, *settings], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
     deadline = time.monotonic() + 540
@@ -219,5 +219,5 @@ def test_plain_sbatch_goes_back_to_the_queue_when_it_is_warned(local_slurm, tmp_
     (folder,) = (tmp_path / "runs").glob("*/*")
     record = read_result(folder)
     assert record is not None, log
-    assert record["epochs"] == 40 and record["device"].startswith("2 x cpu")
+    assert record["epochs"] == 150 and record["device"].startswith("2 x cpu")
     assert log.count("time limit: job") == 1 and "interrupted by SIGUSR1, with its state saved" in log
