@@ -1,0 +1,93 @@
+"""Searches for settings (conf/sweep/optuna_anomaly_*.yaml) on record, and the experiment files that they lead to.
+
+``python -m et.results.searches --runs RUNS`` appends every trial below RUNS to experiments/table01/searches.jsonl and
+writes conf/experiment/<experiment>_tuned.yaml from the best trial of each experiment. Trials are told from other runs
+by their configuration, which is not the experiment's own; keep a search in a folder of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from et.errors import UserError
+from et.results.collect import EXPERIMENTS, Run, append, collect, relative
+from et.results.identity import CONF
+
+FILE = EXPERIMENTS / "table01" / "searches.jsonl"
+SCORE = "val/f1_macro"  # of the best epoch: what a trial returned to the search
+SUFFIX = "_tuned"
+
+
+def trials(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """The trials of each experiment's search, best validation score first; the first run among equals wins."""
+    found: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        if run.label and not run.key.experiment.endswith(SUFFIX):
+            found[run.key.experiment].append(run)
+    return {name: sorted(those, key=lambda run: -run.record["metrics"][SCORE]) for name, those in found.items()}
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """What a trial changed of its experiment, nested as in a configuration file.
+
+    Left out: the trainer's part, since how long a trial may train is a budget and not a finding.
+    """
+    changed = [o for o in run.overrides[len(run.key.overrides()) :] if not o.startswith("trainer.")]
+    return OmegaConf.to_container(OmegaConf.from_dotlist(changed))
+
+
+def experiment_file(best: Run, count: int) -> str:
+    """Text of the experiment file that has the settings of ``best``, the best of ``count`` trials."""
+    name, score = best.key.experiment, best.record["metrics"][SCORE]
+    body = {"defaults": [name, "_self_"], "name": f"{name}{SUFFIX}", **settings(best)}
+    return (
+        "# @package _global_\n"
+        f"# {name} beyond the paper: the best of {count} trials by validation macro-F1 ({score:.4f}; split of seed "
+        f"{best.key.seed}).\n"
+        f"# Written by python -m et.results.searches from run {best.record['run_id']} of {relative(FILE)}.\n"
+        f"{yaml.safe_dump(body, sort_keys=False, default_flow_style=None, width=118)}"
+    )
+
+
+def write_experiments(found: Mapping[str, Sequence[Run]], folder: Path) -> list[Path]:
+    """An experiment file for every search, in ``folder``."""
+    paths = []
+    for name, runs in sorted(found.items()):
+        paths.append(folder / f"{name}{SUFFIX}.yaml")
+        paths[-1].write_text(experiment_file(runs[0], len(runs)))
+    return paths
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Record the trials of searches and write the experiment files of the best."""
+    parser = argparse.ArgumentParser(prog="python -m et.results.searches", description=main.__doc__)
+    parser.add_argument("--runs", nargs="+", required=True, help="folders of the searches, searched at any depth")
+    parser.add_argument("--file", type=Path, default=FILE, help="where trials are recorded")
+    parser.add_argument("--experiments", type=Path, default=CONF / "experiment", help="where experiment files go")
+    options = parser.parse_args(arguments)
+    new = collect(options.runs)
+    try:
+        _, problems = append((run for runs in trials(new.runs.values()).values() for run in runs), options.file)
+        found = trials(collect(lines=[options.file]).runs.values())
+        paths = write_experiments(found, options.experiments)
+    except (OSError, UserError, KeyError) as error:
+        print(f"error: {error}; a trial's record must have {SCORE}", file=sys.stderr)
+        return 1
+    for problem in (*new.problems, *problems):
+        print(problem)
+    for path, (name, runs) in zip(paths, sorted(found.items()), strict=True):
+        best, worst = (runs[i].record["metrics"][SCORE] for i in (0, -1))
+        print(f"{name}: {len(runs)} trials, {SCORE} {worst:.4f} to {best:.4f}; {relative(path)}: {runs[0].label}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
