@@ -236,7 +236,8 @@ def measure_scaling(rounds: int) -> dict:
     for axis, sizes in SCALING.items():
         for size in sizes:
             run = side_by_side(["vit", "et"], size, False, True, min(rounds, 2))
-            found[axis].append(run | {"bytes": {form: memory_of(form, size) for form in ("vit", "et")}})
+            forms = ("vit", "et", "et_checkpoint") if axis == "T" else ("vit", "et")
+            found[axis].append(run | {"bytes": {form: memory_of(form, size) for form in forms}})
     return found
 
 

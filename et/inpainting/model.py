@@ -49,6 +49,8 @@ class InpaintingET(nn.Module):
         self_attention: overrides what ``fidelity`` chooses.
         position_init: how the (trained) position biases start: as independent normal numbers, as the paper's, or as
             sines and cosines of row and column, under which neighbours are alike from the first step on.
+        checkpoint: in training keep only the tokens of each step for the backward pass, which computes the steps again:
+            less memory, more time. The results are the same.
         position_std: their initial root mean square; None: what ``fidelity`` chooses. The layer norm divides a token by
             its size, so a patch keeps its brightness and contrast only next to positions of comparable size.
         block: further arguments of :class:`EnergyTransformerBlock`.
@@ -74,6 +76,7 @@ class InpaintingET(nn.Module):
         position_init: Literal["normal", "sincos"] = "normal",
         position_std: float | None = None,
         step_schedule: Literal["constant", "decreasing", "learned"] = "constant",
+        checkpoint: bool = False,
         block: dict[str, Any] | None = None,
     ):
         super().__init__()
@@ -85,7 +88,7 @@ class InpaintingET(nn.Module):
             raise ValueError(f"step_schedule must be 'constant', 'decreasing' or 'learned', not {step_schedule!r}")
         released = fidelity == "released"
         self.image_size, self.patch_size, self.channels = pair(image_size), pair(patch_size), channels
-        self.steps, self.step_size, self.step_schedule = steps, step_size, step_schedule
+        self.steps, self.step_size, self.step_schedule, self.checkpoint = steps, step_size, step_schedule, checkpoint
         if step_schedule == "learned":
             self.log_step_sizes = nn.Parameter(torch.full((steps,), float(step_size)).log())
         self.grid = grid_shape(self.image_size, self.patch_size)
@@ -126,7 +129,9 @@ class InpaintingET(nn.Module):
     def forward(self, images: Tensor, masked: Tensor) -> Tensor:
         """Reconstruction of every patch: images (B, C, H, W), masked (B, N) bool -> (B, N, P)."""
         tokens = self.embed(patchify(images, self.patch_size), masked)
-        return self.decode(descend(self.block, tokens, self.steps, self.step_sizes(self.steps)).x[:, 1:])
+        checkpoint = self.checkpoint and torch.is_grad_enabled()
+        final = descend(self.block, tokens, self.steps, self.step_sizes(self.steps), checkpoint=checkpoint).x
+        return self.decode(final[:, 1:])
 
     def step_sizes(self, steps: int) -> float | Tensor:
         """alpha of ``steps`` steps, one number or (steps,); learned ones go on with the last of them."""
