@@ -117,6 +117,8 @@ class StopOnSignal(Callback):
         try:
             if callable(former) and self.signum != signal.SIGINT:
                 former(self.signum, None)
+        except Exception as error:  # submitit: the job may not be requeued once more. The run has to end all the same.
+            print(f"warning: {error}", flush=True)
         finally:
             # Slurm may end a job as soon as one of its processes ends, which must not keep the first from requeueing.
             if trainer is not None:

@@ -31,14 +31,17 @@ class EpochSampler(Sampler[tuple[int, int]]):
         seed: of the order; the order of epoch e depends on (seed, e) only.
         shuffle: whether there is an order to draw.
         batch_size: global batch size G in training; None in evaluation.
+        leave_out: how many indices to leave out in any case, the last ones of the order.
     """
 
-    def __init__(self, length: int, seed: int = 0, shuffle: bool = False, batch_size: int | None = None):
+    def __init__(
+        self, length: int, seed: int = 0, shuffle: bool = False, batch_size: int | None = None, leave_out: int = 0
+    ):
         self.length, self.seed, self.shuffle, self.epoch = length, seed, shuffle, 0
         self.skip = (-1, 0)  # an epoch, and how many of this process's samples it has seen before it was interrupted
         _, world = rank_and_world()
         unit = world if batch_size is None or length < batch_size else batch_size
-        self.used = length if batch_size is None else length - length % unit
+        self.used = (length if batch_size is None else length - length % unit) - leave_out
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before every epoch."""

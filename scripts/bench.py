@@ -13,7 +13,8 @@ and weights, without an optimizer (which would cost the ViT eighteen times as mu
 vit_base_patch16_224 without patches and head. Rates count the multiply-adds of matrix products, twice: forward
 T (12 N D^2 + 3 N^2 D) for ET, 12 N D^2 + 2 N^2 D a block for ViT, three times that for a step; what is computed again
 counts once. Memory is the highest resident memory of two training steps (one where N is 4096 and T is 12) less
-that before the model was made: weights, gradients and activations.
+that before the model was made: weights, gradients and activations. ``tensors`` is the most that tensors of a step held
+at one time, without what the allocator keeps back.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 import timm
@@ -188,6 +190,19 @@ def memory_of(form: str, size: Size, steps: int = 2) -> int:
     return found
 
 
+def live_peak(form: str, size: Size) -> int:
+    """Bytes: most that tensors of a training step held at one time; what the allocator keeps back is not in it."""
+    case = Case(form, size, False, training=True)
+    case.run()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        case.run()
+    # The profiler's tables give sums for each operation; the peak needs the allocations and releases one by one.
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = list(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+    print(f"  {form:<14} {asdict(size)}: tensors {max(held) / 2**20:.0f} MiB", flush=True)
+    return max(held)
+
+
 def measure_profile(rounds: int) -> dict:
     """Operations of a training step of three blocks by their own processor time, the ten largest."""
     found = {}
@@ -224,7 +239,7 @@ def measure_compiled(rounds: int) -> dict:
 
 
 SCALING = {
-    "T": [Size(steps=t, batch=1) for t in (1, 4, 12, 24)],
+    "T": [Size(steps=t) for t in (1, 4, 12, 24)],
     "N": [Size(steps=2, batch=1, tokens=n) for n in (196, 512, 1024, 2048, 4096)],
     "batch": [Size(steps=2, batch=b) for b in (1, 4, 16)],
     "D": [Size(steps=2, batch=4, dim=d) for d in (192, 384, 768, 1536)],
@@ -238,6 +253,8 @@ def measure_scaling(rounds: int) -> dict:
             run = side_by_side(["vit", "et"], size, False, True, min(rounds, 2))
             forms = ("vit", "et", "et_checkpoint") if axis == "T" else ("vit", "et")
             found[axis].append(run | {"bytes": {form: memory_of(form, size) for form in forms}})
+            if axis == "T":
+                found[axis][-1]["tensor_bytes"] = {form: live_peak(form, size) for form in forms}
     return found
 
 
@@ -245,7 +262,8 @@ def measure_memory(rounds: int) -> dict:
     forms = ("vit", "et", "et_checkpoint", "autograd")
     large = replace(Size(), batch=1, tokens=4096)
     base = {form: memory_of(form, Size()) for form in forms}
-    return {"base": base, "large": {"size": asdict(large), "et": memory_of("et", large, steps=1)}}
+    tensors = {form: live_peak(form, Size()) for form in forms}
+    return {"base": base, "tensors": tensors, "large": {"size": asdict(large), "et": memory_of("et", large, steps=1)}}
 
 
 def environment() -> dict:

@@ -39,6 +39,17 @@ def test_two_processes_see_the_batches_of_one(length, epoch):
         assert set(alone[start : start + 4]) == set(first[half : half + 2]) | set(second[half : half + 2])
 
 
+@given(length=st.integers(2, 60), world=st.integers(1, 4))
+@settings(max_examples=50, deadline=None)
+def test_an_incomplete_last_batch_is_shared_out(length, world):
+    batch = 4 * world
+    rest = length % batch
+    left_out = rest if rest < world else 0
+    found = shares(world, length=length, shuffle=True, leave_out=left_out)
+    assert len({-(-len(share) // 4) for share in found}) == 1, "every process takes equally many steps"
+    assert len({index for share in found for _, index in share}) == length - left_out
+
+
 def test_the_order_depends_on_seed_and_epoch():
     def order(seed, epoch):
         return [index for _, index in shares(1, epoch, length=20, seed=seed, shuffle=True, batch_size=5)[0]]

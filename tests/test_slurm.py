@@ -138,8 +138,9 @@ def test_four_cells_one_of_them_on_two_tasks(local_slurm, run_sweep, tmp_path):
 
 @pytest.mark.slurm
 @pytest.mark.slow
-def test_a_killed_job_is_reported_and_the_next_submission_resumes_it(local_slurm, run_sweep, tmp_path):
-    """kill -9 of the job's processes once there is a checkpoint."""
+@pytest.mark.parametrize("how", ["kill -9", "scancel"])
+def test_a_killed_job_is_reported_and_the_next_submission_resumes_it(local_slurm, run_sweep, tmp_path, how):
+    """kill -9 of the job's processes, or scancel, once there is a checkpoint."""
     runs = tmp_path / "runs"
     arguments = (*SWEEP, "seed=0", "trainer.max_epochs=30")
     seen: dict[str, int] = {}
@@ -149,7 +150,9 @@ def test_a_killed_job_is_reported_and_the_next_submission_resumes_it(local_slurm
         while not (found := list(runs.rglob("previous.ckpt"))) and time.monotonic() < deadline:
             time.sleep(0.05)
         job = slurm.noted_job(found[0].parents[1])
-        for process in processes_of(job):
+        if how == "scancel":
+            subprocess.run(["scancel", job], check=True)
+        for process in processes_of(job) if how == "kill -9" else ():
             os.kill(process, signal.SIGKILL)
         seen[job] = len(found)
 
@@ -203,21 +206,24 @@ def test_a_job_reaches_its_time_limit_goes_back_to_the_queue_and_finishes(local_
 
 @pytest.mark.slurm
 @pytest.mark.slow
-def test_plain_sbatch_goes_back_to_the_queue_when_it_is_warned(local_slurm, tmp_path, monkeypatch):
-    """scripts/slurm/train.sbatch on two tasks, and the signal that Slurm sends before the time limit."""
+@pytest.mark.parametrize("script", ["train", "sweep"])
+def test_plain_sbatch_goes_back_to_the_queue_when_it_is_warned(local_slurm, tmp_path, monkeypatch, script):
+    """A run on two tasks, or a sweep's two cells on one, and the signal that Slurm sends before the time limit."""
     monkeypatch.setenv("ET_PYTHON", sys.executable)
-    settings = [*TINY, "experiment=demo_inpainting_ddp", "trainer.max_epochs=150", f"paths.runs={tmp_path}/runs"]
-    command = ["sbatch", "--parsable", "--ntasks-per-node=2", f"--output={tmp_path}/log", "scripts/slurm/train.sbatch"]
+    one = ["experiment=demo_inpainting_ddp"], ["--ntasks-per-node=2"]
+    several = ["sweep=table16", "experiment=demo_inpainting", "protocol=held_out", "seed=0,1"], []
+    cells, tasks = one if script == "train" else several
+    settings = [*TINY, *cells, "trainer.max_epochs=150", f"paths.runs={tmp_path}/runs"]
+    command = ["sbatch", "--parsable", *tasks, f"--output={tmp_path}/log", f"scripts/slurm/{script}.sbatch"]
     job = subprocess.run([*command, *settings], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
     deadline = time.monotonic() + 540
-    while not list(tmp_path.rglob("previous.ckpt")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    while not list(tmp_path.rglob("previous.ckpt")) and active(job, slurm.queue()):
+        time.sleep(0.1)
     subprocess.run(["scancel", "--signal=USR1", job], check=True)
     while active(job, slurm.queue()) is not False and time.monotonic() < deadline:
         time.sleep(1)
     log = (tmp_path / "log").read_text()
-    (folder,) = (tmp_path / "runs").glob("*/*")
-    record = read_result(folder)
-    assert record is not None, log
-    assert record["epochs"] == 150 and record["device"].startswith("2 x cpu")
+    records = [read_result(path.parent) for path in (tmp_path / "runs").glob("demo*/*/result.json")]
+    assert [record["epochs"] for record in records] == [150] * (1 if script == "train" else 2), log
+    assert {record["device"].split("(")[0] for record in records} == {"2 x cpu " if script == "train" else "cpu "}, log
     assert log.count("time limit: job") == 1 and "interrupted by SIGUSR1, with its state saved" in log

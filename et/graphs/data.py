@@ -177,9 +177,9 @@ class GraphData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         _, world = rank_and_world()
         subset = GraphSubset(self.graphs, self.split["train"])
-        # Several processes must take equally many steps, so there the incomplete last batch is left out.
-        whole = self.batch_size if world > 1 else None
-        sampler = EpochSampler(len(subset), self.seed, shuffle=True, batch_size=whole)
+        # An incomplete last batch is shared out as well. One of fewer graphs than processes cannot be: left out.
+        rest = len(subset) % self.batch_size
+        sampler = EpochSampler(len(subset), self.seed, shuffle=True, leave_out=rest if rest < world else 0)
         return self._loader(subset, sampler)
 
     def val_dataloader(self) -> DataLoader:

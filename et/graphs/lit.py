@@ -16,6 +16,7 @@ from et import optim as optimizers
 from et.errors import UserError
 from et.graphs.batch import GraphBatch
 from et.graphs.protocol import released_accuracy
+from et.sampling import rank_and_world
 
 
 class GraphTask(pl.LightningModule):
@@ -66,13 +67,21 @@ class GraphTask(pl.LightningModule):
     def training_step(self, batch: GraphBatch, batch_index: int) -> Tensor:
         if self.edge_loss_weight > 0:
             outputs, rebuilt, features = self.network.forward_with_edges(batch)
-            edge_loss = F.mse_loss(rebuilt.float(), features.float())
+            edge_loss = F.mse_loss(rebuilt.float(), features.float()) * self._share(len(features))
             self.log("train/edge_loss", edge_loss, batch_size=len(batch))
-            loss = self.loss(outputs, batch.y) + self.edge_loss_weight * edge_loss
+            loss = self.loss(outputs, batch.y) * self._share(len(batch.y)) + self.edge_loss_weight * edge_loss
         else:
-            loss = self.loss(self.network(batch), batch.y)
+            loss = self.loss(self.network(batch), batch.y) * self._share(len(batch.y))
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, batch_size=len(batch))
         return loss
+
+    def _share(self, count: int) -> Tensor | float:
+        """What makes the mean over the processes' means the mean over the samples of all of them."""
+        _, world = rank_and_world()
+        if world == 1:
+            return 1.0
+        own = torch.tensor(float(count), device=self.device)
+        return own / self.all_gather(own).mean()
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy with label smoothing, or the mean absolute error of a regression."""

@@ -36,7 +36,8 @@ class GraphEnergyTransformer(nn.Module):
         num_blocks, steps: S and T.
         step_size: alpha of eq. 27.
         noise_std: sigma of eq. 27, in training, and with ``noise_in_evaluation`` always.
-        num_eigenvectors: k of eq. 23; signs are flipped at random in training.
+        num_eigenvectors: k of eq. 23.
+        flip_signs: flip the eigenvectors' signs at random in training.
         conv: ``3x3`` (eq. 24) or ``none``.
         head_mix: mix the scores over the heads by a matrix (H, H) in each block (released code).
         adjacency_bias: a bias in the projection A'. In the padded layout it turns non-edges into edges.
@@ -71,6 +72,7 @@ class GraphEnergyTransformer(nn.Module):
         noise_in_evaluation: bool = False,
         edge_reconstruction: bool = False,
         attention_init_std: float = 0.002,
+        flip_signs: bool = True,
     ):
         super().__init__()
         if readout not in ("cls", "nodes"):
@@ -81,7 +83,7 @@ class GraphEnergyTransformer(nn.Module):
             raise ValueError("edge_reconstruction needs edge features: edge_features is 0")
         self.readout, self.steps, self.step_size = readout, steps, step_size
         self.noise_std, self.noise_in_evaluation = noise_std, noise_in_evaluation
-        self.layout, self.sink_padding = layout, sink_padding
+        self.layout, self.sink_padding, self.flip_signs = layout, sink_padding, flip_signs
         self.encoder = _linear(in_features, dim)
         self.position = _linear(num_eigenvectors, dim)
         self.cls = nn.Parameter(0.02 * torch.randn(dim))
@@ -129,7 +131,7 @@ class GraphEnergyTransformer(nn.Module):
         """Initial tokens in the batch's layout, that layout, and ahat (eq. 23, 24); in float32 or better."""
         with no_autocast(batch.x):
             pe = batch.pe
-            if self.training:
+            if self.training and self.flip_signs:
                 graph_of_token = torch.repeat_interleave(batch.sizes + 1, output_size=len(pe))
                 pe = flip_signs(pe, graph_of_token, len(batch))
             dtype = self.cls.dtype

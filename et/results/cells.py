@@ -13,6 +13,7 @@ import yaml
 from et.results.collect import Collection, Run
 from et.results.identity import CONF
 from et.results.paper import Cell, Condition, Method, Metric, Table
+from et.results.settings import has_experiment
 from et.sweeps import jobs
 
 PROTOCOLS = ("held_out", "released")
@@ -65,7 +66,8 @@ def lines_of(table: Table, collection: Collection) -> list[Line]:
             # The cell itself has its line even where nothing, or only something else, was run. On data that the paper
             # does not have, any variant fills it.
             filled = any(not label and (not variant or not condition.in_paper) for variant, label in groups)
-            if not filled and (condition.in_paper or method.experiment is not None):
+            runnable = method.experiment is not None and has_experiment(method.experiment_for(condition.name))
+            if not filled and ((condition.in_paper and method.in_paper) or runnable):
                 under.append(Line(condition, method, "", "", ()))
             under += [Line(condition, method, variant, label, runs) for (variant, label), runs in groups.items()]
         if condition.in_paper or any(line.runs for line in under):

@@ -8,6 +8,7 @@ from torch import nn
 
 from et.errors import UserError
 from et.evaluation import evaluate
+from et.graphs import lit
 from et.graphs.lit import GraphTask, Tally, seeded
 from et.graphs.protocol import released_accuracy
 from et.training import train
@@ -92,6 +93,33 @@ def test_edge_reconstruction_joins_the_loss(make_graphs):
     _, rebuilt, features = network.forward_with_edges(batch)
     assert losses[1] - losses[0] == pytest.approx(F.mse_loss(rebuilt, features).item(), rel=1e-4)
     assert losses[2] - losses[0] == pytest.approx(3 * F.mse_loss(rebuilt, features).item(), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_score_as_one(toy_run, tmp_path):
+    """With an incomplete last batch, and nothing drawn at random: each process would draw it for itself."""
+    settings = ("+model.flip_signs=false", "model.noise_std=0", "data.batch_size=8", "optim.optimizer.lr=0.01")
+    alone = train(toy_run(*settings, f"paths.runs={tmp_path}/alone"))
+    pair = train(toy_run(*settings, "trainer.devices=2", "trainer.strategy=ddp"))
+    assert pair.record["device"].startswith("2 x cpu")
+    for name in ("run_id", "steps", "dataset"):
+        assert pair.record[name] == alone.record[name], name
+    assert alone.record["steps"] == 2 * 4, "28 graphs: four steps an epoch, the last with half a batch"
+    weights = [
+        torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (alone, pair)
+    ]
+    for name, value in weights[0].items():
+        assert torch.allclose(value, weights[1][name], rtol=1e-4, atol=1e-6), name
+    for name, value in alone.record["metrics"].items():
+        assert pair.record["metrics"][name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_the_losses_of_processes_count_by_their_samples(make_graphs, monkeypatch):
+    task = GraphTask(nn.Identity(), None, num_classes=2)
+    assert task._share(5) == 1.0
+    monkeypatch.setattr(lit, "rank_and_world", lambda: (0, 2))
+    monkeypatch.setattr(task, "all_gather", lambda own: torch.stack([own, torch.tensor(3.0)]))
+    assert float(task._share(5)) == pytest.approx(5 / 4)
 
 
 def test_held_out_run_is_recorded_with_its_data(toy_run):
