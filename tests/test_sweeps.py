@@ -18,6 +18,7 @@ from et.results import paper
 from et.results.identity import CONF, config_of
 from et.results.record import RESULT_KEYS, run_id, write_result
 from et.sweeps import Cell, combinations, estimate, jobs, missing_data, needed, read_failure, record_failure, skipped
+from tests.configs import TINY
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("table*.yaml"))
@@ -257,6 +258,13 @@ def test_a_killed_sweep_runs_only_what_is_missing(run_sweep, tmp_path):
     (only,) = started(printed)
     assert "seed=1" in only
     assert result.stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_a_multirun_without_a_sweep_leaves_hydras_notes_below_the_runs(run_sweep, tmp_path):
+    assert run_sweep(*TINY, "trainer.max_epochs=1")[0] == 0
+    assert (tmp_path / "runs/sweeps/multirun/multirun.yaml").exists()
+    assert not (ROOT / "multirun.yaml").exists()
 
 
 @pytest.mark.slow
