@@ -261,6 +261,14 @@ def test_a_killed_sweep_runs_only_what_is_missing(run_sweep, tmp_path):
 
 
 @pytest.mark.slow
+def test_every_cell_of_the_smoke_sweep_finishes(run_sweep, tmp_path):
+    status, printed = run_sweep("sweep=smoke", "callbacks.progress=false")
+    assert status == 0, printed
+    finished = {path.parents[1].name for path in (tmp_path / "runs").glob("*/*/result.json")}
+    assert finished == experiments_of("smoke")
+
+
+@pytest.mark.slow
 def test_a_multirun_without_a_sweep_leaves_hydras_notes_below_the_runs(run_sweep, tmp_path):
     assert run_sweep(*TINY, "trainer.max_epochs=1")[0] == 0
     assert (tmp_path / "runs/sweeps/multirun/multirun.yaml").exists()
