@@ -90,7 +90,7 @@ def test_what_cannot_be_drawn_is_told(capsys, tmp_path):
     assert main(["--help"]) == 0
     with pytest.raises(UserError, match="run= is missing"):
         parse(["output=here"])
-    with pytest.raises(UserError, match="too many"):
+    with pytest.raises(UserError, match="comes with it"):
         parse(["run=there", "experiment=demo_inpainting"])
     with pytest.raises(UserError, match="unknown: figure"):
         parse(["run=there", "figure=2"])

@@ -29,7 +29,7 @@ def parse(arguments: Sequence[str]) -> dict[str, str]:
     """
     pairs = [argument.partition("=") for argument in arguments]
     unknown = [key for key, equals, _ in pairs if not equals or key not in KEYS]
-    problem = f"unknown: {', '.join(unknown)}" if unknown else "run= is missing, or one of run= and experiment= too many"
+    problem = f"unknown: {', '.join(unknown)}" if unknown else "run= is missing, or experiment= comes with it"
     if unknown or sum(key in ("run", "experiment") for key, _, _ in pairs) != 1:
         raise UserError(f"{problem}. Usage: {USAGE}")
     return {key: value for key, _, value in pairs}
