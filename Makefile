@@ -19,9 +19,10 @@ $(VENV)/.ready: pyproject.toml
 	$(RUN) -m pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
 
+demo: export ET_RUNS_DIR := $(RUNS)
 demo: setup ## train a small ET on photographs for a few minutes, then show what it completes
 	$(RUN) train.py experiment=demo_inpainting
-	@$(RUN) -m et.results.figures run=$(RUNS)/demo_inpainting
+	@$(RUN) -m et.results.figures experiment=demo_inpainting
 	@$(RUN) -m et.results.report --runs $(RUNS)/demo_inpainting
 
 test: setup ## run all tests; those on real data need ET_DATA_DIR

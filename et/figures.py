@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from et.errors import UserError
 from et.evaluation import load_weights
-from et.results.identity import differences
-from et.results.record import write_atomically
+from et.results.identity import config_of, differences
+from et.results.record import run_dir, run_id, write_atomically
 
 
 def find_run(path: Path) -> Path:
@@ -23,6 +23,16 @@ def find_run(path: Path) -> Path:
         return path
     runs = sorted(path.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
     return runs[-1].parent if runs else path
+
+
+def own_run(experiment: str) -> Path:
+    """The folder of the run that ``python train.py experiment=EXPERIMENT`` makes, whatever other runs it has.
+
+    Raises:
+        UserError: there is no such experiment.
+    """
+    config = config_of([f"experiment={experiment}"])
+    return run_dir(config["paths"]["runs"], config["name"], run_id(config))
 
 
 def load_run(run: Path) -> tuple[DictConfig, torch.nn.Module]:

@@ -26,6 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from et.errors import UserError
+from et.results.collect import EXPERIMENTS
 from et.results.identity import config_of, resolve
 from et.results.record import read_result, run_dir, run_id, write_atomically
 from et.slurm import active, noted_job, queue
@@ -38,6 +39,7 @@ STATES = {
     "open": "not run yet",
     "invalid": "cannot be composed",
 }
+Seconds = Mapping[str, Mapping[str, float]]  # of training: {experiment: {run id: seconds}}
 _NOT_IN_LABEL = ("sweep", "paths.", "logger", "callbacks.", "force", "tags", "hydra")
 
 
@@ -193,12 +195,32 @@ def needed(cells: Sequence[Cell]) -> dict[str, str]:
     return {key: ",".join(chosen) for key, chosen in values.items()}
 
 
-def estimate(cells: Sequence[Cell], runs: Path) -> tuple[float, int]:
-    """(seconds, cells without an estimate) of what is left, from finished runs of the same experiment."""
-    known: dict[str, list[float]] = defaultdict(list)
+def recorded_seconds(experiments: Path = EXPERIMENTS) -> Seconds:
+    """How long the runs took that are on record in results.jsonl of the tables' folders."""
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for file in sorted(experiments.glob("*/results.jsonl")):
+        for line in file.read_text().splitlines():
+            try:
+                record = json.loads(line)
+                found[record["experiment"]][record["run_id"]] = float(record["seconds"])
+            except (ValueError, KeyError, TypeError):  # et.results.collect says what is wrong with such a line
+                continue
+    return found
+
+
+def on_record(cells: Sequence[Cell], recorded: Seconds) -> int:
+    """How many cells that are not finished here are among the recorded runs."""
+    left = [cell for cell in cells if cell.state != "done" and cell.folder is not None]
+    return sum(cell.folder.name in recorded.get(cell.experiment, {}) for cell in left)
+
+
+def estimate(cells: Sequence[Cell], runs: Path, recorded: Seconds) -> tuple[float, int]:
+    """(seconds, cells without an estimate) of what is left, from finished and recorded runs of the same experiment."""
+    known: dict[str, list[float]] = {}
     for name in {cell.experiment for cell in cells}:
         records = [read_result(path.parent) for path in sorted((runs / name).glob("*/result.json"))]
-        known[name] = [float(record["seconds"]) for record in records if record is not None]
+        here = {record["run_id"]: float(record["seconds"]) for record in records if record is not None}
+        known[name] = list({**recorded.get(name, {}), **here}.values())
     left = [known[cell.experiment] for cell in cells if cell.state != "done"]
     return sum(sum(seconds) / len(seconds) for seconds in left if seconds), sum(not seconds for seconds in left)
 
@@ -249,10 +271,13 @@ def report(cells: Sequence[Cell], title: str, runs: Path, verbose: bool) -> None
             _say(f"      and {len(failed) - 3} more")
     left = sum(cell.state != "done" for cell in cells)
     if left:
-        seconds, unknown = estimate(cells, runs)
+        recorded = recorded_seconds()
+        seconds, unknown = estimate(cells, runs, recorded)
         known = f", about {_duration(seconds)} of training for {left - unknown} of them" if left > unknown else ""
         no_guess = f"; {unknown} without an estimate: no run of their experiments is finished yet" if unknown else ""
         _say(f"  left: {left} runs{known}{no_guess}")
+        if count := on_record(cells, recorded):
+            _say(f"  {count} of them are on record in experiments/: the tables have their results already")
 
 
 class SweepCallback(Callback):

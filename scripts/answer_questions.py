@@ -28,6 +28,7 @@ from et.inpainting.patches import patchify
 from et.results.record import read_result
 
 Batch = dict[str, Tensor]
+SOURCE = ("experiment", "seed", "git_commit", "device", "versions")  # of a record: what its numbers can be traced by
 
 
 def examples(cfg: Any, count: int) -> Batch:
@@ -132,8 +133,9 @@ def trainings(folder: Path, steps: int, count: int) -> list[dict[str, Any]]:
         curve = converge(network, batch["image"], batch["masked"], max(steps, 2 * network.steps))
         found.append(
             {
-                "run": record["run_id"], "steps": cfg.model.steps, "step_size": cfg.model.step_size,
-                "schedule": cfg.model.step_schedule, "terms": cfg.model.block.get("attention_terms", "both"),
+                "run": record["run_id"], **{key: record[key] for key in SOURCE},
+                "steps": cfg.model.steps, "step_size": cfg.model.step_size, "schedule": cfg.model.step_schedule,
+                "terms": cfg.model.block.get("attention_terms", "both"),
                 "beta": cfg.model.block.get("beta"), "weight_decay": cfg.optim.optimizer.weight_decay,
                 "mse": record["metrics"]["test/mse_masked"], "mean_fill": record["metrics"]["test/mse_mean_fill"],
                 "seconds": record["seconds"], **summary(curve, network.steps), "curve": curve.mse.mean(1).tolist(),
@@ -193,14 +195,17 @@ def answer(real: Path, folder: Path, output: Path, count: int = 60) -> dict[str,
     short = trainings(folder, 48, count)
     draw_depths(short, output / "questions_depth.png")
     found = {
-        "real": {"run": record.get("run_id", run.name), "images": len(batch["image"]), "T": network.steps},
+        "real": {
+            "run": record.get("run_id", run.name), **{key: record.get(key) for key in SOURCE},
+            "images": len(batch["image"]), "T": network.steps,
+        },
         "descent": summary(curve, network.steps),
         "rest": rest(network, batch, 50 * network.steps, (0.1, 0.03, 0.01)),
         "finer_steps": finer_steps(network, batch),
         "other_starts": other_starts(network, batch, steps, (0.1, 0.3, 1.0, 3.0)),
         "second_term": {name: summary(c, network.steps) for name, c in terms.items()},
         "trainings": [{key: value for key, value in r.items() if key != "curve"} for r in short],
-    }
+    }  # fmt: skip
     (output / "questions.json").write_text(json.dumps(found, indent=1) + "\n")
     return found
 

@@ -58,6 +58,12 @@ def test_dropping_the_second_term_is_undone_afterwards(script, network_and_batch
     assert not torch.allclose(found["both terms"].energies[-1], found["first term only"].energies[-1])
 
 
+def test_every_training_on_the_page_can_be_traced(script):
+    found = json.loads((ROOT / "docs" / "questions.json").read_text())
+    for training in (found["real"], *found["trainings"]):
+        assert all(training[key] is not None for key in ("run", *script.SOURCE)), training["run"]
+
+
 def test_everything_from_run_folders(script, config, tmp_path):
     real = train(config(*TINY, "trainer.max_epochs=1")).folder
     asked = [o.replace("demo_inpainting", "questions") for o in TINY]
@@ -66,6 +72,8 @@ def test_everything_from_run_folders(script, config, tmp_path):
     found = json.loads((tmp_path / "out" / "questions.json").read_text())
     (training,) = found["trainings"]
     assert training["schedule"] == "learned" and len(training["learned"]) == 2
+    assert (training["experiment"], training["seed"]) == ("questions", 0)
+    assert training["versions"]["torch"] == torch.__version__.split("+")[0] and len(training["git_commit"]) >= 7
     assert found["descent"]["rises_until_T"] == 0 and found["real"]["images"] == 4
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {
         "questions_rest.png", "questions_terms.png", "questions_depth.png",

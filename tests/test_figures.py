@@ -8,10 +8,15 @@ from PIL import Image
 
 from et.baselines.vit import InpaintingViT
 from et.errors import UserError
+from et.figures import own_run
+from et.inpainting import inside
 from et.inpainting.data import InpaintingData
 from et.inpainting.figures import animate, draw_figures
+from et.inpainting.patches import patchify
 from et.inpainting.photos import Photos
 from et.results.figures import main, parse
+from et.results.identity import config_of
+from et.results.record import run_dir, run_id
 from et.training import train
 from tests.configs import TINY
 
@@ -38,13 +43,37 @@ def test_figures_of_an_image_run(config, capsys):
     assert (run / "compared" / "positions_compared.png").exists()
 
 
+def test_an_experiments_own_run_is_not_its_newest(monkeypatch, tmp_path):
+    monkeypatch.setenv("ET_RUNS_DIR", str(tmp_path))
+    config = config_of(["experiment=demo_inpainting"])
+    own = run_dir(tmp_path, "demo_inpainting", run_id(config))
+    assert own_run("demo_inpainting") == own
+    assert run_id(config_of(["experiment=demo_inpainting", "trainer.max_epochs=4"])) != own.name
+
+
 def test_a_vit_has_examples_only(tmp_path):
     data = InpaintingData(Photos(16, 4, levels=1), 16, 8, batch_size=64)
     data.source.eval_length = 9
-    numbers = draw_figures(InpaintingViT(16, 8, dim=8, depth=1, num_heads=2), data, tmp_path, count=3)
+    network = InpaintingViT(16, 8, dim=8, depth=1, num_heads=2)
+    numbers = draw_figures(network, data, tmp_path, count=3)
     assert {path.name for path in tmp_path.iterdir()} == EVERY_RUN - {"figures.json"}
     assert set(numbers) == {"worst", "best"}
-    assert len({index for name in numbers for index, _ in numbers[name]}) == 6
+    errors = inside.errors_by_image(network, data)
+    order = errors.argsort().tolist()
+    assert [index for index, _ in numbers["best"]] == order[:3]
+    assert [index for index, _ in numbers["worst"]] == order[:-4:-1]
+    for index, error in numbers["worst"] + numbers["best"]:
+        assert error == pytest.approx(error_of(network, data, index), rel=1e-4)
+
+
+def error_of(network, data, index) -> float:
+    """The error of one image over its masks, taken from the data one by one."""
+    found = []
+    for seed in range(data.mask_seeds):
+        sample = data.test_dataloader().dataset[seed, index]
+        difference = network(sample["image"][None], sample["masked"][None])[0] - patchify(sample["image"][None], 8)[0]
+        found.append(difference[sample["occluded"]].square().mean().item())
+    return sum(found) / len(found)
 
 
 @pytest.mark.parametrize("suffix", (".webp", ".gif"))
@@ -61,5 +90,7 @@ def test_what_cannot_be_drawn_is_told(capsys, tmp_path):
     assert main(["--help"]) == 0
     with pytest.raises(UserError, match="run= is missing"):
         parse(["output=here"])
+    with pytest.raises(UserError, match="comes with it"):
+        parse(["run=there", "experiment=demo_inpainting"])
     with pytest.raises(UserError, match="unknown: figure"):
         parse(["run=there", "figure=2"])

@@ -15,9 +15,22 @@ from hydra.errors import InstantiationException
 from et import sweeps
 from et.errors import UserError
 from et.results import paper
+from et.results.collect import EXPERIMENTS
 from et.results.identity import CONF, config_of
 from et.results.record import RESULT_KEYS, run_id, write_result
-from et.sweeps import Cell, combinations, estimate, jobs, missing_data, needed, read_failure, record_failure, skipped
+from et.sweeps import (
+    Cell,
+    combinations,
+    estimate,
+    jobs,
+    missing_data,
+    needed,
+    read_failure,
+    record_failure,
+    recorded_seconds,
+    skipped,
+)
+from tests.configs import TINY
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("table*.yaml"))
@@ -109,14 +122,42 @@ def test_only_what_is_needed_is_launched():
 def finished(runs: Path, experiment: str, name: str, seconds: float) -> None:
     folder = runs / experiment / name
     folder.mkdir(parents=True)
-    write_result(folder, {**dict.fromkeys(RESULT_KEYS, ""), "seconds": seconds})
+    write_result(folder, {**dict.fromkeys(RESULT_KEYS, ""), "run_id": name, "seconds": seconds})
 
 
 def test_the_estimate_is_from_finished_runs_of_the_same_experiment(tmp_path):
     finished(tmp_path, "a", "x", 10)
     finished(tmp_path, "a", "y", 20)
     cells = [cell("done"), cell("open", seed=1), cell("failed", seed=2), cell("open", "b")]
-    assert estimate(cells, tmp_path) == (30, 1)
+    assert estimate(cells, tmp_path, {}) == (30, 1)
+
+
+def test_the_estimate_and_the_report_know_what_is_on_record(tmp_path, monkeypatch, capsys):
+    """Run y is here, too: its time here counts, and counts once."""
+    finished(tmp_path / "runs", "a", "y", 20)
+    (tmp_path / "table01").mkdir()
+    lines = [{"experiment": "a", "run_id": "x", "seconds": 10}, {"experiment": "a", "run_id": "y", "seconds": 99},
+             {"experiment": "b", "run_id": "z", "seconds": 7}, {"experiment": "b"}]  # fmt: skip
+    (tmp_path / "table01" / "results.jsonl").write_text("\n".join([*map(json.dumps, lines), "{half"]))
+    recorded = recorded_seconds(tmp_path)
+    assert recorded == {"a": {"x": 10, "y": 99}, "b": {"z": 7}}
+    cells = [
+        Cell((f"seed={number}",), name, state, tmp_path / identity)
+        for number, (name, state, identity) in enumerate(
+            [("a", "open", "x"), ("a", "done", "y"), ("a", "open", "w"), ("b", "failed", "z"), ("c", "open", "v")]
+        )
+    ]
+    assert estimate(cells, tmp_path / "runs", recorded) == (15 + 15 + 7, 1)
+    monkeypatch.setattr(sweeps, "recorded_seconds", lambda: recorded)
+    sweeps.report(cells, "sweep", tmp_path / "runs", verbose=False)
+    printed = capsys.readouterr().out
+    assert "left: 4 runs, about 37 s of training for 3 of them; 1 without an estimate" in printed
+    assert "2 of them are on record in experiments/" in printed
+
+
+def test_every_recorded_run_has_its_seconds():
+    lines = [line for file in EXPERIMENTS.glob("*/results.jsonl") for line in file.read_text().splitlines()]
+    assert sum(map(len, recorded_seconds().values())) == len({json.loads(line)["run_id"] for line in lines}) > 0
 
 
 def test_the_state_of_a_cell_is_read_from_its_folder(tmp_path, monkeypatch):
@@ -257,6 +298,21 @@ def test_a_killed_sweep_runs_only_what_is_missing(run_sweep, tmp_path):
     (only,) = started(printed)
     assert "seed=1" in only
     assert result.stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_every_cell_of_the_smoke_sweep_finishes(run_sweep, tmp_path):
+    status, printed = run_sweep("sweep=smoke", "callbacks.progress=false")
+    assert status == 0, printed
+    finished = {path.parents[1].name for path in (tmp_path / "runs").glob("*/*/result.json")}
+    assert finished == experiments_of("smoke")
+
+
+@pytest.mark.slow
+def test_a_multirun_without_a_sweep_leaves_hydras_notes_below_the_runs(run_sweep, tmp_path):
+    assert run_sweep(*TINY, "trainer.max_epochs=1")[0] == 0
+    assert (tmp_path / "runs/sweeps/multirun/multirun.yaml").exists()
+    assert not (ROOT / "multirun.yaml").exists()
 
 
 @pytest.mark.slow

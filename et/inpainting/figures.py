@@ -20,6 +20,7 @@ from et.inpainting.pictures import draw_completions
 from et.inpainting.pixels import to_pixels
 
 TOLERANCE = 0.01  # speed, in units of g per unit of time, at which an image counts as come to rest
+MOST_STATES = 13  # columns of figure 4, which are all of the paper's T = 12
 PAST_T = 8  # how many times T the descent is followed for its fixed point
 
 
@@ -101,9 +102,10 @@ def draw_attention_weights(network: InpaintingET, path: Path) -> None:
 def draw_steps(network: InpaintingET, seen: inside.Trajectory, masked: Tensor, path: Path, image: int = 0) -> None:
     """Figure 4: one image's decoded tokens and both modules' updates before the first and after each step.
 
-    The updates of a row share one scale, so that a module that falls silent turns grey.
+    Of more than 12 steps only 13 states are shown. The updates of a row share one scale, so that a module that falls
+    silent turns grey.
     """
-    steps = sorted(set(np.linspace(0, len(seen.tokens) - 1, min(7, len(seen.tokens))).round().astype(int)))
+    steps = sorted(set(np.linspace(0, len(seen.tokens) - 1, min(MOST_STATES, len(seen.tokens))).round().astype(int)))
     rows = {"tokens": seen.tokens, "attention update": seen.attention, "Hopfield update": seen.hopfield}
     rows = {label: parts for label, parts in rows.items() if parts is not None}
     figure = new_figure(1.7 * len(steps) + 0.4, 1.8 * len(rows) + 2.2)

@@ -1,4 +1,4 @@
-"""python -m et.results.figures run=PATH: the paper's figures of a run, into its folder.
+"""python -m et.results.figures run=PATH | experiment=NAME: the paper's figures of a run, into its folder.
 
 Nothing here reads a model; :mod:`et.figures` does.
 """
@@ -11,25 +11,27 @@ from pathlib import Path
 
 from et.errors import UserError
 
-USAGE = """python -m et.results.figures run=PATH [output=FOLDER] [mask_seeds=N] [compare=PATH,PATH]
+USAGE = """python -m et.results.figures run=PATH | experiment=NAME [output=FOLDER] [mask_seeds=N] [compare=PATH,PATH]
 
 run         a run's folder, a folder of runs (the newest one is taken) or a converted checkpoint
+experiment  instead of run: the run that train.py experiment=NAME makes without other settings
 output      where the figures go; default: PATH/figures
 mask_seeds  masks an image for the ranking of worst and best; default: as the run was tested
 compare     other runs, whose position biases are drawn beside the run's (figure 7) instead of everything else"""
-KEYS = ("run", "output", "mask_seeds", "compare")
+KEYS = ("run", "experiment", "output", "mask_seeds", "compare")
 
 
 def parse(arguments: Sequence[str]) -> dict[str, str]:
     """The arguments by name.
 
     Raises:
-        UserError: one that is not key=value, an unknown key, or no run.
+        UserError: one that is not key=value, an unknown key, or not one of run and experiment.
     """
     pairs = [argument.partition("=") for argument in arguments]
     unknown = [key for key, equals, _ in pairs if not equals or key not in KEYS]
-    if unknown or "run" not in {key for key, _, _ in pairs}:
-        raise UserError((f"unknown: {', '.join(unknown)}. " if unknown else "run= is missing. ") + f"Usage: {USAGE}")
+    problem = f"unknown: {', '.join(unknown)}" if unknown else "run= is missing, or experiment= comes with it"
+    if unknown or sum(key in ("run", "experiment") for key, _, _ in pairs) != 1:
+        raise UserError(f"{problem}. Usage: {USAGE}")
     return {key: value for key, _, value in pairs}
 
 
@@ -41,9 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         options = parse(arguments)
-        from et.figures import compare_positions, draw_run
+        from et.figures import compare_positions, draw_run, own_run
 
-        run, output = Path(options["run"]), options.get("output")
+        run = Path(options["run"]) if "run" in options else own_run(options["experiment"])
+        output = options.get("output")
         if "compare" in options:
             others = [Path(path) for path in options["compare"].split(",")]
             print(compare_positions([run, *others], Path(output) if output else run / "figures"))

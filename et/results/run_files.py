@@ -14,6 +14,8 @@ from typing import Any
 
 # Left by the run itself, by evaluate.py, or by et.results.figures.
 PICTURE_FOLDERS = ("pictures", "evaluation", "figures")
+PICTURE_TYPES = (".png", ".webp", ".gif")
+AS_THEY_ARE = {".webp": "image/webp", ".gif": "image/gif"}  # may move, which another format would lose
 DESCENT = "descent.json"
 _ENERGIES = ("attention", "hopfield", "mse_masked")
 
@@ -49,29 +51,28 @@ def _thinned(series: list[tuple[int, float]], points: int) -> Curve:
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """The pictures that a run or its evaluation left."""
-    return [path for name in PICTURE_FOLDERS for path in sorted((folder / name).glob("*.png"))]
+    """The pictures and animations that a run or its evaluation left."""
+    found = [path for name in PICTURE_FOLDERS for path in sorted((folder / name).glob("*"))]
+    return [path for path in found if path.suffix in PICTURE_TYPES]
 
 
 def as_data_uri(path: Path, max_width: int = 1400) -> str:
-    """A picture as a WebP data URI no wider than ``max_width`` pixels; a WebP file goes in as it is.
+    """A picture as a WebP data URI no wider than ``max_width`` pixels; a WebP or GIF file goes in as it is.
 
     Raises:
         OSError: it is no picture.
     """
-    if path.suffix == ".webp":
-        content = path.read_bytes()
-    else:
-        from PIL import Image
+    if path.suffix in AS_THEY_ARE:
+        return f"data:{AS_THEY_ARE[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    from PIL import Image
 
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-        if image.width > max_width:
-            image = image.resize((max_width, round(image.height * max_width / image.width)))
-        buffer = io.BytesIO()
-        image.save(buffer, "WEBP", quality=80, method=6)
-        content = buffer.getvalue()
-    return "data:image/webp;base64," + base64.b64encode(content).decode()
+    with Image.open(path) as opened:
+        image = opened.convert("RGB")
+    if image.width > max_width:
+        image = image.resize((max_width, round(image.height * max_width / image.width)))
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=80, method=6)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def read_descent(folder: Path) -> dict[str, Any] | None:

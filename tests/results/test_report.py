@@ -98,6 +98,20 @@ def test_pictures_beyond_the_limit_stay_outside(runs, tmp_path):
     assert full.figure_bytes < 10**6
 
 
+def test_a_figure_drawn_later_is_on_the_page(tmp_path):
+    """Left in a run's folder figures/ by python -m et.results.figures: a still and an animation."""
+    folder = write_run(tmp_path / "runs", Key("demo_inpainting", 0, "held_out", "paper"), {"test/mse_masked": 0.13})
+    (folder / "figures").mkdir()
+    still, moving = Image.new("RGB", (80, 40), "navy"), Image.new("RGB", (80, 40), "teal")
+    still.save(folder / "figures" / "attention_weights.png")
+    still.save(folder / "figures" / "completion.webp", save_all=True, append_images=[moving])
+    output = tmp_path / "report.html"
+    assert report.main(["16", "--runs", str(tmp_path / "runs"), "--output", str(output)]) == 0
+    found = data_of(output)["runs"][folder.name]["figures"]
+    assert [figure["name"] for figure in found] == ["attention weights", "completion"]
+    assert all(figure["source"].startswith("data:image/webp;base64,") for figure in found)
+
+
 def test_what_is_filled_in_is_not_filled_again():
     assert report.fill("{{a}} {{b}}", {"a": "{{b}}", "b": "x"}) == "{{b}} x"
 

@@ -50,6 +50,18 @@ def test_pictures_become_small_data_uris(tmp_path):
     assert picture_in(as_data_uri(path)).size == (1400, 280)
 
 
+@pytest.mark.parametrize("kind", ["webp", "gif"])
+def test_an_animation_goes_in_with_all_its_frames(tmp_path, kind):
+    (tmp_path / "figures").mkdir()
+    frames = [Image.new("RGB", (40, 20), colour) for colour in ("red", "green", "blue")]
+    frames[0].save(tmp_path / "figures" / f"completion.{kind}", save_all=True, append_images=frames[1:])
+    (tmp_path / "figures" / "figures.json").write_text("{}")
+    (path,) = picture_files(tmp_path)
+    head, content = as_data_uri(path).split(",")
+    assert head == f"data:image/{kind};base64"
+    assert Image.open(io.BytesIO(base64.b64decode(content))).n_frames == 3
+
+
 @pytest.mark.parametrize("place", ["pictures", "evaluation"])
 def test_a_descent_is_read_with_its_pictures(tmp_path, place):
     write_descent(tmp_path, place=place, steps=3)
