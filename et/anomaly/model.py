@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from et.anomaly.released import ReleasedBlock
-from et.anomaly.scoring import BLOCK, Step, blocks, take_step
+from et.anomaly.scoring import BLOCK, WHOLE, Step, blocks, take_step
 from et.core import EdgeTopology, EnergyTransformerBlock, descend
 from et.core.sparse import segment_logsumexp
 
@@ -121,9 +121,18 @@ class AnomalyTransformer(nn.Module):
 
     @torch.no_grad()
     def score(
-        self, features: Tensor, topologies: Sequence[EdgeTopology], nodes: Tensor | None = None, block: int = BLOCK
+        self,
+        features: Tensor,
+        topologies: Sequence[EdgeTopology],
+        nodes: Tensor | None = None,
+        block: int | None = None,
     ) -> Tensor:
-        """:meth:`forward` without gradients, for graphs of any size: over ``block`` nodes, a piece at a time."""
+        """:meth:`forward` without gradients, for graphs of any size: ``block`` nodes at a time.
+
+        By default a graph of up to ``WHOLE`` nodes is scored in one piece, a larger one ``BLOCK`` nodes at a time.
+        """
+        if block is None:
+            block = len(features) if len(features) <= WHOLE else BLOCK
         if len(features) <= block:
             return self(features, topologies, nodes)
         nodes = torch.arange(len(features), device=features.device) if nodes is None else nodes
