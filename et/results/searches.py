@@ -2,7 +2,8 @@
 
 ``python -m et.results.searches --runs RUNS`` appends every trial below RUNS to experiments/table01/searches.jsonl and
 writes conf/experiment/<experiment>_tuned.yaml from the best trial of each experiment. Trials are told from other runs
-by their configuration, which is not the experiment's own; keep a search in a folder of its own.
+by their configuration, which is not the experiment's own; keep a search in a folder of its own. A setting that the
+sampler proposed twice is one run.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ def settings(run: Run) -> dict[str, Any]:
 
 
 def experiment_file(best: Run, count: int) -> str:
-    """Text of the experiment file that has the settings of ``best``, the best of ``count`` trials."""
+    """Text of the experiment file that has the settings of ``best``, the best of ``count`` different ones."""
     name, score = best.key.experiment, best.record["metrics"][SCORE]
     body = {"defaults": [name, "_self_"], "name": f"{name}{SUFFIX}", **settings(best)}
     return (
         "# @package _global_\n"
-        f"# {name} beyond the paper: the best of {count} trials by validation macro-F1 ({score:.4f}; split of seed "
+        f"# {name} beyond the paper: the best of {count} settings by validation macro-F1 ({score:.4f}; split of seed "
         f"{best.key.seed}).\n"
         f"# Written by python -m et.results.searches from run {best.record['run_id']} of {relative(FILE)}.\n"
         f"{yaml.safe_dump(body, sort_keys=False, default_flow_style=None, width=118)}"
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(problem)
     for path, (name, runs) in zip(paths, sorted(found.items()), strict=True):
         best, worst = (runs[i].record["metrics"][SCORE] for i in (0, -1))
-        print(f"{name}: {len(runs)} trials, {SCORE} {worst:.4f} to {best:.4f}; {relative(path)}: {runs[0].label}")
+        print(f"{name}: {len(runs)} settings, {SCORE} {worst:.4f} to {best:.4f}; {relative(path)}: {runs[0].label}")
     return 0
 
 
