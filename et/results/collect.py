@@ -151,10 +151,26 @@ def from_folder(folder: Path) -> Run:
         own = config_of(key.overrides())
     except UserError:
         return Run(record, key, tuple(key.overrides()), STALE, where, folder)
-    changed = differences(own, config)
-    extras = [f"{name}={_as_override(new)}" for name, (_, new) in changed.items()]
-    label = ", ".join(f"{name}={_as_override(new)}" for name, (_, new) in changed.items())
-    return Run(record, key, (*key.overrides(), *extras), label, where, folder)
+    extras = _overrides_beyond(key, own, config)
+    return Run(record, key, (*key.overrides(), *extras), ", ".join(extras), where, folder)
+
+
+def _overrides_beyond(key: Key, own: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """What to give train.py beside the key's overrides to get ``config``; ``own`` is what the key alone gives.
+
+    A value that follows another one (D from Y) may be the experiment's own and still have to be said, because the other
+    one has changed.
+    """
+    extras: dict[str, str] = {}
+    while new := {name: _as_override(value) for name, (_, value) in differences(own, config).items()}:
+        if new.keys() <= extras.keys():
+            break
+        extras.update(new)
+        try:
+            own = config_of([*key.overrides(), *(f"{name}={value}" for name, value in extras.items())])
+        except UserError:  # a key that today's files lack: the run is shown with its label, and not recorded
+            break
+    return [f"{name}={extras[name]}" for name in sorted(extras)]
 
 
 def from_line(line: str, source: str) -> Run:

@@ -10,7 +10,7 @@ import yaml
 from et.errors import UserError
 from et.results import collect as collecting
 from et.results.collect import STALE, append, collect, from_folder, from_line, home
-from et.results.identity import Key
+from et.results.identity import Key, config_of, reproduces
 from tests.results.folders import write_metrics
 
 KEY = Key("amazon_1pct", 0, "held_out", "paper")
@@ -26,6 +26,15 @@ def test_a_run_of_the_experiments_own_configuration_has_no_label(make_run):
 def test_another_configuration_is_labelled_with_what_differs(make_run):
     run = from_folder(make_run(KEY, METRICS, "trainer.max_epochs=3", "model.dropout=0.3"))
     assert run.label == "model.dropout=0.3, trainer.max_epochs=3"
+
+
+def test_a_value_that_follows_another_is_said_where_the_other_has_changed(make_run):
+    """model.dim is model.head_dim unless given; this run has the experiment's own dim and another head_dim."""
+    own = config_of(KEY.overrides())["model"]
+    run = from_folder(make_run(KEY, METRICS, "model.head_dim=16", f"model.dim={own['dim']}"))
+    assert own["dim"] == own["head_dim"] != 16
+    assert run.overrides == (*KEY.overrides(), f"model.dim={own['dim']}", "model.head_dim=16")
+    assert reproduces(run.overrides, run.record["run_id"])
 
 
 def test_other_data_are_a_variant(make_run):
