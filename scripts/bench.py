@@ -251,10 +251,7 @@ def measure_scaling(rounds: int) -> dict:
     for axis, sizes in SCALING.items():
         for size in sizes:
             run = side_by_side(["vit", "et"], size, False, True, min(rounds, 2))
-            forms = ("vit", "et", "et_checkpoint") if axis == "T" else ("vit", "et")
-            found[axis].append(run | {"bytes": {form: memory_of(form, size) for form in forms}})
-            if axis == "T":
-                found[axis][-1]["tensor_bytes"] = {form: live_peak(form, size) for form in forms}
+            found[axis].append(run | {"bytes": {form: memory_of(form, size) for form in ("vit", "et")}})
     return found
 
 
@@ -263,7 +260,12 @@ def measure_memory(rounds: int) -> dict:
     large = replace(Size(), batch=1, tokens=4096)
     base = {form: memory_of(form, Size()) for form in forms}
     tensors = {form: live_peak(form, Size()) for form in forms}
-    return {"base": base, "tensors": tensors, "large": {"size": asdict(large), "et": memory_of("et", large, steps=1)}}
+    against_steps = {
+        steps: {form: live_peak(form, Size(steps=steps)) for form in ("et", "et_checkpoint")}
+        for steps in (1, 4, 12, 24)
+    }
+    at_length = {"size": asdict(large), "et": memory_of("et", large, steps=1)}
+    return {"base": base, "tensors": tensors, "against_steps": against_steps, "large": at_length}
 
 
 def environment() -> dict:

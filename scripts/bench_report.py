@@ -78,10 +78,6 @@ def plot(record: dict, path: Path) -> None:
             )
             gib = [run["bytes"][form] / 2**30 for run in runs]
             axes[1, column].plot(places, gib, "o-", color=color)
-        if axis == "T":
-            gib = [run["bytes"]["et_checkpoint"] / 2**30 for run in runs]
-            axes[1, column].plot(places, gib, "o--", color="tab:red", label="ET, steps checkpointed")
-            axes[1, column].legend(frameon=False)
         for row in range(2):
             axes[row, column].set(xscale="log", yscale="log")
             axes[row, column].grid(alpha=0.3, which="both")

@@ -38,9 +38,16 @@ def test_record_table_and_plot(tmp_path, monkeypatch, capsys):
     rows = found["fp32"]["training"]["rows"]
     assert set(rows) == {"vit", "et", "et_checkpoint", "autograd", "func"}
     assert rows["et"]["gflops"] == pytest.approx(3 * bench.Size().operations("et") / rows["et"]["seconds"] / 1e9)
+    assert set(found["memory"]["tensors"]) == {"vit", "et", "et_checkpoint", "autograd"}
+    assert set(found["memory"]["against_steps"]) == {"1", "4", "12", "24"}
     assert found["fp32"]["environment"]["threads"] == torch.get_num_threads()
     assert "**ET-Base**" in bench_report.table(found) and "ViT-Base" in capsys.readouterr().out
     assert plot.stat().st_size > 10_000
+
+
+def test_checkpointed_steps_hold_a_third_of_the_tensors_at_most():
+    size = bench.Size(steps=12, batch=2, tokens=50, dim=128)
+    assert 3 * bench.live_peak("et_checkpoint", size) <= bench.live_peak("et", size)
 
 
 def test_operations_are_those_of_the_products():
