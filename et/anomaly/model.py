@@ -248,7 +248,7 @@ class ReleasedDynamics(nn.Module):
 
     def last(self, x: Tensor, degree: Tensor) -> Tensor:
         """x_T (n, D), 0 for a node of degree (n,) 0: there the released code divides 0 by 0 and replaces the NaN."""
-        if self.last_block.w_query is None:
+        if self.last_block.w_query is None or degree.all():
             return x
         return torch.where(degree[:, None] > 0, x, torch.zeros_like(x))
 

@@ -78,31 +78,51 @@ class HopfieldNetwork(nn.Module):
         ``weights`` are memories and bias, for callers that have them in another dtype.
         """
         memories, bias = weights or (self.memories, self.bias)
-        if self.activation == "relu" and not watched(g):
-            return _ReluResponse.apply(g, memories, bias)
+        if self.activation == "relu":
+            return relu_response(g, memories, bias)
         return self.respond(F.linear(g, memories, bias)) @ memories
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_memories={self.num_memories}, activation={self.activation!r}"
 
 
+def relu_response(g: Tensor, memories: Tensor, bias: Tensor | None = None, kept: Tensor | None = None) -> Tensor:
+    """r(g xi^T) xi for the ReLU: (..., D), (M, D) -> (..., D).
+
+    Args:
+        g, memories, bias: tokens, xi, and what is added to the hidden inputs (M,).
+        kept: hidden neurons that take part, (..., M) bool, for dropout; all where not given.
+    """
+    if watched(g):
+        return _plain_relu_response(g, memories, bias, kept)
+    return _ReluResponse.apply(g, memories, bias, kept)
+
+
+def _plain_relu_response(g: Tensor, memories: Tensor, bias: Tensor | None, kept: Tensor | None) -> Tensor:
+    response = F.relu(F.linear(g, memories, bias))
+    return (response if kept is None else response * kept) @ memories
+
+
 class _ReluResponse(Function):
-    """r(g xi^T) xi for the ReLU: keeps only r, and adds the memories' two gradients within one product."""
+    """Keeps only r, from which one can tell who took part, and adds the memories' two gradients within one product."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, memories: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, g: Tensor, memories: Tensor, bias: Tensor | None, kept: Tensor | None) -> Tensor:
         response = F.linear(g, memories, bias).relu_()
+        if kept is not None:
+            response.mul_(kept)
         ctx.save_for_backward(g, memories, bias, response)
+        ctx.kept = kept
         return response @ memories
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True: this gradient will itself be differentiated
-            g, memories, bias, _ = ctx.saved_tensors
-            outputs = F.relu(F.linear(g, memories, bias)) @ memories
-            return differentiable_gradient(outputs, (g, memories, bias), ctx.needs_input_grad, grad)
+            inputs = ctx.saved_tensors[:3]
+            outputs = _plain_relu_response(*inputs, ctx.kept)
+            return *differentiable_gradient(outputs, inputs, ctx.needs_input_grad[:3], grad), None
         with no_autocast(grad):
-            return _relu_response_gradient(*ctx.saved_tensors, grad, ctx.needs_input_grad)
+            return *_relu_response_gradient(*ctx.saved_tensors, grad, ctx.needs_input_grad), None
 
 
 def _relu_response_gradient(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from et.anomaly.data import NodeDataModule, SubgraphSamples, induced_topology, joined
+from et.anomaly.data import NodeDataModule, SubgraphSamples, induced_topology, joined, nearby_order
 from et.core import EdgeTopology
 from et.errors import UserError
 from tests.anomaly.conftest import make_graph, save_npz
@@ -18,16 +18,21 @@ def module(path, **changes) -> NodeDataModule:
     return data
 
 
-def pairs(topology: EdgeTopology) -> list[tuple[int, int]]:
-    return sorted(zip(topology.edges.key.tolist(), topology.edges.query.tolist(), strict=True))
+def pairs(topology: EdgeTopology, nodes: torch.Tensor | None = None) -> list[tuple[int, int]]:
+    """The edges, in the ids ``nodes`` of their ends."""
+    ids = range(topology.num_nodes) if nodes is None else nodes.tolist()
+    edges = zip(topology.edges.key.tolist(), topology.edges.query.tolist(), strict=True)
+    return sorted((ids[key], ids[query]) for key, query in edges)
 
 
 def test_the_batch_holds_the_graph_and_its_split(graph, graph_file):
     whole = module(graph_file).whole
-    assert torch.equal(whole.features, graph.features) and torch.equal(whole.labels, graph.labels)
+    assert whole.nodes.sort().values.tolist() == list(range(200))
+    assert torch.equal(whole.features, graph.features[whole.nodes])
+    assert torch.equal(whole.labels, graph.labels[whole.nodes])
     ids = torch.cat([whole.train, whole.val, whole.test])
     assert ids.sort().values.tolist() == list(range(200))
-    train = graph.labels[whole.train]
+    train = whole.labels[whole.train]
     assert whole.anomaly_weight == pytest.approx(float((train == 0).sum() / (train == 1).sum()))
 
 
@@ -38,13 +43,23 @@ def test_the_batch_holds_the_graph_and_its_split(graph, graph_file):
 )  # fmt: skip
 def test_fidelity_decides_what_a_neighbour_is(graph, graph_file, fidelity, merge, self_loops, repeated):
     data = module(graph_file, fidelity=fidelity, merge=merge, num_relations=1 if merge else 2)
-    edges = [pairs(topology) for topology in data.whole.topologies]
+    edges = [pairs(topology, data.whole.nodes) for topology in data.whole.topologies]
     loops = [(i, i) for i in range(200)]
     given = [list(map(tuple, e.T.tolist())) for e in graph.relations.values()]
     given = [given[0] + given[1]] if merge else given
     expected = [sorted((e if repeated else list(set(e))) + loops * self_loops) for e in given]
     assert edges == expected
     assert (data.describe()["self_loops"], data.describe()["repeated_edges"]) == (self_loops, repeated)
+
+
+def test_neighbours_stand_near_each_other():
+    """Two communities whose members alternate in the file, one of them with edges one way only, and lone nodes."""
+    rng = np.random.default_rng(0)
+    first, second = 2 * rng.integers(0, 50, (2, 400)), 2 * rng.integers(0, 50, (2, 400)) + 1
+    nodes = nearby_order([torch.from_numpy(np.concatenate([first, first[::-1]], 1)), torch.from_numpy(second)], 103)
+    assert nodes.sort().values.tolist() == list(range(103))
+    kinds = (nodes[nodes < 100] % 2).diff().abs().sum()
+    assert kinds == 1  # the one community, then the other
 
 
 def test_explicit_options_win_over_fidelity(graph_file):
@@ -61,8 +76,9 @@ def test_standardisation_uses_the_nodes_it_names(graph_file, graph, how):
     torch.testing.assert_close(known.std(0, correction=0), torch.ones(5), atol=1e-5, rtol=0)
     # Features of other nodes play no part when fitted on the training nodes.
     if how == "train":
-        mean, std = graph.features[whole.train].mean(0), graph.features[whole.train].std(0, correction=0)
-        torch.testing.assert_close(whole.features, (graph.features - mean) / std, atol=1e-4, rtol=1e-4)
+        features = graph.features[whole.nodes]
+        mean, std = features[whole.train].mean(0), features[whole.train].std(0, correction=0)
+        torch.testing.assert_close(whole.features, (features - mean) / std, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("scaling", ["moments", "quantiles"])
@@ -108,9 +124,9 @@ def test_one_way_edges_are_refused_or_mirrored(graph, tmp_path):
     with pytest.raises(UserError, match="relation 'first' should be undirected"):
         module(path)
     kept = module(path, one_way_edges="keep", merge=False, num_relations=2)
-    assert pairs(kept.whole.topologies[0]) == [(0, 1), (1, 0), (2, 1)]
+    assert pairs(kept.whole.topologies[0], kept.whole.nodes) == [(0, 1), (1, 0), (2, 1)]
     mirrored = module(path, one_way_edges="mirror", merge=False, num_relations=2)
-    assert pairs(mirrored.whole.topologies[0]) == [(0, 1), (1, 0), (1, 2), (2, 1)]
+    assert pairs(mirrored.whole.topologies[0], mirrored.whole.nodes) == [(0, 1), (1, 0), (1, 2), (2, 1)]
 
 
 def test_description_names_data_and_split(graph_file, graph):
@@ -148,18 +164,18 @@ class TestSubgraphSamples:
         for name, size in (("train", 20), ("val", 10), ("test", 20)):
             ids = batch.nodes[getattr(batch, name)]
             assert len(ids) == size == len(set(ids.tolist()))
-            assert set(ids.tolist()) <= set(getattr(whole, name).tolist())
-        assert torch.equal(batch.features, whole.features[batch.nodes])
-        assert torch.equal(batch.labels, whole.labels[batch.nodes])
+            assert set(ids.tolist()) <= set(whole.nodes[getattr(whole, name)].tolist())
+        place = whole.nodes.argsort()[batch.nodes]
+        assert torch.equal(batch.features, whole.features[place])
+        assert torch.equal(batch.labels, whole.labels[place])
         assert batch.anomaly_weight == whole.anomaly_weight
 
     def test_its_edges_are_those_among_its_nodes(self, graph_file):
         whole, samples = self.samples(graph_file)
         batch = samples[0, 0]
         inside = set(batch.nodes.tolist())
-        expected = sorted((a, b) for a, b in pairs(whole.topologies[0]) if a in inside and b in inside)
-        ids = batch.nodes.tolist()
-        assert sorted((ids[a], ids[b]) for a, b in pairs(batch.topologies[0])) == expected
+        expected = [(a, b) for a, b in pairs(whole.topologies[0], whole.nodes) if a in inside and b in inside]
+        assert pairs(batch.topologies[0], batch.nodes) == expected
 
     def test_it_depends_on_seed_and_epoch_alone(self, graph_file):
         _, samples = self.samples(graph_file)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from et.anomaly.released import ReleasedBlock, dropout
+from et.anomaly.released import ReleasedBlock, draw_kept
 from et.core import EdgeTopology
 
 
@@ -95,28 +95,40 @@ def test_dropout_is_active_in_training_only():
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.9])
-def test_dropout_zeroes_independently_and_keeps_the_mean(p):
+def test_dropout_drops_independently(p):
     torch.manual_seed(0)
-    x = torch.ones(401, 1000, requires_grad=True)
-    out = dropout(x, p)
-    dropped = (out == 0).float()
-    spread = math.sqrt(p * (1 - p) / x.numel())
-    assert abs(dropped.mean().item() - p) < 4 * spread
-    assert torch.allclose(out[out != 0], torch.tensor(1 / (1 - p)))
+    dropped = (~draw_kept((401, 1000), p, torch.device("cpu"))).float().flatten()
+    assert abs(dropped.mean().item() - p) < 4 * math.sqrt(p * (1 - p) / len(dropped))
     for lag in (1, 2, 3, 4, 1000):  # four neighbours come from one random number: they must not know of each other
-        flat = dropped.flatten()
-        together = (flat[lag:] * flat[:-lag]).mean().item()
-        assert abs(together - p * p) < 5 * math.sqrt(p * p * (1 - p * p) / x.numel())
-    out.sum().backward()
-    assert torch.equal(x.grad, out.detach())  # the gradient passes where the value does, equally scaled
+        together = (dropped[lag:] * dropped[:-lag]).mean().item()
+        assert abs(together - p * p) < 5 * math.sqrt(p * p * (1 - p * p) / len(dropped))
 
 
 def test_dropout_is_reproducible():
     draws = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        draws.append(dropout(torch.ones(7, 3), 0.5))
+        draws.append(draw_kept((7, 3), 0.5, torch.device("cpu")))
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+def test_dropout_is_that_of_the_hidden_layer():
+    """Update and gradients against dropout by plain operations with the same draw."""
+    torch.manual_seed(0)
+    block, g = ReleasedBlock(6, 1, 5, 40).double(), torch.randn(8, 6, dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(1)
+    out = block.remember(g)
+    torch.manual_seed(1)
+    mask = draw_kept((8, 40), 0.3, torch.device("cpu")) / (1 - 0.3)
+    expected = (torch.relu(g @ block.memories.T) * mask) @ block.memories
+    torch.testing.assert_close(out, expected)
+    upstream = torch.randn_like(out)
+    for found, wanted in zip(
+        torch.autograd.grad(out, (g, block.memories), upstream),
+        torch.autograd.grad(expected, (g, block.memories), upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, wanted)
 
 
 def test_parts_can_be_left_out_but_not_both():

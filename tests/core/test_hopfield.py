@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from et.core import HopfieldNetwork
+from et.core.hopfield import relu_response
 
 
 @pytest.mark.parametrize("activation", ("relu", "softmax"))
@@ -55,3 +56,14 @@ def test_first_and_second_derivatives_of_the_relu_update(bias):
 
     assert torch.autograd.gradcheck(update, inputs)
     assert torch.autograd.gradgradcheck(update, inputs)
+
+
+def test_dropped_neurons_take_no_part():
+    """First and second derivatives with a mask, by finite differences; without the dropped memories the same update."""
+    torch.manual_seed(0)
+    g, memories = (torch.randn(n, 4, dtype=torch.float64, requires_grad=True) for n in (5, 7))
+    kept = torch.rand(5, 7) > 0.4
+    assert torch.autograd.gradcheck(lambda g, memories: relu_response(g, memories, kept=kept), (g, memories))
+    assert torch.autograd.gradgradcheck(lambda g, memories: relu_response(g, memories, kept=kept), (g, memories))
+    for token, neurons, out in zip(g, kept, relu_response(g, memories, kept=kept), strict=True):
+        torch.testing.assert_close(out, relu_response(token[None], memories[neurons])[0])
