@@ -9,8 +9,9 @@ Parts: ``fp32`` and ``bf16`` (training step and inference, all forms in turn, so
 (where the time of a step of three blocks goes), ``render``.
 
 What is timed: the blocks from tokens to tokens. A training step is forward and backward with the gradients of tokens
-and weights, without an optimizer (which would cost the ViT eighteen times as much as ET). ViT is timm's
-vit_base_patch16_224 without patches and head. Rates count the multiply-adds of matrix products, twice: forward
+and weights, and then AdamW's update (torch's fused one), which costs the ViT eighteen times as much as ET; both are
+recorded, the first alone too. ViT is timm's vit_base_patch16_224 without patches and head. Rates are of forward and
+backward; they count the multiply-adds of matrix products, twice: forward
 T (12 N D^2 + 3 N^2 D) for ET, 12 N D^2 + 2 N^2 D a block for ViT, three times that for a step; what is computed again
 counts once. Memory is the highest resident memory of two training steps (one where N is 4096 and T is 12) less
 that before the model was made: weights, gradients and activations. ``tensors`` is the most that tensors of a step held
@@ -114,6 +115,7 @@ class Case:
         self.module, self.function = make_form(form, size)
         self.form, self.size, self.bf16, self.training = form, size, bf16, training
         self.tokens = torch.randn(size.batch, size.tokens, size.dim, generator=torch.Generator().manual_seed(1))
+        self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=1e-6, fused=True)
 
     def run(self) -> None:
         self.module.zero_grad()
@@ -123,11 +125,14 @@ class Case:
         if self.training:
             out.float().square().mean().backward()
 
-    def measure(self) -> tuple[float, float]:
-        """Seconds by the clock, and of processor time of all threads."""
+    def measure(self) -> tuple[float, float, float]:
+        """Seconds by the clock and of processor time of all threads; and those of the update, by the clock."""
         start, cpu_start = time.perf_counter(), time.process_time()
         self.run()
-        return time.perf_counter() - start, time.process_time() - cpu_start
+        seconds, cpu, start = time.perf_counter() - start, time.process_time() - cpu_start, time.perf_counter()
+        if self.training:
+            self.optimizer.step()
+        return seconds, cpu, time.perf_counter() - start
 
 
 # ----------------------------------------------------------------------------------------------------------- measuring
@@ -136,7 +141,7 @@ class Case:
 def side_by_side(forms: list[str], size: Size, bf16: bool, training: bool, rounds: int) -> dict:
     """Each form once a round, in turn; the first round is not counted."""
     cases = [Case(form, size, bf16, training) for form in forms]
-    found: dict[str, list[tuple[float, float]]] = {form: [] for form in forms}
+    found: dict[str, list[tuple[float, float, float]]] = {form: [] for form in forms}
     for number in range(rounds + 1):
         for case in cases:
             measured = case.measure()
@@ -144,15 +149,18 @@ def side_by_side(forms: list[str], size: Size, bf16: bool, training: bool, round
                 found[case.form].append(measured)
     rows = {}
     for form, measured in found.items():
-        seconds, cpu = zip(*measured, strict=True)
+        seconds, cpu, update = zip(*measured, strict=True)
         operations = size.operations(form) * (3 if training else 1)
         middle = statistics.median(seconds)
         rows[form] = {
             "seconds": middle, "spread": [min(seconds), max(seconds)], "cpu_seconds": statistics.median(cpu),
-            "gflops": operations / middle / 1e9,
+            "gflops": operations / middle / 1e9, "update_seconds": statistics.median(update),
+            "updated_seconds": statistics.median(a + b for a, b in zip(seconds, update, strict=True)),
         }  # fmt: skip
         print(
-            f"  {form:<14} {middle:8.3f} s ({min(seconds):.3f} .. {max(seconds):.3f}), {rows[form]['gflops']:.0f} GF/s"
+            f"  {form:<14} {middle:8.3f} s ({min(seconds):.3f} .. {max(seconds):.3f}), {rows[form]['gflops']:.0f} GF/s; "
+            f"update {rows[form]['update_seconds']:.3f} s",
+            flush=True,
         )
     return {"size": asdict(size), "bf16": bf16, "training": training, "rows": rows}
 

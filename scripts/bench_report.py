@@ -12,10 +12,7 @@ NAMES = {
 
 
 def table(record: dict) -> str:
-    """Markdown: a row a form: median (fastest-slowest) seconds, and ratios of the fastest rounds.
-
-    Other work on a machine only ever makes a round slower, so the fastest are the least disturbed.
-    """
+    """Markdown: a row a form: median (fastest-slowest) seconds, and ratios of medians."""
     memory = record.get("memory", {}).get("base", {})
     lines = []
     for part in ("fp32", "bf16", "compile"):
@@ -25,13 +22,15 @@ def table(record: dict) -> str:
         base = "vit" if "vit" in training["rows"] else "et"
         lines += [
             "", f"{part}, {describe(training['size'])}; {describe_machine(record[part])}", "",
-            f"| | training step | of {NAMES[base].strip('*')} | GFLOP/s | inference | of it | memory of a step |",
-            "|---|---:|---:|---:|---:|---:|---:|",
+            f"| | forward, backward | of {NAMES[base].strip('*')} | GFLOP/s | and AdamW's update | of it | inference | of it "
+            "| memory of a step |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
         ]  # fmt: skip
         for form, row in training["rows"].items():
             other = inference["rows"].get(form)
-            fastest = row["gflops"] * row["seconds"] / row["spread"][0]
-            cells = [time_cell(row), ratio(row, training["rows"][base]), f"{fastest:.0f}"]
+            updated, of = row["updated_seconds"], training["rows"][base]
+            cells = [time_cell(row), ratio(row, of), f"{row['gflops']:.0f}"]
+            cells += [f"{updated:.2f} s", f"{updated / of['updated_seconds']:.2f}"]
             cells += [time_cell(other), ratio(other, inference["rows"][base])] if other else ["", ""]
             cells.append(f"{memory[form] / 2**20:.0f} MiB" if part == "fp32" and form in memory else "")
             lines.append(f"| {NAMES[form]} | " + " | ".join(cells) + " |")
@@ -54,7 +53,7 @@ def time_cell(row: dict) -> str:
 
 
 def ratio(row: dict, base: dict) -> str:
-    return f"{row['spread'][0] / base['spread'][0]:.2f}"
+    return f"{row['seconds'] / base['seconds']:.2f}"
 
 
 def plot(record: dict, path: Path) -> None:

@@ -38,6 +38,8 @@ def test_record_table_and_plot(tmp_path, monkeypatch, capsys):
     rows = found["fp32"]["training"]["rows"]
     assert set(rows) == {"vit", "et", "et_checkpoint", "autograd", "func"}
     assert rows["et"]["gflops"] == pytest.approx(3 * bench.Size().operations("et") / rows["et"]["seconds"] / 1e9)
+    assert all(row["updated_seconds"] >= row["seconds"] > 0 and row["update_seconds"] > 0 for row in rows.values())
+    assert found["fp32"]["inference"]["rows"]["et"]["update_seconds"] < 1e-3  # nothing to update
     assert set(found["memory"]["tensors"]) == {"vit", "et", "et_checkpoint", "autograd"}
     assert set(found["memory"]["against_steps"]) == {"1", "4", "12", "24"}
     assert found["fp32"]["environment"]["threads"] == torch.get_num_threads()
