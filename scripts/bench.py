@@ -158,8 +158,8 @@ def side_by_side(forms: list[str], size: Size, bf16: bool, training: bool, round
             "updated_seconds": statistics.median(a + b for a, b in zip(seconds, update, strict=True)),
         }  # fmt: skip
         print(
-            f"  {form:<14} {middle:8.3f} s ({min(seconds):.3f} .. {max(seconds):.3f}), {rows[form]['gflops']:.0f} GF/s; "
-            f"update {rows[form]['update_seconds']:.3f} s",
+            f"  {form:<14} {middle:8.3f} s ({min(seconds):.3f} .. {max(seconds):.3f}), {rows[form]['gflops']:.0f} GF/s"
+            f", update {rows[form]['update_seconds']:.3f} s",
             flush=True,
         )
     return {"size": asdict(size), "bf16": bf16, "training": training, "rows": rows}

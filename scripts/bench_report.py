@@ -22,8 +22,8 @@ def table(record: dict) -> str:
         base = "vit" if "vit" in training["rows"] else "et"
         lines += [
             "", f"{part}, {describe(training['size'])}; {describe_machine(record[part])}", "",
-            f"| | forward, backward | of {NAMES[base].strip('*')} | GFLOP/s | and AdamW's update | of it | inference | of it "
-            "| memory of a step |",
+            f"| | forward, backward | of {NAMES[base].strip('*')} | GFLOP/s | and AdamW's update | of it "
+            "| inference | of it | memory of a step |",
             "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
         ]  # fmt: skip
         for form, row in training["rows"].items():

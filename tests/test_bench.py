@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from scripts import bench, bench_data, bench_report
+from scripts import bench, bench_data, bench_epochs, bench_report
 
 TINY = bench.Size(steps=2, batch=1, tokens=9, dim=64)
 
@@ -72,3 +72,17 @@ def test_loader_and_step_are_measured(capsys, monkeypatch):
     monkeypatch.setattr(bench_data, "PHOTOGRAPHS", 8)
     bench_data.main(["--batch", "2", "--steps", "2", "--seconds", "0.1"])
     assert "images/s" in capsys.readouterr().out
+
+
+def test_epochs_are_differences_of_runs(monkeypatch, capsys):
+    """Runs with a start of 7 s, a second an epoch by gather and scatter and a tenth of it by the kernels."""
+
+    def run(experiment: str, epochs: int, backend: str) -> tuple[float, float]:
+        each, memory = {"auto": (0.1, 1200), "reference": (1.0, 3000)}[backend]
+        return 7 + each * epochs, 1000 if experiment == "demo_anomaly" else memory
+
+    monkeypatch.setattr(bench_epochs, "run", run)
+    bench_epochs.main(["--rounds", "2", "--only", "tolokers_40pct"])
+    _, reference, kernels = [line for line in capsys.readouterr().out.splitlines() if "|" in line][1:]
+    assert "1.00 (1.00-1.00) | 1/1.0 | 3000" in reference
+    assert "0.10 (0.10-0.10) | 1/10.0 | 1200 | 1/2.5 | 200 | 1/10.0" in kernels
