@@ -4,11 +4,11 @@
     OMP_NUM_THREADS=2 python scripts/bench_epochs.py --rounds 1 --only tolokers_40pct
 
 Each measurement is a run of its own (``protocol=released fidelity=released``, in a temporary folder), in turn with and
-without the kernels: ``ET_SPARSE_BACKEND=reference`` is the same model with plain gather and scatter, which makes tensors
-of edges x heads x head dimension, as dgl's message functions do in the authors' code. Seconds are the difference between
-a longer and a shorter run over the difference in epochs, so start and data are not in them; the median over rounds.
-Memory is the highest resident set of the whole process; beside it what exceeds that of ``experiment=demo_anomaly``, a
-graph of 569 nodes: the libraries take about a gigabyte whatever the graph.
+without the kernels: ``ET_SPARSE_BACKEND=reference`` is the same model with plain gather and scatter, which makes
+tensors of edges x heads x head dimension, as dgl's message functions do in the authors' code. Seconds are the
+difference between a longer and a shorter run over the difference in epochs, so start and data are not in them; the
+median over rounds. Memory is the highest resident set of the whole process; beside it what exceeds that of
+``experiment=demo_anomaly``, a graph of 569 nodes: the libraries take about a gigabyte whatever the graph.
 """
 
 from __future__ import annotations
