@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
 
 from et import sweeps
 from et.errors import UserError
@@ -52,6 +53,30 @@ def test_a_sweep_is_called_like_its_file_and_fills_its_table(name):
     table = paper.load(int(name.removeprefix("table")))
     assert sweep_file(name)["sweep"]["name"] == name
     assert not experiments_of(name) - set(table.experiments()), "every run of a sweep has a place in the table"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "sweep").glob("optuna_*.yaml")))
+def test_a_search_varies_settings_that_exist(name):
+    """Each dimension is a key of the experiments it is for, and its first choice composes."""
+    baseline = name.removeprefix("optuna_anomaly").removesuffix("_tuned")
+    params = sweep_file(name)["hydra"]["sweeper"]["params"]
+    chosen = [f"{key}={value.split('(', 1)[1].split(',')[0].rstrip(')')}" for key, value in params.items()]
+    own = OmegaConf.create(config_of([f"experiment=tolokers_40pct{baseline}"]))
+    varied = OmegaConf.create(config_of([f"experiment=tolokers_40pct{baseline}", *chosen]))
+    for key in params:
+        parent, leaf = key.rsplit(".", 1)
+        assert leaf in OmegaConf.select(own, parent), key
+        assert OmegaConf.select(varied, key) is not None, key
+
+
+def test_the_search_of_table_6_has_its_ranges():
+    params = sweep_file("optuna_anomaly")["hydra"]["sweeper"]["params"]
+    assert params == {
+        "model.head_dim": "choice(64, 128, 256)",  # Y
+        "model.memories_per_dim": "choice(2, 3, 4, 5)",  # K / Y
+        "model.steps": "choice(1, 2, 3)",  # T
+        "model.num_heads": "choice(1, 2, 3)",  # H
+    }
 
 
 @pytest.mark.parametrize("name", SWEEPS)

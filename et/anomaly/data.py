@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from et.anomaly.graph import NodeGraph, check_graph, make_undirected, neighbourhoods
-from et.anomaly.sources import PUBLISHED, load_graph
+from et.anomaly.sources import PUBLISHED, existing_file, load_graph
 from et.anomaly.splits import Split, make_split
 from et.core import EdgeTopology
 from et.core.sparse import SortedEdges
@@ -119,10 +119,10 @@ class NodeDataModule(pl.LightningDataModule):
 
     def missing(self) -> list[str]:
         """What ``setup`` would have to download or ask for; reads and fetches nothing."""
-        about = PUBLISHED.get(self.source)
-        if about is None or (Path(self.root) / "node" / about.file).exists():
+        folder, about = Path(self.root) / "node", PUBLISHED.get(self.source)
+        if about is None or existing_file(self.source, folder):
             return []
-        return [f"{Path(self.root) / 'node' / about.file} (from {about.address})"]
+        return [f"{folder / about.file} (from {about.address})"]
 
     def setup(self, stage: str | None = None) -> None:
         """Read, check and split the graph; done once."""

@@ -95,14 +95,20 @@ def numbers_of(seen: NodesSeen, labels: Tensor, topology: EdgeTopology) -> dict[
     return found
 
 
-def draw_neighbours(seen: NodesSeen, labels: Tensor, topology: EdgeTopology, path: Path, each: int = 3) -> None:
-    """Whom some anomalous and some benign nodes attend to: a bar a neighbour, its colour the neighbour's label."""
+def draw_neighbours(
+    seen: NodesSeen, labels: Tensor, topology: EdgeTopology, nodes: Tensor, path: Path, each: int = 3
+) -> None:
+    """Whom some anomalous and some benign nodes attend to: a bar a neighbour, its colour the neighbour's label.
+
+    ``nodes`` (N,) are the ids that the nodes have in the graph's file.
+    """
     from matplotlib.figure import Figure
 
     degree = topology.edges.row_start.diff()
     figure = Figure(figsize=(3.4 * each, 5), layout="constrained")
     for row, label in zip(figure.subplots(2, each, squeeze=False), (1, 0), strict=True):
-        candidates = torch.nonzero((labels == label) & (degree >= 3)).flatten()
+        candidates = nodes.argsort()
+        candidates = candidates[(labels[candidates] == label) & (degree[candidates] >= 3)]
         # The nodes nearest the median degree, so that bars can be told apart.
         order = (degree[candidates] - degree[candidates].median()).abs().argsort(stable=True)
         for axis, node in zip(row, candidates[order][:each].tolist(), strict=False):
@@ -112,7 +118,11 @@ def draw_neighbours(seen: NodesSeen, labels: Tensor, topology: EdgeTopology, pat
             colours = [COLOURS.get(int(labels[key]), "grey") for key in keys[ranked]]
             axis.bar(range(len(ranked)), weights[ranked].numpy(), color=colours)
             axis.axhline(1 / len(weights), color="grey", linestyle="--", linewidth=1)
-            axis.set(title=f"{KINDS[label]} node {node}, {len(weights)} neighbours", xticks=[], xlabel="neighbours")
+            axis.set(
+                title=f"{KINDS[label]} node {int(nodes[node])}, {len(weights)} neighbours",
+                xticks=[],
+                xlabel="neighbours",
+            )
         row[0].set_ylabel("attention, mean of heads")
     figure.suptitle("red: anomalous neighbours, blue: benign ones, broken line: even attention")
     figure.savefig(path, dpi=110)
@@ -150,6 +160,6 @@ def draw_figures(network: torch.nn.Module, data: NodeDataModule, folder: Path) -
     seen, topology = look(network, batch), batch.topologies[0]
     numbers = numbers_of(seen, batch.labels, topology)
     if seen.attention is not None:
-        draw_neighbours(seen, batch.labels, topology, folder / "neighbours.png")
+        draw_neighbours(seen, batch.labels, topology, batch.nodes, folder / "neighbours.png")
     draw_energies(seen, batch.labels, numbers, folder / "energies.png")
     return numbers

@@ -79,6 +79,11 @@ def check_graph(graph: NodeGraph) -> None:
             raise UserError(f"relation {name!r} of {where} must hold integer node ids, but holds {edge_index.dtype}")
         if edge_index.numel() == 0:
             raise UserError(f"relation {name!r} of {where} has no edges: leave it out of the file")
+        if (edge_index[0] == edge_index[1]).all():
+            raise UserError(
+                f"relation {name!r} of {where} joins nodes to themselves only: leave it out of the file "
+                "(data.self_loops=true adds a loop at every node)"
+            )
         low, high = int(edge_index.min()), int(edge_index.max())
         if low < 0 or high >= graph.num_nodes:
             raise UserError(

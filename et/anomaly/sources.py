@@ -114,6 +114,12 @@ def published_graph(name: str, folder: Path) -> NodeGraph:
     return NodeGraph(name, features, labels, relations, variant)
 
 
+def existing_file(name: str, folder: Path) -> Path | None:
+    """Where the file of a published data set lies: in ``folder``, or below it, where dgl puts what it fetches."""
+    file = PUBLISHED[name].file
+    return next((path for path in (folder / file, *sorted(folder.glob(f"*/**/{file}"))) if path.is_file()), None)
+
+
 def find_or_download(name: str, folder: Path) -> Path:
     """The file of a published data set; Amazon and Yelp are fetched by dgl where it and the network are there.
 
@@ -121,8 +127,8 @@ def find_or_download(name: str, folder: Path) -> Path:
         UserError: the file is not there and cannot be fetched.
     """
     about = PUBLISHED[name]
-    path = folder / about.file
-    if path.is_file():
+    path = existing_file(name, folder)
+    if path is not None:
         return path
     reason = "it cannot be fetched automatically"
     if name in ("amazon", "yelp"):
@@ -135,9 +141,9 @@ def find_or_download(name: str, folder: Path) -> Path:
             reason = "dgl, which could fetch it, is not installed"
         except Exception as error:  # dgl reports a failed download in many ways
             reason = f"dgl could not fetch it ({type(error).__name__}: is there a network?)"
-        fetched = sorted(folder.glob(f"**/{about.file}")) if folder.is_dir() else []
-        if fetched:
-            return fetched[0]
+        path = existing_file(name, folder)
+        if path is not None:
+            return path
     raise UserError(
         f"{name} needs the file {about.file} in {folder}/, and {reason}. Get it from {about.address} and put it there "
         "(paths.data or ET_DATA_DIR sets the data root)"
@@ -177,13 +183,13 @@ def read_npz(path: Path) -> Parts:
     """
     with np.load(path, allow_pickle=False) as file:
         if "node_features" in file:
-            once = torch.from_numpy(file["edges"]).T
+            once = edges_of(file["edges"]).T
             relations = {"edges": torch.cat([once, once.flip(0)], dim=1)}
             return features_of(file["node_features"]), labels_of(file["node_labels"]), relations
         relations = {key: file[key] for key in file.files if key == "edge_index" or key.startswith("edge_index_")}
         if not relations:
             raise KeyError("edge_index")
-        relations = {key.removeprefix("edge_index_"): torch.from_numpy(edges) for key, edges in relations.items()}
+        relations = {key.removeprefix("edge_index_"): edges_of(edges) for key, edges in relations.items()}
         return features_of(file["features"]), labels_of(file["labels"]), relations
 
 
@@ -220,7 +226,7 @@ def read_pyg(path: Path) -> Parts:
     for key in ("x", "y", "edge_index"):
         if key not in data or data[key] is None:
             raise KeyError(key)
-    return features_of(data["x"]), labels_of(data["y"]), {"edge_index": torch.as_tensor(data["edge_index"])}
+    return features_of(data["x"]), labels_of(data["y"]), {"edge_index": edges_of(data["edge_index"])}
 
 
 def read_dgl(path: Path) -> Parts:
@@ -265,6 +271,12 @@ def breast_cancer(neighbours: int) -> NodeGraph:
 def features_of(array: np.ndarray | Tensor) -> Tensor:
     """(N, F) float32."""
     return torch.as_tensor(array).to(torch.float32)
+
+
+def edges_of(array: np.ndarray | Tensor) -> Tensor:
+    """(2, E) as it is, but for unsigned ids, which torch can store and not compare."""
+    edges = torch.as_tensor(array)
+    return edges.to(torch.int64) if edges.dtype in (torch.uint16, torch.uint32, torch.uint64) else edges
 
 
 def labels_of(array: np.ndarray | Tensor) -> Tensor:

@@ -228,6 +228,11 @@ def test_missing_names_the_file_and_where_it_is_from(tmp_path):
     (tmp_path / "node" / "tolokers.npz").touch()
     assert data.missing() == []
     assert NodeDataModule("breast_cancer", tmp_path, num_nodes=569, num_features=30).missing() == []
+    yelp = NodeDataModule("yelp", tmp_path, num_nodes=45954, num_features=32)
+    assert yelp.missing()
+    (tmp_path / "node" / "yelp").mkdir()  # where dgl puts what it fetches
+    (tmp_path / "node" / "yelp" / "YelpChi.mat").touch()
+    assert yelp.missing() == []
 
 
 class TestSeveralSubgraphs:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from et.anomaly.figures import look, neighbour_attention, numbers_of, share_of
+from et.anomaly.figures import NodesSeen, draw_neighbours, look, neighbour_attention, numbers_of, share_of
 from et.anomaly.model import AnomalyTransformer
 from et.core import EdgeTopology, EnergyTransformerBlock
 from et.errors import UserError
@@ -44,6 +44,25 @@ def test_figures_of_a_run(small_config):
     assert all(0 <= energy["auc_of_low_energy"] <= 1 for energy in numbers["energy"].values())
     network = load_run(run)[1]
     assert isinstance(network, AnomalyTransformer) and not network.training
+
+
+def test_figures_name_nodes_as_the_file_does(graph, tmp_path, monkeypatch):
+    """The same panels whatever the order in which a batch has the nodes."""
+    from matplotlib.axes import Axes
+
+    titles: list[str] = []
+    monkeypatch.setattr(Axes, "set", lambda axis, **given: titles.append(given["title"]))
+    found = []
+    for nodes in (torch.arange(200), torch.randperm(200, generator=torch.Generator().manual_seed(0))):
+        topology = EdgeTopology(nodes.argsort()[graph.relations["first"]], 200)
+        seen = NodesSeen(torch.ones(topology.num_edges), torch.ones(topology.num_edges), {})
+        titles.clear()
+        draw_neighbours(seen, graph.labels[nodes], topology, nodes, tmp_path / "neighbours.png")
+        found.append(list(titles))
+    assert found[0] == found[1] and len(found[0]) == 6
+    for title in found[0]:
+        kind, node = title.split()[0], int(title.split()[2].rstrip(","))
+        assert graph.labels[node] == (kind == "anomalous")
 
 
 def test_energy_by_module_adds_up_and_is_ranked_by_its_auc(graph):

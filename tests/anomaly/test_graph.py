@@ -30,6 +30,7 @@ def test_a_sound_graph_passes(graph):
         ({"features": torch.zeros(200)}, r"features \(N, F\)"),
         ({"relations": {}}, "no edges"),
         ({"relations": {"a": torch.zeros(2, 0, dtype=torch.int64)}}, "relation 'a' .* has no edges: leave it out"),
+        ({"relations": {"a": torch.tensor([[3, 5], [3, 5]])}}, "relation 'a' .* joins nodes to themselves only"),
         ({"relations": {"a": torch.tensor([[0, 200], [200, 0]])}}, "names nodes 0 .. 200, but the nodes are 0 .. 199"),
         ({"relations": {"a": torch.tensor([[0, -1], [-1, 0]])}}, "names nodes -1 .. 0"),
         ({"relations": {"a": torch.zeros(3, 2, dtype=torch.int64)}}, r"must be \(2, E\)"),

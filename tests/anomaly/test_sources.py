@@ -54,6 +54,22 @@ def test_npz_returns_what_was_saved(graph, graph_file):
     assert (read.name, read.variant, read.sha256()) == ("small", "user file", graph.sha256())
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64, np.int16, np.int32])
+def test_ids_of_any_whole_type_are_read(graph, tmp_path, dtype):
+    edges = {f"edge_index_{name}": edge_index.numpy().astype(dtype) for name, edge_index in graph.relations.items()}
+    read = load_graph("file", "", save_npz(graph, tmp_path / "small.npz", **edges))
+    check_graph(read)
+    assert read.sha256() == graph.sha256()
+
+
+def test_mat_without_single_relations_has_the_homogeneous_one(graph, tmp_path):
+    merged = torch.cat(list(graph.relations.values()), dim=1)
+    features, labels = csc_matrix(graph.features.numpy()), graph.labels.numpy()[None].astype(float)
+    savemat(tmp_path / "a.mat", {"homo": adjacency(merged, 200), "features": features, "label": labels})
+    read = load_graph("file", "", tmp_path / "a.mat")
+    assert list(read.relations) == ["homo"] and edge_set(read.relations["homo"]) == edge_set(merged)
+
+
 def test_mat_has_one_relation_a_matrix(graph, tmp_path):
     save_fraud_mat(tmp_path / "a.mat", graph)
     read = load_graph("file", "", tmp_path / "a.mat")

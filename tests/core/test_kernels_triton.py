@@ -29,12 +29,13 @@ def triton_runs() -> None:
         pytest.skip("there is a GPU: the tests that need one hold the compiled kernels to the reference")
 
 
+@pytest.mark.parametrize("clamp", [None, 0.5])
 @pytest.mark.parametrize("name", TINY)
-def test_triton_kernels_agree_with_the_reference(triton_runs, name):
+def test_triton_kernels_agree_with_the_reference(triton_runs, name, clamp):
     edges = SortedEdges.from_edge_index(*TINY[name])
     inputs = operands(edges, heads=2)
-    actual = outputs_and_gradients(sparse.attention, inputs, edges, backend="triton")
-    assert_relative(actual, outputs_and_gradients(kernels_reference.attention, in_double(inputs), edges))
+    actual = outputs_and_gradients(sparse.attention, inputs, edges, clamp, "triton")
+    assert_relative(actual, outputs_and_gradients(kernels_reference.attention, in_double(inputs), edges, clamp))
 
 
 @pytest.mark.parametrize("to_keys", [False, True])
@@ -90,13 +91,14 @@ def test_triton_kernels_compile_for_a_gpu_that_is_not_here():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("operation", ["attention", "log_partition"])
-def test_gpu_backends_agree_with_the_reference(backend, operation):
+@pytest.mark.parametrize("clamp", [None, 0.5])
+def test_gpu_backends_agree_with_the_reference(backend, operation, clamp):
     for edge_index, num_nodes in GRAPHS.values():
         edges = SortedEdges.from_edge_index(edge_index, num_nodes)
         inputs = operands(edges, width=64)
-        expected = outputs_and_gradients(getattr(kernels_reference, operation), in_double(inputs), edges)
+        expected = outputs_and_gradients(getattr(kernels_reference, operation), in_double(inputs), edges, clamp)
         q, k, beta = (x.detach().cuda().requires_grad_() for x in inputs)
-        result = getattr(sparse, operation)(q, k, beta, edges.to("cuda"), backend=backend)
+        result = getattr(sparse, operation)(q, k, beta, edges.to("cuda"), clamp, backend)
         outputs = result if isinstance(result, tuple) else (result,)
         generator = torch.Generator().manual_seed(1)  # the cotangents of outputs_and_gradients
         cotangents = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in outputs]
