@@ -104,7 +104,8 @@ def descend(
             states.append(x)
 
     def step(x: Tensor, size: float | Tensor) -> Tensor:
-        x = x + size * block.update(block.norm(x).to(dtype), topology, weights)
+        update = block.update(block.norm(x).to(dtype), topology, weights)
+        x = x + size * update if isinstance(size, Tensor) else torch.add(x, update, alpha=size)
         return x + size**0.5 * noise_std * torch.randn_like(x) if noise_std > 0 else x
 
     with no_autocast(x):

@@ -125,6 +125,10 @@ class GraphData(pl.LightningDataModule):
         place = places.get(self.source)
         return [str(self.root / place)] if place is not None and not (self.root / place).exists() else []
 
+    def prepare_data(self) -> None:
+        """Fill the caches in one process, so that the others of a node read them."""
+        self.setup()
+
     def setup(self, stage: str | None = None) -> None:
         if self.graphs is not None:
             return

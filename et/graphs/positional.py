@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 
 from et.graphs.batch import GraphBatch
+from et.graphs.processes import mapped
 
 # Part of the cache's key: raise it whenever the numbers below would come out differently.
 VERSION = 1
@@ -85,20 +84,13 @@ def _compute(graphs: GraphBatch, k: int, progress: bool) -> np.ndarray:
     pieces = [edge_index[:, edge_ptr[i] : edge_ptr[i + 1]] - ptr[i] for i in range(len(graphs))]
     work = (pieces, sizes.tolist(), [k] * len(graphs))
     effort = float((sizes.astype(float) ** 3).sum())
-    show = progress and effort > WORTH_A_BAR
-    if effort < WORTH_PROCESSES or (os.cpu_count() or 1) == 1:
-        return np.concatenate(list(_tracked(map(laplacian_eigenvectors, *work), len(graphs), show)))
-    # Processes, since scipy's eigensolver keeps the interpreter's lock.
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        return np.concatenate(list(_tracked(pool.map(laplacian_eigenvectors, *work, chunksize=16), len(graphs), show)))
-
-
-def _tracked(results, total: int, show: bool):
-    if not show:
-        return results
-    from rich.progress import track
-
-    return track(results, description="Laplacian eigenvectors (once; cached)", total=total, transient=True)
+    return np.concatenate(
+        # Processes and not threads, since scipy's eigensolver keeps the interpreter's lock.
+        mapped(
+            laplacian_eigenvectors, *work, what="Laplacian eigenvectors (once; cached)", together=16,
+            parallel=effort >= WORTH_PROCESSES, bar=progress and effort > WORTH_A_BAR,
+        )
+    )  # fmt: skip
 
 
 def _structure_hash(graphs: GraphBatch) -> str:
