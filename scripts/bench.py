@@ -40,6 +40,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from et.core import EnergyTransformerBlock, descend, precision
+from et.results.record import git_commit
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("fp32", "bf16", "compile", "scaling", "memory", "profile", "render")
@@ -184,13 +185,13 @@ def resident(field: str) -> int:
     return int(status.split(field + ":")[1].split()[0]) * 1024
 
 
-def memory_of(form: str, size: Size, steps: int = 2) -> int:
-    """Bytes: highest resident memory of some training steps, less that before the model was made."""
+def memory_of(form: str, size: Size, steps: int = 2, training: bool = True) -> int:
+    """Bytes: highest resident memory of some steps, less that before the model was made."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    case = Case(form, size, False, training=True)
+    case = Case(form, size, False, training)
     for _ in range(steps):
         case.run()
     found = resident("VmHWM") - before
@@ -202,8 +203,12 @@ def live_peak(form: str, size: Size) -> int:
     """Bytes: most that tensors of a training step held at one time; what the allocator keeps back is not in it."""
     case = Case(form, size, False, training=True)
     case.run()
+    # No gradients when the profile begins and none when it ends: memory that it saw only one end of would count wrong,
+    # in this profile or, through an address that is used again, in a later one.
+    case.module.zero_grad()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         case.run()
+        case.module.zero_grad()
     # The profiler's tables give sums for each operation; the peak needs the allocations and releases one by one.
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = list(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
@@ -242,8 +247,9 @@ def measure_precision(bf16: bool, rounds: int) -> dict:
 
 
 def measure_compiled(rounds: int) -> dict:
-    forms = ["et", "et_compiled"]
-    return {"training": side_by_side(forms, Size(), False, True, rounds)}
+    forms = ["vit", "et", "et_compiled"]
+    training, inference = (side_by_side(forms, Size(), False, kind, rounds) for kind in (True, False))
+    return {"product_gflops": product_rate(torch.float32), "training": training, "inference": inference}
 
 
 SCALING = {
@@ -264,16 +270,23 @@ def measure_scaling(rounds: int) -> dict:
 
 
 def measure_memory(rounds: int) -> dict:
-    forms = ("vit", "et", "et_checkpoint", "autograd")
+    forms = ("vit", "et", "et_checkpoint", "autograd", "func")
     large = replace(Size(), batch=1, tokens=4096)
     base = {form: memory_of(form, Size()) for form in forms}
-    tensors = {form: live_peak(form, Size()) for form in forms}
+    inference = {form: memory_of(form, Size(), training=False) for form in forms if form != "et_checkpoint"}
+    tensors = {form: live_peak(form, Size()) for form in (*forms, "et_compiled")}
     against_steps = {
         steps: {form: live_peak(form, Size(steps=steps)) for form in ("et", "et_checkpoint")}
         for steps in (1, 4, 12, 24)
     }
     at_length = {"size": asdict(large), "et": memory_of("et", large, steps=1)}
-    return {"base": base, "tensors": tensors, "against_steps": against_steps, "large": at_length}
+    return {
+        "base": base,
+        "inference": inference,
+        "tensors": tensors,
+        "against_steps": against_steps,
+        "large": at_length,
+    }
 
 
 def environment() -> dict:
@@ -282,7 +295,8 @@ def environment() -> dict:
         "cpu": model[0].split(":")[1].strip() if model else platform.machine(),
         "threads": torch.get_num_threads(), "load": list(os.getloadavg()), "torch": torch.__version__,
         "timm": timm.__version__, "capability": torch.backends.cpu.get_cpu_capability(),
-        "bfloat16_products": precision.CPU_HAS_BFLOAT16, "utc": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+        "bfloat16_products": precision.CPU_HAS_BFLOAT16, "commit": git_commit(ROOT),
+        "utc": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
     }  # fmt: skip
 
 

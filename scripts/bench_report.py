@@ -13,7 +13,6 @@ NAMES = {
 
 def table(record: dict) -> str:
     """Markdown: a row a form: median (fastest-slowest) seconds, and ratios of medians."""
-    memory = record.get("memory", {}).get("base", {})
     lines = []
     for part in ("fp32", "bf16", "compile"):
         if part not in record:
@@ -22,19 +21,33 @@ def table(record: dict) -> str:
         base = "vit" if "vit" in training["rows"] else "et"
         lines += [
             "", f"{part}, {describe(training['size'])}; {describe_machine(record[part])}", "",
-            f"| | forward, backward | of {NAMES[base].strip('*')} | GFLOP/s | and AdamW's update | of it "
-            "| inference | of it | memory of a step |",
-            "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+            f"| | forward, backward | of {NAMES[base].strip('*')} | of the rate of products "
+            "| and AdamW's update | of it | inference | of it |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|",
         ]  # fmt: skip
         for form, row in training["rows"].items():
             other = inference["rows"].get(form)
             updated, of = row["updated_seconds"], training["rows"][base]
-            cells = [time_cell(row), ratio(row, of), f"{row['gflops']:.0f}"]
+            cells = [time_cell(row), ratio(row, of), f"{row['gflops'] / record[part]['product_gflops']:.2f}"]
             cells += [f"{updated:.2f} s", f"{updated / of['updated_seconds']:.2f}"]
             cells += [time_cell(other), ratio(other, inference["rows"][base])] if other else ["", ""]
-            cells.append(f"{memory[form] / 2**20:.0f} MiB" if part == "fp32" and form in memory else "")
             lines.append(f"| {NAMES[form]} | " + " | ".join(cells) + " |")
+    if "memory" in record:
+        lines += memory_table(record["memory"])
     return "\n".join(lines)
+
+
+def memory_table(memory: dict) -> list[str]:
+    """Rows of MiB, and ratios to the ViT's: resident in training and inference, and held by tensors in training."""
+    lines = ["", "| MiB | resident, training | of ViT | resident, inference | of ViT | tensors, training | of ViT |"]
+    lines.append("|---|---:|---:|---:|---:|---:|---:|")
+    for form in memory["tensors"]:
+        cells = []
+        for kind in ("base", "inference", "tensors"):
+            found = memory[kind].get(form)
+            cells += ["", ""] if found is None else [f"{found / 2**20:.0f}", f"{found / memory[kind]['vit']:.2f}"]
+        lines.append(f"| {NAMES[form]} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def describe(size: dict) -> str:

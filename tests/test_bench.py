@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
 
+from et.core import precision
+from et.inpainting.model import InpaintingET
 from scripts import bench, bench_data, bench_epochs, bench_report
 
 TINY = bench.Size(steps=2, batch=1, tokens=9, dim=64)
@@ -29,10 +32,9 @@ def test_all_forms_of_et_compute_the_same(bf16):
 def test_record_table_and_plot(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench.Size.__init__, "__defaults__", (1, 1, 9, 64))
     monkeypatch.setattr(bench, "SCALING", {axis: [bench.Size(), bench.Size(steps=2)] for axis in bench.SCALING})
-    monkeypatch.setattr(bench, "product_rate", lambda dtype: 100.0)
     record, plot = tmp_path / "record.json", tmp_path / "plot.png"
     options = ["--rounds", "1", "--json", str(record), "--plot", str(plot)]
-    bench.main(["--parts", "fp32", "scaling", "memory", *options])
+    bench.main(["--parts", "fp32", "bf16", "compile", "scaling", "memory", "profile", *options])
     bench.main(["--parts", "render", *options])
     found = json.loads(record.read_text())
     rows = found["fp32"]["training"]["rows"]
@@ -40,7 +42,10 @@ def test_record_table_and_plot(tmp_path, monkeypatch, capsys):
     assert rows["et"]["gflops"] == pytest.approx(3 * bench.Size().operations("et") / rows["et"]["seconds"] / 1e9)
     assert all(row["updated_seconds"] >= row["seconds"] > 0 and row["update_seconds"] > 0 for row in rows.values())
     assert found["fp32"]["inference"]["rows"]["et"]["update_seconds"] < 1e-3  # nothing to update
-    assert set(found["memory"]["tensors"]) == {"vit", "et", "et_checkpoint", "autograd"}
+    assert set(found["memory"]["tensors"]) == {"vit", "et", "et_checkpoint", "autograd", "func", "et_compiled"}
+    assert found["bf16"]["native"] == precision.CPU_HAS_BFLOAT16 and found["fp32"]["product_gflops"] > 1
+    assert set(found["compile"]["inference"]["rows"]) == {"vit", "et", "et_compiled"}
+    assert sum(found["profile"]["et"]["share"].values()) <= 1
     assert set(found["memory"]["against_steps"]) == {"1", "4", "12", "24"}
     assert found["fp32"]["environment"]["threads"] == torch.get_num_threads()
     assert "**ET-Base**" in bench_report.table(found) and "ViT-Base" in capsys.readouterr().out
@@ -50,6 +55,13 @@ def test_record_table_and_plot(tmp_path, monkeypatch, capsys):
 def test_checkpointed_steps_hold_a_third_of_the_tensors_at_most():
     size = bench.Size(steps=12, batch=2, tokens=50, dim=128)
     assert 3 * bench.live_peak("et_checkpoint", size) <= bench.live_peak("et", size)
+
+
+def test_tensors_held_do_not_depend_on_what_was_measured_before():
+    size = bench.Size(steps=2, batch=1, tokens=20, dim=64)
+    alone = bench.live_peak("et", size)
+    bench.live_peak("vit", size)
+    assert bench.live_peak("et", size) == alone
 
 
 def test_operations_are_those_of_the_products():
@@ -68,7 +80,16 @@ def test_operations_are_those_of_the_products():
 
 
 def test_loader_and_step_are_measured(capsys, monkeypatch):
-    monkeypatch.setattr(bench_data, "waiting", lambda root, batch, workers, steps: (1.0, 0.01))
+    small = {
+        "image_size": 224,
+        "patch_size": 16,
+        "dim": 16,
+        "num_heads": 1,
+        "head_dim": 4,
+        "num_memories": 8,
+        "steps": 1,
+    }
+    monkeypatch.setattr(bench_data, "InpaintingET", partial(InpaintingET, **small))
     monkeypatch.setattr(bench_data, "PHOTOGRAPHS", 8)
     bench_data.main(["--batch", "2", "--steps", "2", "--seconds", "0.1"])
     assert "images/s" in capsys.readouterr().out

@@ -19,12 +19,14 @@ SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_heads": 2, "head
 
 
 @pytest.mark.parametrize("title, code", EXAMPLES, ids=[title for title, _ in EXAMPLES])
-def test_examples_run(title, code):
+def test_examples_run(title, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "build").mkdir()
     exec(compile(code, f"{PAGE.name}: {title}", "exec"), {})
 
 
 def test_every_interface_has_an_example():
-    assert [title for title, _ in EXAMPLES] == ["timm", "PyTorch Geometric", "torch.export and ONNX"]
+    assert [title for title, _ in EXAMPLES] == ["timm", "PyTorch Geometric", "torch.export and ONNX", "Graph models"]
 
 
 def test_timm_model_has_the_base_sizes_and_timm_interface():

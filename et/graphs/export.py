@@ -12,14 +12,10 @@ from et.graphs.model import GraphEnergyTransformer
 class OneGraph(nn.Module):
     """A trained model, in evaluation, as a function of one graph's tensors.
 
+    docs/integrations.md exports one.
+
     Args:
         model: with the sparse layout; its batch of one graph is made here.
-
-    Example::
-
-        graph = {"x": x, "edge_index": edge_index, "pe": pe}
-        sizes = {"x": {0: Dim("nodes")}, "edge_index": {1: Dim("edges")}, "pe": {0: Dim.AUTO}}
-        program = torch.export.export(OneGraph(model), (), graph, dynamic_shapes=sizes | {"edge_attr": None})
     """
 
     def __init__(self, model: GraphEnergyTransformer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from et.core import kernels_dense, kernels_flex
+from et.core import EnergyTransformerBlock, descend, kernels_dense, kernels_flex
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention has gradients on a GPU only")
 
@@ -35,6 +35,26 @@ def test_flex_attention_forward_agrees_on_the_cpu(self_attention):
 
 def test_cpus_and_double_precision_are_not_for_flex_attention():
     assert not kernels_flex.suits(torch.zeros(1, 8, 2, 2, 64))
+
+
+def test_where_it_suits_it_computes_a_descent_unless_maps_are_asked_for(monkeypatch):
+    """The choice as on a GPU, with its two passes in plain operations."""
+    torch.manual_seed(0)
+    block, x = EnergyTransformerBlock(8, 2, 4, 16, attention_init_std=0.5).double(), torch.randn(2, 6, 8).double()
+    plain = descend(block, x, 3, 0.1).x
+    wanted = torch.autograd.grad(plain.square().sum(), tuple(block.parameters()))
+    calls = []
+    monkeypatch.setattr(kernels_flex, "suits", lambda qk: True)
+    attend = kernels_flex.plain_attend
+    monkeypatch.setattr(kernels_flex, "compiled_attend", lambda *inputs: calls.append(1) or attend(*inputs))
+    fused = descend(block, x, 3, 0.1).x
+    assert calls
+    torch.testing.assert_close(fused, plain)
+    torch.testing.assert_close(torch.autograd.grad(fused.square().sum(), tuple(block.parameters())), wanted)
+    calls.clear()
+    block.attention.all_pairs.keep_maps = False
+    torch.testing.assert_close(descend(block, x, 3, 0.1).x, plain)
+    assert not calls
 
 
 @pytest.mark.cuda
