@@ -15,8 +15,7 @@ from et.core.sparse import edge_aggregate, edge_scores, segment_logsumexp
 class NodeTransformer(nn.Module):
     """Linear embedding, layers of attention along the edges and feed-forward networks, linear head.
 
-    Laplacian eigenvectors, which the original adds as positions, are left out: the graphs here are single, large and
-        given.
+    Laplacian eigenvectors, which the original adds to the nodes as positions, are left out.
 
     Args:
         in_features: F.
