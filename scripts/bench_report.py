@@ -18,19 +18,18 @@ def table(record: dict) -> str:
         if part not in record:
             continue
         training, inference = record[part]["training"], record[part].get("inference", {"rows": {}})
-        base = "vit" if "vit" in training["rows"] else "et"
         lines += [
             "", f"{part}, {describe(training['size'])}; {describe_machine(record[part])}", "",
-            f"| | forward, backward | of {NAMES[base].strip('*')} | of the rate of products "
+            f"| | forward, backward | of {NAMES['vit']} | of the rate of products "
             "| and AdamW's update | of it | inference | of it |",
             "|---|---:|---:|---:|---:|---:|---:|---:|",
         ]  # fmt: skip
         for form, row in training["rows"].items():
             other = inference["rows"].get(form)
-            updated, of = row["updated_seconds"], training["rows"][base]
+            updated, of = row["updated_seconds"], training["rows"]["vit"]
             cells = [time_cell(row), ratio(row, of), f"{row['gflops'] / record[part]['product_gflops']:.2f}"]
             cells += [f"{updated:.2f} s", f"{updated / of['updated_seconds']:.2f}"]
-            cells += [time_cell(other), ratio(other, inference["rows"][base])] if other else ["", ""]
+            cells += [time_cell(other), ratio(other, inference["rows"]["vit"])] if other else ["", ""]
             lines.append(f"| {NAMES[form]} | " + " | ".join(cells) + " |")
     if "memory" in record:
         lines += memory_table(record["memory"])
