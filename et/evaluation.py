@@ -25,7 +25,8 @@ def load_weights(run: Path, checkpoint: str | None) -> tuple[DictConfig, dict[st
         if not (run / "config.yaml").exists():
             raise UserError(f"{run} is no run folder: it has no config.yaml")
         cfg = OmegaConf.load(run / "config.yaml")
-        wanted = checkpoint or ("best" if cfg.checkpoint == "best" else "last")
+        has_best = cfg.checkpoint == "best" and (run / "checkpoints" / "best.ckpt").exists()
+        wanted = checkpoint or ("best" if has_best else "last")
         path, output = run / "checkpoints" / f"{wanted}.ckpt", run / "evaluation"
     else:
         cfg, path, output = None, run, run.parent / f"{run.stem}_evaluation"

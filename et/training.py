@@ -162,6 +162,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")  # nothing validates
     warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # it is: et.interrupt
     warnings.filterwarnings("ignore", message=".*srun. command is available.*")
     # What the tasks log at the end of an epoch is over all processes already, and equal in each of them.
@@ -237,8 +238,11 @@ def distributed_options(cfg: DictConfig, network: torch.nn.Module) -> dict[str, 
 def test(
     cfg: DictConfig, trainer: pl.Trainer, task: pl.LightningModule, data: pl.LightningDataModule, kept: Checkpoints
 ) -> dict[str, float]:
-    """The test metrics, read once, with the weights that ``checkpoint`` names."""
-    best = cfg.checkpoint == "best" and not trainer.fast_dev_run
+    """The test metrics, read once, with the weights that ``checkpoint`` names.
+
+    A protocol without validation data (the released one for graphs) has no best epoch: the last one's are tested.
+    """
+    best = cfg.checkpoint == "best" and kept.best_epoch is not None and not trainer.fast_dev_run
     # After fit the weights in memory are those of last.ckpt, so `last` and `current` need not read a file.
     trainer.test(task, data, ckpt_path=kept.folder / "best.ckpt" if best else None, weights_only=True, verbose=False)
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}

@@ -26,10 +26,11 @@ class GraphTask(pl.LightningModule):
     the PATTERN and CLUSTER baselines report it); regression logs ``mae``.
 
     ``held_out``: validation chooses the epoch, the test part is read once. ``released``: on data without an official
-    split the model is trained on all graphs, ``test/accuracy`` and ``test/accuracy_std`` come from the released
-    10-fold loop that never refits (:func:`et.graphs.protocol.released_accuracy`) and ``test/accuracy_all`` is the plain
-    accuracy on all (training) graphs; on data with an official split the test part is scored ``repetitions`` times, and
-    the scores differ only as far as the network's noise in evaluation makes them.
+    split the model is trained on all graphs and scored as it is after the last epoch. Then ``test/accuracy`` and
+    ``test/accuracy_std`` come from the released 10-fold loop that never refits
+    (:func:`et.graphs.protocol.released_accuracy`), and ``test/accuracy_all`` is the plain accuracy on all (training)
+    graphs. On data with an official split the test part is scored ``repetitions`` times, and the scores differ only as
+    far as the network's noise in evaluation makes them.
 
     Args:
         network: called with a :class:`GraphBatch`, gives (G, outputs) or (N, outputs).

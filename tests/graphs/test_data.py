@@ -51,7 +51,8 @@ def test_training_order_changes_with_the_epoch_and_evaluation_order_does_not(toy
 
 def test_released_protocol_trains_on_everything(toy):
     data = toy(protocol="released")
-    assert all(len(part) == 40 for part in data.split.values())
+    assert {part: len(numbers) for part, numbers in data.split.items()} == {"train": 40, "val": 0, "test": 40}
+    assert data.val_dataloader() == []
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,8 @@ def test_released_run_is_scored_by_the_released_loop(toy_run, fidelity):
     outcome = train(toy_run("protocol=released", f"fidelity={fidelity}", "task.repetitions=3"))
     metrics, data, network = outcome.record["metrics"], outcome.data, outcome.task.network.eval()
     assert {"test/accuracy", "test/accuracy_std", "test/accuracy_all"} <= set(metrics)
-    assert outcome.record["dataset"]["split"] == {"train": 40, "val": 40, "test": 40}
+    assert outcome.record["dataset"]["split"] == {"train": 40, "val": 0, "test": 40}
+    assert outcome.record["best_epoch"] is None and not (outcome.folder / "checkpoints" / "best.ckpt").exists()
     if fidelity == "paper":  # without noise and padding each graph is either right or wrong, once and for all
         with torch.no_grad():
             right = network(data.graphs).argmax(1) == data.graphs.y
@@ -187,8 +188,9 @@ def test_resumed_run_is_the_uninterrupted_one(toy_run, tmp_path):
         assert torch.equal(mine, theirs)
 
 
-def test_evaluation_of_a_run_repeats_its_test_scores(toy_run):
-    outcome = train(toy_run())
+@pytest.mark.parametrize("protocol", ["held_out", "released"])
+def test_evaluation_of_a_run_repeats_its_test_scores(toy_run, protocol):
+    outcome = train(toy_run(f"protocol={protocol}", "task.repetitions=3"))
     options = {"run": str(outcome.folder), "checkpoint": None, "output": None, "images": None, "mask_seeds": None}
     found = evaluate(OmegaConf.create(options | {"device": "cpu", "progress": False}))
     assert found["metrics"]["test/accuracy"] == pytest.approx(outcome.record["metrics"]["test/accuracy"])
