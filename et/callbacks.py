@@ -15,6 +15,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
 from et.errors import UserError
+from et.optim import centralize
 
 
 class SeededEpochs(Callback):
@@ -47,6 +48,21 @@ class FiniteLoss(Callback):
                 "the weights of the last checkpoint are still good; lower optim.optimizer.lr or model.step_size, "
                 "set optim.clip_norm, or look for NaN in the data"
             )
+
+
+class CentralizedGradients(Callback):
+    """Centralises all gradients before each optimizer step (tables 9 and 10).
+
+    Axes are those of the network's ``centralized_axes()`` by parameter name, where it has that method, else the usual
+    ones of :func:`et.optim.centralize`.
+    """
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        network = pl_module.network
+        axes = network.centralized_axes() if hasattr(network, "centralized_axes") else {}
+        for name, parameter in network.named_parameters():
+            if parameter.grad is not None:
+                centralize(parameter.grad, axes.get(name))
 
 
 class Stopwatch(Callback):
@@ -83,26 +99,40 @@ class Checkpoints(Checkpoint):
         mode: ``min`` or ``max``.
         every_n_epochs: how often ``last.ckpt`` is renewed (always after the final epoch).
         identity: the run's id, kept in every checkpoint.
+        tie_break: logged metric of which the smaller decides between epochs that ``monitor`` finds equally good; None:
+            the first of them is the best.
     """
 
     def __init__(
-        self, folder: Path, monitor: str | None, mode: str = "min", every_n_epochs: int = 1, identity: str | None = None
+        self,
+        folder: Path,
+        monitor: str | None,
+        mode: str = "min",
+        every_n_epochs: int = 1,
+        identity: str | None = None,
+        tie_break: str | None = None,
     ):
         if mode not in ("min", "max"):
             raise UserError(f"callbacks.mode must be 'min' or 'max', not {mode!r}")
         self.folder, self.monitor, self.mode, self.every_n_epochs = Path(folder), monitor, mode, every_n_epochs
-        self.best_epoch, self.best_metrics, self.identity = None, {}, identity
+        self.tie_break, self.identity = tie_break, identity
+        self.best_epoch, self.best_metrics = None, {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor is None or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        if self.monitor not in metrics:
-            raise UserError(f"callbacks.monitor is {self.monitor!r}, but validation logs {', '.join(sorted(metrics))}")
-        best, value = self.best_metrics.get(self.monitor), metrics[self.monitor]
-        if best is None or (value < best if self.mode == "min" else value > best):
+        for key, name in (("monitor", self.monitor), ("tie_break", self.tie_break)):
+            if name is not None and name not in metrics:
+                raise UserError(f"callbacks.{key} is {name!r}, but validation logs {', '.join(sorted(metrics))}")
+        if self.best_epoch is None or self._rank(metrics) < self._rank(self.best_metrics):
             self.best_epoch, self.best_metrics = trainer.current_epoch, metrics
             self._save(trainer, "best.ckpt", weights_only=True)
+
+    def _rank(self, metrics: dict[str, float]) -> tuple[float, ...]:
+        """What orders epochs, the best first."""
+        value = metrics[self.monitor] if self.mode == "min" else -metrics[self.monitor]
+        return (value,) if self.tie_break is None else (value, metrics[self.tie_break])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         finished = trainer.current_epoch + 1

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 
@@ -19,39 +20,37 @@ def warmup_cosine(step: int, total: int, warmup: int, peak_lr: float, start_lr: 
     return end_lr + 0.5 * (peak_lr - end_lr) * (1 + math.cos(math.pi * progress))
 
 
-def centralize(gradient: Tensor) -> None:
-    """Take the mean over all but the first axis off a gradient of two or more axes, in place (Yong et al. 2020).
+def centralize(gradient: Tensor, axes: tuple[int, ...] | None = None) -> None:
+    """Take a gradient's mean over ``axes`` off it, in place (gradient centralisation, Yong et al. 2020).
 
-    The first axis is the outputs of a linear layer, the memories of a Hopfield network and the heads of an attention.
+    By default these are all axes but the first, which is the outputs of a linear layer, the memories of a Hopfield
+    network, and the heads of an attention; a vector stays as it is. So does what has one element along the axes: its
+    mean is itself, and without it a layer of one input would never learn.
     """
-    if gradient.dim() > 1:
-        gradient.sub_(gradient.mean(dim=tuple(range(1, gradient.dim())), keepdim=True))
-
-
-def _centralize_all(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                centralize(parameter.grad)
+    axes = tuple(range(1, gradient.dim())) if axes is None else axes
+    if math.prod(gradient.shape[axis] for axis in axes) > 1:
+        gradient.sub_(gradient.mean(dim=axes, keepdim=True))
 
 
 def configure(cfg: DictConfig, module: nn.Module, trainer: Any) -> dict[str, Any]:
     """What ``configure_optimizers`` returns for a configuration of the group ``optim``.
 
     Args:
-        cfg: ``optimizer`` (a partial that takes parameters), ``schedule`` (name, warmup_epochs, start_lr, end_lr),
-            ``centralize_gradients``.
+        cfg: ``optimizer`` (a partial that takes parameters), ``schedule`` (name, warmup_epochs, start_lr, end_lr).
         module: whose parameters are trained.
         trainer: the Lightning trainer, asked for the number of steps.
     """
     optimizer = instantiate(cfg.optimizer)([p for p in module.parameters() if p.requires_grad])
-    if cfg.get("centralize_gradients"):
-        optimizer.register_step_pre_hook(_centralize_all)
     if cfg.schedule.name == "constant":
         return {"optimizer": optimizer}
     if cfg.schedule.name != "warmup_cosine":
         raise ValueError(f"optim.schedule.name must be 'constant' or 'warmup_cosine', not {cfg.schedule.name!r}")
     peak = cfg.optimizer.lr
+    if cfg.schedule.warmup_epochs >= trainer.max_epochs:
+        rank_zero_warn(
+            f"the learning rate is still warming up when training ends: optim.schedule.warmup_epochs is "
+            f"{cfg.schedule.warmup_epochs}, trainer.max_epochs {trainer.max_epochs}; set both"
+        )
     total = int(trainer.estimated_stepping_batches)
     warmup = round(total * min(1.0, cfg.schedule.warmup_epochs / max(1, trainer.max_epochs)))
 

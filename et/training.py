@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import LearningRateMonitor, RichProgressBar
 from pytorch_lightning.strategies import DDPStrategy
 
-from et.callbacks import Checkpoints, FiniteLoss, SeededEpochs, Stopwatch
+from et.callbacks import CentralizedGradients, Checkpoints, FiniteLoss, SeededEpochs, Stopwatch
 from et.errors import UserError
 from et.interrupt import StopOnSignal
 from et.launch import agreed, cluster_environment, local_processes, must_start_processes, run_processes
@@ -74,6 +74,7 @@ def train(cfg: DictConfig) -> Outcome:
         cfg.callbacks.mode,
         cfg.callbacks.save_every_n_epochs,
         identity,
+        cfg.callbacks.get("tie_break"),
     )
     stopwatch, metrics_file = Stopwatch(), MetricsFile(folder / "metrics.csv")
     keepers = [checkpoints, stopwatch, StopOnSignal(checkpoints)]
@@ -200,6 +201,8 @@ def build_trainer(
 ) -> pl.Trainer:
     """The Lightning trainer with this project's callbacks and the loggers asked for."""
     callbacks = [SeededEpochs(cfg.seed), FiniteLoss(), LearningRateMonitor("step"), *keepers]
+    if cfg.optim.get("centralize_gradients"):
+        callbacks.append(CentralizedGradients())
     progress = cfg.callbacks.progress and cfg.trainer.get("enable_progress_bar", True)
     if progress:
         callbacks.append(RichProgressBar(leave=False))

@@ -1,4 +1,3 @@
-import math
 from types import SimpleNamespace
 
 import pytest
@@ -49,12 +48,24 @@ def test_adam_at_a_constant_rate():
     assert set(found) == {"optimizer"}
 
 
-def test_gradients_are_centralized_on_request():
-    found, module = build("optim.centralize_gradients=true")
-    module(torch.randn(5, 3)).square().sum().backward()
-    found["optimizer"].step()
-    assert module.weight.grad.mean(dim=1).abs().max() < 1e-6
-    assert math.isfinite(module.bias.grad.sum()) and module.bias.grad.abs().sum() > 0
+def test_a_layer_of_one_input_keeps_its_gradient():
+    gradient = torch.randn(4, 1)
+    kept = gradient.clone()
+    centralize(gradient)
+    assert torch.equal(gradient, kept)
+
+
+def test_other_axes_on_request():
+    gradient, vector = torch.randn(4, 3) + 2, torch.randn(6) + 2
+    centralize(gradient, (0,))
+    centralize(vector, (0,))
+    torch.testing.assert_close(gradient.mean(0), torch.zeros(3), atol=1e-6, rtol=0)
+    assert abs(vector.mean()) < 1e-6
+
+
+def test_a_warm_up_without_end_is_told():
+    with pytest.warns(UserWarning, match="still warming up"):
+        build("optim.schedule.warmup_epochs=100")
 
 
 def test_an_unknown_schedule_is_refused():

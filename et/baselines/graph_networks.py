@@ -134,7 +134,7 @@ class GraphTransformer(nn.Module):
 
         graph, pe = batch.graph_of_node, batch.pe[batch.node_tokens]
         if self.training:
-            pe = flip_signs(pe, graph, len(batch))
+            pe = flip_signs(pe, batch.sizes)
         x = self.embed(batch.x) + self.position(pe)
         for attention, first_norm, feed_forward, second_norm in zip(
             self.attentions, self.attention_norms, self.feed_forwards, self.feed_forward_norms, strict=True

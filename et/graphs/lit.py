@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from et import optim as optimizers
 from et.errors import UserError
 from et.graphs.batch import GraphBatch
+from et.graphs.data import GraphData
 from et.graphs.protocol import released_accuracy
 from et.sampling import rank_and_world
 
@@ -22,8 +24,9 @@ from et.sampling import rank_and_world
 class GraphTask(pl.LightningModule):
     """Trains a network on graphs and scores it.
 
-    Classification logs ``accuracy`` and, for node tasks, ``accuracy_weighted`` (mean over classes of the recall, as
-    the PATTERN and CLUSTER baselines report it); regression logs ``mae``.
+    Classification logs ``accuracy``, ``loss`` (cross-entropy without smoothing) and, for node tasks,
+    ``accuracy_weighted`` (mean over classes of the recall, as the PATTERN and CLUSTER baselines report it); regression
+    logs ``mae``.
 
     ``held_out``: validation chooses the epoch, the test part is read once. ``released``: on data without an official
     split the model is trained on all graphs and scored as it is after the last epoch. Then ``test/accuracy`` and
@@ -60,7 +63,7 @@ class GraphTask(pl.LightningModule):
         self.network, self.optim, self.num_classes = network, optim, num_classes
         self.protocol, self.repetitions, self.seed = protocol, repetitions, seed
         self.label_smoothing, self.edge_loss_weight = label_smoothing, edge_loss_weight
-        self.tallies: dict[str, Tally] = {}
+        self.val_measures, self.test_measures = Measures(num_classes), Measures(num_classes)
 
     def configure_optimizers(self) -> dict:
         return optimizers.configure(self.optim, self, self.trainer)
@@ -90,39 +93,41 @@ class GraphTask(pl.LightningModule):
             return F.l1_loss(outputs[:, 0].float(), target.float())
         return F.cross_entropy(outputs.float(), target, label_smoothing=self.label_smoothing)
 
-    def on_validation_epoch_start(self) -> None:
-        self.tallies["val"] = Tally(self.num_classes, self.device)
-
     def validation_step(self, batch: GraphBatch, batch_index: int) -> None:
-        self.tallies["val"].add(self.network(batch), batch.y)
+        self.val_measures.update(self.network(batch), batch.y)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_tally("val", self.tallies.pop("val"))
+        self._log("val", self.measured(self.val_measures))
 
     def on_test_epoch_start(self) -> None:
         torch.manual_seed(self.seed)  # for noise in evaluation: the same scores whenever the weights are tested
-        self.tallies["test"] = Tally(self.num_classes, self.device)
 
     def test_step(self, batch: GraphBatch, batch_index: int) -> None:
-        self.tallies["test"].add(self.network(batch), batch.y)
+        self.test_measures.update(self.network(batch), batch.y)
 
     def on_test_epoch_end(self) -> None:
-        tally, data = self.tallies.pop("test"), self.trainer.datamodule
+        found, data = self.measured(self.test_measures), self.trainer.datamodule
         if self.protocol == "held_out":
-            self._log_tally("test", tally)
+            self._log("test", found)
         elif data.has_official_split:
-            self._log_repeated(tally, data)
+            self._log_repeated(found, data)
         else:
-            self._log_released(tally, data)
+            self._log_released(found["accuracy"], data)
 
-    def _log_tally(self, part: str, tally: Tally) -> None:
-        level = self.trainer.datamodule.graphs.level
-        for name, value in tally.measures(self.all_gather, level).items():
+    def measured(self, measures: Measures) -> dict[str, float]:
+        """What was measured since the last time; classes are weighted where nodes are classified."""
+        found = measures.compute()
+        measures.reset()
+        if self.trainer.datamodule.graphs.level == "graph":
+            found.pop("accuracy_weighted", None)
+        return found
+
+    def _log(self, part: str, found: dict[str, float]) -> None:
+        for name, value in found.items():
             self.log(f"{part}/{name}", value, prog_bar=True)
 
-    def _log_released(self, tally: Tally, data) -> None:
-        """The 10-fold loop over all graphs, beside the plain accuracy on them."""
-        plain = tally.measures(self.all_gather, data.graphs.level)
+    def _log_released(self, plain: float, data: GraphData) -> None:
+        """The 10-fold loop over all graphs, beside the ``plain`` accuracy on them."""
         repetitions = 1 if self.trainer.fast_dev_run else self.repetitions
 
         def correct(numbers: Tensor) -> Tensor:
@@ -131,65 +136,58 @@ class GraphTask(pl.LightningModule):
 
         with seeded(self.seed, self.device):
             mean, std = released_accuracy(correct, len(data.graphs), repetitions, self.seed)
-        self.log_dict({"test/accuracy": mean, "test/accuracy_std": std, "test/accuracy_all": plain["accuracy"]})
+        self.log_dict({"test/accuracy": mean, "test/accuracy_std": std, "test/accuracy_all": plain})
 
-    def _log_repeated(self, tally: Tally, data) -> None:
-        """Mean and deviation over repeated scorings of the official test part, the first of them already done."""
-        level = data.graphs.level
-        found = [tally.measures(self.all_gather, level)]
+    def _log_repeated(self, first: dict[str, float], data: GraphData) -> None:
+        """Mean and deviation over repeated scorings of the official test part, the ``first`` of them already done."""
+        scorings, again = [first], Measures(self.num_classes).to(self.device)
         # Without noise in evaluation, or padding, every repetition is the first.
         varies = getattr(self.network, "noise_in_evaluation", False) and not self.trainer.fast_dev_run
-        with seeded(self.seed, self.device):
-            for _ in range(self.repetitions - 1 if varies else 0):
-                again = Tally(self.num_classes, self.device)
+        for repetition in range(1, self.repetitions if varies else 1):
+            with seeded(self.seed + repetition, self.device):
                 for batch in data.test_dataloader():
                     batch = batch.to(self.device)
-                    again.add(self.network(batch), batch.y)
-                found.append(again.measures(self.all_gather, level))
-        for name in found[0]:
-            values = torch.tensor([measures[name] for measures in found], dtype=torch.float64)
+                    again.update(self.network(batch), batch.y)
+            scorings.append(self.measured(again))
+        for name in first:
+            values = torch.tensor([found[name] for found in scorings], dtype=torch.float64)
             self.log(f"test/{name}", values.mean().item())
             self.log(f"test/{name}_std", values.std(unbiased=False).item())
 
 
-class Tally:
-    """Adds up, batch by batch, what the measures of a part of the data need.
+class Measures(Metric):
+    """Adds up, batch by batch and over all processes, what the measures of a part of the data need.
 
     Args:
         num_classes: 1 for regression.
     """
 
-    def __init__(self, num_classes: int, device: torch.device | str = "cpu"):
+    def __init__(self, num_classes: int):
+        super().__init__()
         self.num_classes = num_classes
-        self.absolute_error = torch.zeros((), dtype=torch.float64, device=device)
-        self.count = torch.zeros(num_classes, dtype=torch.int64, device=device)
-        self.correct = torch.zeros(num_classes, dtype=torch.int64, device=device)
+        self.add_state("count", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("correct", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("loss", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def add(self, outputs: Tensor, target: Tensor) -> None:
+    def update(self, outputs: Tensor, target: Tensor) -> None:
         """outputs (n, outputs), target (n,). A prediction beyond the classes there are is wrong."""
         if self.num_classes == 1:
-            self.absolute_error += (outputs[:, 0].double() - target).abs().sum()
+            self.loss += (outputs[:, 0].double() - target).abs().sum()
             self.count += len(target)
         else:
+            self.loss += F.cross_entropy(outputs.double(), target, reduction="sum")
             self.count += torch.bincount(target, minlength=self.num_classes)
             right = target[outputs.argmax(-1) == target]
             self.correct += torch.bincount(right, minlength=self.num_classes)
 
-    def measures(self, gather, level: str) -> dict[str, float]:
-        """The measures over all processes; ``gather`` stacks a tensor over them (Lightning's all_gather)."""
-
-        def total(tensor: Tensor) -> Tensor:
-            gathered = gather(tensor)
-            return gathered.sum(0) if gathered.dim() > tensor.dim() else gathered
-
-        count, correct = total(self.count).double(), total(self.correct).double()
+    def compute(self) -> dict[str, float]:
+        """``mae``; or ``accuracy``, ``accuracy_weighted`` (over the classes there are) and ``loss``, not smoothed."""
+        loss = (self.loss / self.count.sum()).item()
         if self.num_classes == 1:
-            return {"mae": (total(self.absolute_error) / count.sum()).item()}
-        found = {"accuracy": (correct.sum() / count.sum()).item()}
-        if level == "node":
-            present = count > 0
-            found["accuracy_weighted"] = (correct[present] / count[present]).mean().item()
-        return found
+            return {"mae": loss}
+        recall = (self.correct.double() / self.count)[self.count > 0]
+        accuracy = (self.correct.sum().double() / self.count.sum()).item()
+        return {"accuracy": accuracy, "accuracy_weighted": recall.mean().item(), "loss": loss}
 
 
 @contextmanager

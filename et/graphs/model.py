@@ -37,7 +37,8 @@ class GraphEnergyTransformer(nn.Module):
         step_size: alpha of eq. 27.
         noise_std: sigma of eq. 27, in training, and with ``noise_in_evaluation`` always.
         num_eigenvectors: k of eq. 23.
-        flip_signs: flip the eigenvectors' signs at random in training.
+        flips: signs of the eigenvectors in training: ``vectors``, ``entries`` (see
+            :func:`et.graphs.positional.flip_signs`), or None to leave them as they are.
         conv: ``3x3`` (eq. 24) or ``none``.
         head_mix: mix the scores over the heads by a matrix (H, H) in each block (released code).
         adjacency_bias: a bias in the projection A'. In the padded layout it turns non-edges into edges.
@@ -47,6 +48,9 @@ class GraphEnergyTransformer(nn.Module):
         edge_reconstruction: learn to rebuild the edge features from ahat (MNIST and CIFAR10, appendix D.3).
         attention_init_std: of queries, keys and head mix. The images' 0.02 (algorithm 1) saturates the softmax here,
             where inner products of whole tokens multiply the scores; the released code has 0.002.
+        memory_init_std: of the Hopfield network's memories (algorithm 1: 0.02; released code: 1/sqrt(D)).
+        flax_layout: centralise gradients as the released code does, whose layers hold their weights the other way
+            round (see :meth:`centralized_axes`).
     """
 
     def __init__(
@@ -72,26 +76,36 @@ class GraphEnergyTransformer(nn.Module):
         noise_in_evaluation: bool = False,
         edge_reconstruction: bool = False,
         attention_init_std: float = 0.002,
-        flip_signs: bool = True,
+        memory_init_std: float = 0.02,
+        flips: Literal["vectors", "entries"] | None = "vectors",
+        flax_layout: bool = False,
     ):
         super().__init__()
         if readout not in ("cls", "nodes"):
             raise ValueError(f"readout must be 'cls' or 'nodes', not {readout!r}")
         if conv not in ("3x3", "none"):
             raise ValueError(f"conv must be '3x3' or 'none', not {conv!r}")
+        if flips not in ("vectors", "entries", None):
+            raise ValueError(f"flips must be 'vectors', 'entries' or null, not {flips!r}")
         if edge_reconstruction and not edge_features:
             raise ValueError("edge_reconstruction needs edge features: edge_features is 0")
         self.readout, self.steps, self.step_size = readout, steps, step_size
         self.noise_std, self.noise_in_evaluation = noise_std, noise_in_evaluation
-        self.layout, self.sink_padding, self.flip_signs = layout, sink_padding, flip_signs
+        self.layout, self.sink_padding, self.flips, self.flax_layout = layout, sink_padding, flips, flax_layout
         self.encoder = _linear(in_features, dim)
         self.position = _linear(num_eigenvectors, dim)
         self.cls = nn.Parameter(0.02 * torch.randn(dim))
         self.adjacency = _linear(edge_features or 1, num_heads, bias=adjacency_bias)
-        self.kernel = nn.Parameter(torch.randn(3, 3, num_heads) / 3) if conv == "3x3" else None
+        self.kernel = nn.Parameter(torch.randn(num_heads, 3, 3) / 3) if conv == "3x3" else None
         self.blocks = nn.ModuleList(
             EnergyTransformerBlock(
-                dim, num_heads, head_dim, num_memories, train_beta=True, attention_init_std=attention_init_std
+                dim,
+                num_heads,
+                head_dim,
+                num_memories,
+                train_beta=True,
+                attention_init_std=attention_init_std,
+                hopfield_init_std=memory_init_std,
             )
             for _ in range(num_blocks)
         )
@@ -113,6 +127,18 @@ class GraphEnergyTransformer(nn.Module):
             raise ValueError(f"fidelity must be 'paper' or 'released', not {fidelity!r}")
         return cls(**(arguments | dict(released or {}) if fidelity == "released" else arguments))
 
+    def centralized_axes(self) -> dict[str, tuple[int, ...]]:
+        """Axes over which gradient centralisation takes the mean, for parameters that are not by the usual rule.
+
+        The rule keeps a mean for each index of the first axis. In the released code that is the first axis of Flax's
+        layers: inputs before outputs, rows of the convolution's kernel before its heads, and a CLS token of (1, D).
+        """
+        if not self.flax_layout:
+            return {}
+        layers = {f"{name}.weight": (0,) for name, part in self.named_modules() if isinstance(part, nn.Linear)}
+        memories = {f"blocks.{index}.hopfield.memories": (0,) for index in range(len(self.blocks))}
+        return layers | memories | {"kernel": (0, 2), "cls": (0,)}
+
     def forward(self, batch: GraphBatch) -> Tensor:
         """Outputs (G, num_outputs), or (N, num_outputs) with readout from the nodes."""
         return self.predict(batch, self.final_tokens(batch)[0])
@@ -131,9 +157,8 @@ class GraphEnergyTransformer(nn.Module):
         """Initial tokens in the batch's layout, that layout, and ahat (eq. 23, 24); in float32 or better."""
         with no_autocast(batch.x):
             pe = batch.pe
-            if self.training and self.flip_signs:
-                graph_of_token = torch.repeat_interleave(batch.sizes + 1, output_size=len(pe))
-                pe = flip_signs(pe, graph_of_token, len(batch))
+            if self.training and self.flips is not None:
+                pe = flip_signs(pe, batch.sizes + 1, self.flips)
             dtype = self.cls.dtype
             tokens = self.position(pe.to(dtype))
             tokens = tokens.index_add(0, batch.node_tokens, self.encoder(batch.x.to(dtype)))
@@ -142,7 +167,8 @@ class GraphEnergyTransformer(nn.Module):
             # Padding is encoded like a node without features. Its eigenvectors are zero here; the released code takes
             # them from the padded adjacency, batch by batch (docs/reproduction.md).
             x = layout.place(tokens, self.encoder.bias + self.position.bias)
-            return x, layout, layout.adjacency(x, self.adjacency, self.kernel)
+            kernel = None if self.kernel is None else self.kernel.permute(1, 2, 0)
+            return x, layout, layout.adjacency(x, self.adjacency, kernel)
 
     def final_tokens(self, batch: GraphBatch) -> tuple[Tensor, Layout, Tensor]:
         """Tokens (N + G, D) after all blocks (eq. 27), the layout they were computed in, and ahat."""

@@ -18,7 +18,7 @@ from torch import nn
 from et.cli import told_plainly
 from et.errors import UserError
 from et.graphs.data import GraphData
-from et.graphs.lit import Tally, seeded
+from et.graphs.lit import Measures, seeded
 
 
 @torch.no_grad()
@@ -38,14 +38,13 @@ def spread(network: nn.Module, data: GraphData, orders: int, seed: int = 0) -> d
     graphs = data.graphs.select(data.split["test"])
 
     def score(shuffle: bool) -> float:
-        tally = Tally(data.num_classes)
+        measures = Measures(data.num_classes)
         with seeded(seed, torch.device("cpu")):
             for numbers in torch.arange(len(graphs)).split(data.batch_size):
                 batch = graphs.select(numbers)
                 batch = batch.permute_nodes(generator) if shuffle else batch
-                tally.add(network(batch), batch.y)
-        measures = tally.measures(lambda tensor: tensor, graphs.level)
-        return measures["mae" if data.num_classes == 1 else "accuracy"]
+                measures.update(network(batch), batch.y)
+        return measures.compute()["mae" if data.num_classes == 1 else "accuracy"]
 
     given, found = score(False), torch.tensor([score(True) for _ in range(orders)], dtype=torch.float64)
     return {

@@ -72,10 +72,22 @@ def with_eigenvectors(graphs: GraphBatch, k: int, cache: Path | None = None, pro
     return replace(graphs, pe=torch.from_numpy(pe))
 
 
-def flip_signs(pe: Tensor, graph_of_token: Tensor, num_graphs: int) -> Tensor:
-    """Each eigenvector of each graph times a random sign: (N + G, k) -> the same (appendix D.3; for training only)."""
-    signs = torch.randint(0, 2, (num_graphs, pe.shape[1]), device=pe.device, dtype=pe.dtype) * 2 - 1
-    return pe * signs[graph_of_token]
+def flip_signs(pe: Tensor, sizes: Tensor, flips: str = "vectors") -> Tensor:
+    """Random signs for the eigenvectors, in training only (appendix D.3): (N + G, k) -> the same.
+
+    Args:
+        sizes: (G,) tokens of each graph, N + G together.
+        flips: ``vectors``, a sign for each eigenvector of each graph; or ``entries``, as the released code has it: a
+            sign for each place in a graph and each column, the same in all graphs of the batch.
+    """
+    graph_of_token = torch.repeat_interleave(sizes, output_size=len(pe))
+    if flips == "vectors":
+        rows, count = graph_of_token, len(sizes)
+    else:
+        starts = sizes.cumsum(0) - sizes
+        rows, count = torch.arange(len(pe), device=pe.device) - starts[graph_of_token], int(sizes.max())
+    signs = torch.randint(0, 2, (count, pe.shape[1]), device=pe.device, dtype=pe.dtype) * 2 - 1
+    return pe * signs[rows]
 
 
 def _compute(graphs: GraphBatch, k: int, progress: bool) -> np.ndarray:

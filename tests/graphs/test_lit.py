@@ -9,7 +9,7 @@ from torch import nn
 from et.errors import UserError
 from et.evaluation import evaluate
 from et.graphs import lit
-from et.graphs.lit import GraphTask, Tally, seeded
+from et.graphs.lit import GraphTask, Measures, seeded
 from et.graphs.protocol import released_accuracy
 from et.training import train
 
@@ -31,38 +31,29 @@ def toy_run(config, tmp_path, make_tu):
     return build
 
 
-def no_gather(tensor):
-    return tensor
-
-
 def test_accuracy_and_mean_recall():
-    tally = Tally(3)
-    outputs = F.one_hot(torch.tensor([0, 0, 1, 1, 0]), 4).float()
-    tally.add(outputs[:3], torch.tensor([0, 0, 0]))
-    tally.add(outputs[3:], torch.tensor([1, 1]))
-    assert tally.measures(no_gather, "graph") == {"accuracy": pytest.approx(3 / 5)}
-    measures = tally.measures(no_gather, "node")
-    assert measures["accuracy_weighted"] == pytest.approx((2 / 3 + 1 / 2) / 2)  # no node of class 2
+    measures = Measures(3)
+    outputs, target = F.one_hot(torch.tensor([0, 0, 1, 1, 0]), 4).float(), torch.tensor([0, 0, 0, 1, 1])
+    measures.update(outputs[:3], target[:3])
+    measures.update(outputs[3:], target[3:])
+    found = measures.compute()
+    assert found["accuracy"] == pytest.approx(3 / 5)
+    assert found["accuracy_weighted"] == pytest.approx((2 / 3 + 1 / 2) / 2)  # no node of class 2
+    assert found["loss"] == pytest.approx(F.cross_entropy(outputs, target).item())
 
 
 def test_predictions_beyond_the_classes_are_wrong():
-    tally = Tally(2)
-    tally.add(F.one_hot(torch.tensor([7, 1]), 10).float(), torch.tensor([0, 1]))
-    assert tally.measures(no_gather, "graph")["accuracy"] == 0.5
+    measures = Measures(2)
+    measures.update(F.one_hot(torch.tensor([7, 1]), 10).float(), torch.tensor([0, 1]))
+    assert measures.compute()["accuracy"] == 0.5
 
 
 def test_mean_absolute_error_does_not_depend_on_the_batches():
     outputs, target = torch.randn(7, 1), torch.randn(7)
-    tally = Tally(1)
-    tally.add(outputs[:5], target[:5])
-    tally.add(outputs[5:], target[5:])
-    assert tally.measures(no_gather, "graph")["mae"] == pytest.approx((outputs[:, 0] - target).abs().mean().item())
-
-
-def test_measures_add_up_over_processes():
-    tally = Tally(2)
-    tally.add(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))
-    assert tally.measures(lambda t: torch.stack([t, t, t]), "graph")["accuracy"] == 0.5
+    measures = Measures(1)
+    measures.update(outputs[:5], target[:5])
+    measures.update(outputs[5:], target[5:])
+    assert measures.compute() == {"mae": pytest.approx((outputs[:, 0] - target).abs().mean().item())}
 
 
 def test_losses(config):
@@ -98,7 +89,7 @@ def test_edge_reconstruction_joins_the_loss(make_graphs):
 @pytest.mark.slow
 def test_two_processes_train_and_score_as_one(toy_run, tmp_path):
     """With an incomplete last batch, and nothing drawn at random: each process would draw it for itself."""
-    settings = ("+model.flip_signs=false", "model.noise_std=0", "data.batch_size=8", "optim.optimizer.lr=0.01")
+    settings = ("model.flips=null", "model.noise_std=0", "data.batch_size=8", "optim.optimizer.lr=0.01")
     alone = train(toy_run(*settings, f"paths.runs={tmp_path}/alone"))
     pair = train(toy_run(*settings, "trainer.devices=2", "trainer.strategy=ddp"))
     assert pair.record["device"].startswith("2 x cpu")
@@ -125,7 +116,7 @@ def test_the_losses_of_processes_count_by_their_samples(make_graphs, monkeypatch
 def test_held_out_run_is_recorded_with_its_data(toy_run):
     outcome = train(toy_run("data.fold=1"))
     record = outcome.record
-    assert set(record["metrics"]) == {"val/accuracy", "test/accuracy"}
+    assert set(record["metrics"]) == {"val/accuracy", "val/loss", "test/accuracy", "test/loss"}
     assert record["dataset"]["name"] == "TOY" and record["dataset"]["fold"] == 1
     assert record["task"] == "graphs" and record["protocol"] == "held_out"
     assert record["num_params"] == sum(p.numel() for p in outcome.task.network.parameters())
@@ -140,10 +131,12 @@ def test_test_score_is_of_the_best_epochs_weights(toy_run):
     network.load_state_dict({name.removeprefix("network."): value for name, value in best.items()})
     network.eval()
     data = outcome.data
-    for part, key in (("val", "val/accuracy"), ("test", "test/accuracy")):
+    for part in ("val", "test"):
         batch = data.graphs.select(data.split[part])
-        accuracy = (network(batch).argmax(1) == batch.y).float().mean().item()
-        assert outcome.record["metrics"][key] == pytest.approx(accuracy)
+        outputs = network(batch)
+        accuracy = (outputs.argmax(1) == batch.y).float().mean().item()
+        assert outcome.record["metrics"][f"{part}/accuracy"] == pytest.approx(accuracy)
+        assert outcome.record["metrics"][f"{part}/loss"] == pytest.approx(F.cross_entropy(outputs, batch.y).item())
 
 
 @pytest.mark.parametrize("fidelity", ["paper", "released"])
@@ -160,6 +153,21 @@ def test_released_run_is_scored_by_the_released_loop(toy_run, fidelity):
         mean, std = released_accuracy(lambda numbers: right[numbers], 40, 3, seed=0)
         assert metrics["test/accuracy"] == pytest.approx(mean, abs=1e-6)
         assert metrics["test/accuracy_std"] == pytest.approx(std, abs=1e-6)
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "released"])
+def test_gradients_are_centralised_in_training(toy_run, fidelity):
+    """AdamW's first moments are means of the gradients it was given: they have no mean either."""
+    outcome = train(toy_run(f"fidelity={fidelity}", "model.attention_init_std=0.5"))
+    network, state = outcome.task.network, outcome.trainer.optimizers[0].state
+    axes = network.centralized_axes()
+    assert bool(axes) == (fidelity == "released")
+    for name, parameter in network.named_parameters():
+        moments = state[parameter]["exp_avg"]
+        over = axes.get(name, tuple(range(1, moments.dim())))
+        if over and moments.numel() > moments.mean(over).numel():
+            assert moments.mean(over).abs().max() < 1e-4 * moments.abs().max(), name
+        assert moments.abs().max() > 0, name
 
 
 def test_resumed_run_is_the_uninterrupted_one(toy_run, tmp_path):

@@ -5,6 +5,7 @@ import torch
 from hydra.utils import instantiate
 
 from et.graphs.model import GraphEnergyTransformer
+from et.optim import centralize
 
 TINY = dict(in_features=3, edge_features=0, num_outputs=2, dim=8, num_heads=3, head_dim=4, num_memories=10)  # noqa: C408
 TINY |= {"num_blocks": 2, "num_eigenvectors": 4, "step_size": 0.1, "attention_init_std": 0.3}
@@ -71,7 +72,7 @@ def test_forward_is_the_equations_spelled_out_for_one_graph(make_graphs):
     ahat = torch.zeros(n, n, heads, dtype=torch.float64)
     for a in range(3):
         for b in range(3):
-            ahat += outer[a : a + n, b : b + n, None] * model.kernel[a, b]
+            ahat += outer[a : a + n, b : b + n, None] * model.kernel[:, a, b]
     ahat = ahat * adjacency[..., None] * model.adjacency.weight[:, 0]
 
     def energy(block, g):
@@ -160,12 +161,28 @@ def test_edge_features_are_rebuilt_from_ahat(make_graphs, changes):
     assert model.kernel.grad.abs().sum() > 0 and model.edge_decoder.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("changes", [{}, RELEASED, {"readout": "nodes"}, {"conv": "none"}])
+@pytest.mark.parametrize(
+    "changes", [{}, RELEASED, RELEASED | {"flax_layout": True}, {"readout": "nodes"}, {"conv": "none"}]
+)
 def test_every_parameter_learns_something(make_graphs, changes):
     graphs, model = make_graphs(), tiny(**changes).train()
     model(graphs).square().sum().backward()
-    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    axes = model.centralized_axes()
+    for name, parameter in model.named_parameters():
+        centralize(parameter.grad, axes.get(name))
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 1e-12]
     assert silent == []
+
+
+def test_the_released_axes_are_those_of_flax_layers():
+    """Kept is a mean for each input of a layer, for each row of the convolution, and none for CLS."""
+    model = tiny(flax_layout=True, **RELEASED)
+    axes, parameters = model.centralized_axes(), dict(model.named_parameters())
+    assert set(axes) <= set(parameters) and tiny().centralized_axes() == {}
+    kept = {name: tuple(parameters[name].mean(axis).shape) for name, axis in axes.items()}
+    assert kept["encoder.weight"] == (3,) and kept["position.weight"] == (4,)
+    assert kept["head.weight"] == kept["blocks.0.hopfield.memories"] == (TINY["dim"],)
+    assert kept["kernel"] == (3,) and kept["cls"] == ()
 
 
 def test_bfloat16_stays_near_float32(make_graphs):

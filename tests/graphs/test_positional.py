@@ -69,8 +69,14 @@ def test_processes_find_the_same(make_graphs, monkeypatch):
 
 def test_signs_flip_per_graph_and_eigenvector():
     torch.manual_seed(0)
-    graph = torch.tensor([0, 0, 0, 1, 1])
-    flipped = flip_signs(torch.ones(5, 40), graph, 2)
+    flipped = flip_signs(torch.ones(5, 40), torch.tensor([3, 2]))
     assert set(flipped.unique().tolist()) == {-1.0, 1.0}
     assert (flipped[:3] == flipped[0]).all() and (flipped[3:] == flipped[3]).all()
     assert not torch.equal(flipped[0], flipped[3])
+
+
+def test_the_released_code_flips_entries_alike_in_all_graphs():
+    torch.manual_seed(0)
+    flipped = flip_signs(torch.ones(5, 40), torch.tensor([3, 2]), "entries")
+    assert set(flipped.unique().tolist()) == {-1.0, 1.0}
+    assert torch.equal(flipped[:2], flipped[3:]) and not torch.equal(flipped[0], flipped[1])
