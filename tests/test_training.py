@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,6 +43,19 @@ def test_a_run_leaves_what_the_contract_names(tiny):
     with (outcome.folder / "metrics.csv").open() as file:
         epochs = {row["epoch"] for row in csv.DictReader(file)}
     assert {"0", "1", "2"} <= {epoch.split(".")[0] for epoch in epochs}
+
+
+def test_equally_good_epochs_are_told_apart_by_the_tie_break(tmp_path):
+    epochs = [(0.8, 0.5), (0.9, 0.7), (0.9, 0.4), (0.9, 0.6), (0.7, 0.1)]
+    for tie_break, best in (("val/loss", 2), (None, 1)):
+        checkpoints = Checkpoints(tmp_path, "val/accuracy", "max", tie_break=tie_break)
+        for epoch, (accuracy, loss) in enumerate(epochs):
+            trainer = SimpleNamespace(
+                callback_metrics={"val/accuracy": accuracy, "val/loss": loss}, current_epoch=epoch, fast_dev_run=True,
+                sanity_checking=False, state=SimpleNamespace(fn="fit"),
+            )  # fmt: skip
+            checkpoints.on_validation_end(trainer, None)
+        assert checkpoints.best_epoch == best
 
 
 def test_a_finished_run_is_not_run_again_unless_forced(tiny):
@@ -171,6 +185,8 @@ def test_errors_of_the_configuration(tiny):
         train(tiny("checkpoint=first"))
     with pytest.raises(UserError, match=r"needs callbacks\.monitor"):
         train(tiny("checkpoint=best"))
+    with pytest.raises(UserError, match=r"tie_break is 'val/f1', but validation logs val/mse"):
+        train(tiny("checkpoint=best", "callbacks.monitor=val/mse", "+callbacks.tie_break=val/f1"))
     with pytest.raises(UserError, match=r"monitor is 'val/f1', but validation logs val/mse"):
         train(tiny("callbacks.monitor=val/f1"))
 

@@ -44,21 +44,48 @@ def test_cluster_follows_its_recipe():
     assert (y[shown > 0] == shown[shown > 0] - 1).all()
 
 
+def pattern_part(seeds):
+    """Adjacency, labels and signals of a made graph."""
+    x, edge_index, _, y = pattern_graph(seeds)
+    adjacency = np.zeros((len(x), len(x)))
+    adjacency[edge_index[0], edge_index[1]] = 1
+    assert x.shape[1] == 3 and (x.sum(1) == 1).all() and y.sum() == 20
+    return adjacency, y, x.argmax(1)
+
+
 def test_pattern_follows_its_recipe():
-    between, sizes, pattern_sizes, inner = [], [], [], []
+    between, density, sizes, inner = [], [], [], []
     for seed in range(60):
-        x, edge_index, _, y = pattern_graph(np.random.SeedSequence(seed))
-        adjacency = np.zeros((len(x), len(x)))
-        adjacency[edge_index[0], edge_index[1]] = 1
+        adjacency, y, _ = pattern_part((np.random.SeedSequence((seed, 1)), np.random.SeedSequence(seed)))
         between.append(adjacency[y == 1][:, y == 0].ravel())
-        inner.append(adjacency[y == 1][:, y == 1][np.triu_indices(int(y.sum()), 1)])
-        sizes.append(len(x))
-        pattern_sizes.append(int(y.sum()))
-        assert x.shape[1] == 3 and (x.sum(1) == 1).all()
+        inner.append(adjacency[y == 1][:, y == 1].mean() * 20 / 19)
+        density.append(adjacency.mean())
+        sizes.append(len(y))
     assert np.concatenate(between).mean() == pytest.approx(0.5, abs=0.01)
-    assert np.concatenate(inner).mean() == pytest.approx(0.5, abs=0.02)
-    assert min(pattern_sizes) >= 5 and max(pattern_sizes) <= 34
-    assert np.mean(sizes) == pytest.approx(119, abs=10)
+    assert np.mean(inner) == pytest.approx(0.5, abs=0.03) and np.std(inner) > 0.01
+    assert np.mean(sizes) == pytest.approx(118.9, abs=8)  # the published graphs: 118.9 nodes, 6,098.9 edges
+    assert np.mean(density) == pytest.approx(6098.9 / 118.9**2, abs=0.02)
+
+
+def test_a_pattern_recurs_in_other_graphs():
+    seeds = [np.random.SeedSequence(seed) for seed in range(3)]
+    found = []
+    for own in seeds[1:]:
+        adjacency, y, signal = pattern_part((seeds[0], own))
+        degrees = adjacency[y == 1][:, y == 1].sum(1)
+        found.append((len(y), sorted(zip(degrees, signal[y == 1], strict=True))))
+    assert found[0][0] != found[1][0] and found[0][1] == found[1][1]
+
+
+def test_patterns_are_shared_by_training_and_test(tmp_path):
+    graphs = generate_block_models("PATTERN", tmp_path, tmp_path, seed=0, sizes=(101, 1, 1)).graphs
+    patterns = []
+    for number in (0, 100, 101, 102, 1):  # the first of each part, and the 101st of training, have pattern 0
+        graph = graphs.select(torch.tensor([number]))
+        inside = graph.edge_index[0, (graph.y[graph.edge_index] == 1).all(0)]
+        degrees = torch.bincount(inside, minlength=graph.num_nodes)[graph.y == 1]
+        patterns.append(sorted(zip(degrees.tolist(), graph.x[graph.y == 1].argmax(1).tolist(), strict=True)))
+    assert patterns[0] == patterns[1] == patterns[2] == patterns[3] != patterns[4]
 
 
 def test_generated_data_is_reproducible_cached_and_says_so(tmp_path):
