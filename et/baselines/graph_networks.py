@@ -1,9 +1,12 @@
-"""Baselines for whole graphs: GIN, GAT and a graph transformer, from torch_geometric's layers.
+"""Baselines for graphs and their nodes: GIN, GAT and a graph transformer, from torch_geometric's layers.
 
-All take a :class:`et.graphs.batch.GraphBatch` and give (G, num_outputs), like the Energy Transformer.
+All take a :class:`et.graphs.batch.GraphBatch` and give (G, num_outputs), or with ``readout="nodes"`` (N, num_outputs),
+like the Energy Transformer.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,15 +18,26 @@ from et.graphs.positional import flip_signs
 class GIN(nn.Module):
     """Graph isomorphism network (Xu et al. 2019): sums over neighbours, and a readout from every layer's sum.
 
+    Edge features play no part.
+
     Args:
         in_features: F.
-        num_outputs: classes.
+        num_outputs: classes, or 1 for a regression.
+        readout: ``graph`` or ``nodes``.
         hidden: width of every layer.
         num_layers: layers of message passing.
         dropout: before each readout.
     """
 
-    def __init__(self, in_features: int, num_outputs: int, hidden: int = 64, num_layers: int = 5, dropout: float = 0.5):
+    def __init__(
+        self,
+        in_features: int,
+        num_outputs: int,
+        readout: Literal["graph", "nodes"] = "graph",
+        hidden: int = 64,
+        num_layers: int = 5,
+        dropout: float = 0.5,
+    ):
         super().__init__()
         from torch_geometric.nn import GINConv
 
@@ -31,21 +45,17 @@ class GIN(nn.Module):
         self.layers = nn.ModuleList(GINConv(_mlp(width, hidden), train_eps=True) for width in widths[:-1])
         self.norms = nn.ModuleList(nn.BatchNorm1d(hidden) for _ in range(num_layers))
         self.heads = nn.ModuleList(nn.Linear(width, num_outputs) for width in widths)
-        self.dropout = dropout
+        self.readout, self.dropout = _known(readout), dropout
 
     def forward(self, batch: GraphBatch) -> Tensor:
-        x, graph = batch.x, batch.graph_of_node
-        outputs = self._read_out(0, x, graph, len(batch))
+        x, outputs = batch.x, self._read_out(0, batch.x, batch)
         for index, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True), start=1):
             x = F.relu(norm(layer(x, batch.edge_index)))
-            outputs = outputs + self._read_out(index, x, graph, len(batch))
+            outputs = outputs + self._read_out(index, x, batch)
         return outputs
 
-    def _read_out(self, index: int, x: Tensor, graph: Tensor, num_graphs: int) -> Tensor:
-        from torch_geometric.nn import global_add_pool
-
-        pooled = global_add_pool(x, graph, size=num_graphs)
-        return F.dropout(self.heads[index](pooled), self.dropout, self.training)
+    def _read_out(self, index: int, x: Tensor, batch: GraphBatch) -> Tensor:
+        return F.dropout(self.heads[index](_pooled(x, batch, self.readout, "sum")), self.dropout, self.training)
 
 
 class GAT(nn.Module):
@@ -53,7 +63,8 @@ class GAT(nn.Module):
 
     Args:
         in_features, edge_features: F and P'; 0 edge features where edges have none.
-        num_outputs: classes.
+        num_outputs: classes, or 1 for a regression.
+        readout: ``graph`` or ``nodes``.
         hidden: width, shared by the heads.
         num_heads, num_layers: per layer, and of layers.
         dropout: of features and of attention.
@@ -64,6 +75,7 @@ class GAT(nn.Module):
         in_features: int,
         edge_features: int,
         num_outputs: int,
+        readout: Literal["graph", "nodes"] = "graph",
         hidden: int = 64,
         num_heads: int = 8,
         num_layers: int = 4,
@@ -79,16 +91,14 @@ class GAT(nn.Module):
         )
         self.norms = nn.ModuleList(nn.BatchNorm1d(hidden) for _ in range(num_layers))
         self.head = _mlp(hidden, hidden, num_outputs)
-        self.dropout = dropout
+        self.readout, self.dropout = _known(readout), dropout
 
     def forward(self, batch: GraphBatch) -> Tensor:
-        from torch_geometric.nn import global_mean_pool
-
         x = self.embed(batch.x)
         for layer, norm in zip(self.layers, self.norms, strict=True):
             step = F.elu(norm(layer(x, batch.edge_index, batch.edge_attr)))
             x = x + F.dropout(step, self.dropout, self.training)
-        return self.head(global_mean_pool(x, batch.graph_of_node, size=len(batch)))
+        return self.head(_pooled(x, batch, self.readout, "mean"))
 
 
 class GraphTransformer(nn.Module):
@@ -96,8 +106,10 @@ class GraphTransformer(nn.Module):
 
     Args:
         in_features, edge_features: F and P'; 0 edge features where edges have none.
-        num_outputs: classes.
-        num_eigenvectors: columns of the batch's ``pe``, whose signs are flipped at random in training.
+        num_outputs: classes, or 1 for a regression.
+        num_eigenvectors: columns of the batch's ``pe``, whose signs are flipped at random in training. They are of the
+            graph with its CLS token, as the Energy Transformer has them.
+        readout: ``graph`` or ``nodes``.
         hidden: width, shared by the heads.
         num_heads, num_layers: per layer, and of layers.
         dropout: after attention and feed-forward.
@@ -109,6 +121,7 @@ class GraphTransformer(nn.Module):
         edge_features: int,
         num_outputs: int,
         num_eigenvectors: int,
+        readout: Literal["graph", "nodes"] = "graph",
         hidden: int = 64,
         num_heads: int = 8,
         num_layers: int = 4,
@@ -127,12 +140,10 @@ class GraphTransformer(nn.Module):
         self.attention_norms = nn.ModuleList(nn.BatchNorm1d(hidden) for _ in range(num_layers))
         self.feed_forward_norms = nn.ModuleList(nn.BatchNorm1d(hidden) for _ in range(num_layers))
         self.head = _mlp(hidden, hidden, num_outputs)
-        self.dropout = dropout
+        self.readout, self.dropout = _known(readout), dropout
 
     def forward(self, batch: GraphBatch) -> Tensor:
-        from torch_geometric.nn import global_mean_pool
-
-        graph, pe = batch.graph_of_node, batch.pe[batch.node_tokens]
+        pe = batch.pe[batch.node_tokens]
         if self.training:
             pe = flip_signs(pe, batch.sizes)
         x = self.embed(batch.x) + self.position(pe)
@@ -142,7 +153,22 @@ class GraphTransformer(nn.Module):
             step = attention(x, batch.edge_index, batch.edge_attr)
             x = first_norm(x + F.dropout(step, self.dropout, self.training))
             x = second_norm(x + F.dropout(feed_forward(x), self.dropout, self.training))
-        return self.head(global_mean_pool(x, graph, size=len(batch)))
+        return self.head(_pooled(x, batch, self.readout, "mean"))
+
+
+def _known(readout: str) -> str:
+    if readout not in ("graph", "nodes"):
+        raise ValueError(f"readout must be 'graph' or 'nodes', not {readout!r}")
+    return readout
+
+
+def _pooled(x: Tensor, batch: GraphBatch, readout: str, reduce: str) -> Tensor:
+    """What is read out: the nodes (N, D) as they are, or reduced to one vector a graph, (G, D)."""
+    if readout == "nodes":
+        return x
+    from torch_geometric.utils import scatter
+
+    return scatter(x, batch.graph_of_node, dim_size=len(batch), reduce=reduce)
 
 
 def _mlp(inputs: int, hidden: int, outputs: int | None = None) -> nn.Sequential:

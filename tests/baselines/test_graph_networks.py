@@ -23,9 +23,9 @@ def graphs(edge_features=0):
 
 
 NETWORKS = {
-    "gin": lambda edge_features: GIN(3, 2, hidden=16),
-    "gat": lambda edge_features: GAT(3, edge_features, 2, hidden=16, num_heads=4),
-    "gt": lambda edge_features: GraphTransformer(3, edge_features, 2, 4, hidden=16, num_heads=4),
+    "gin": lambda edge_features, readout="graph": GIN(3, 2, readout, hidden=16),
+    "gat": lambda edge_features, readout="graph": GAT(3, edge_features, 2, readout, hidden=16, num_heads=4),
+    "gt": lambda edge_features, readout="graph": GraphTransformer(3, edge_features, 2, 4, readout, 16, num_heads=4),
 }
 
 
@@ -42,6 +42,19 @@ def test_outputs_depend_neither_on_the_batch_nor_on_the_node_order(name, edge_fe
         assert torch.allclose(network(batch.select([number]))[0], together[number], atol=1e-5)
     permuted = batch.permute_nodes(torch.Generator().manual_seed(1))
     assert torch.allclose(network(permuted), together, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_nodes_are_read_out_one_by_one(name):
+    torch.manual_seed(0)
+    network, batch = NETWORKS[name](0, "nodes"), graphs()
+    network(batch)
+    network.eval()
+    together = network(batch)
+    assert together.shape == (8, 2)
+    assert torch.allclose(network(batch.select([2])), together[6:], atol=1e-5)
+    with pytest.raises(ValueError, match="readout"):
+        NETWORKS[name](0, "mean")
 
 
 @pytest.mark.parametrize("name", NETWORKS)
