@@ -73,9 +73,6 @@ class GraphBatch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> GraphBatch:
         return self._apply(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> GraphBatch:
-        return self._apply(Tensor.pin_memory)
-
     def _apply(self, function) -> GraphBatch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: function(v) for name, v in values.items() if isinstance(v, Tensor)})

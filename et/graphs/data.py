@@ -162,7 +162,8 @@ class GraphData(pl.LightningDataModule):
             if count != getattr(self, key):
                 raise UserError(
                     f"{self.name} has {count} columns where the configuration says {key}={getattr(self, key)}: a label "
-                    f"out of range in the files adds columns; check them, or set data.{key}={count}"
+                    "out of range in the files adds columns, a missing file of labels or attributes takes some away; "
+                    f"check them, or set data.{key}={count}"
                 )
         for key, values in (("node features", graphs.x), ("edge features", graphs.edge_attr)):
             if values is not None and not torch.isfinite(values).all():

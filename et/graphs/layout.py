@@ -31,8 +31,8 @@ class Layout(Protocol):
     def attention(self, ahat: Tensor, head_mix: Tensor | None) -> Topology:
         """Attention weighted by ``ahat``."""
 
-    def on_edges(self, ahat: Tensor) -> tuple[Tensor, Tensor]:
-        """``ahat`` on the graphs' own edges, (E, H), and these edges' features, (E, P), in the same order."""
+    def edge_errors(self, ahat: Tensor, decoder: nn.Linear) -> Tensor:
+        """How well ``decoder`` (H -> P) rebuilds each graph's edge features from ``ahat``: squared error, (G,)."""
 
 
 def token_edges(batch: GraphBatch) -> tuple[Tensor, Tensor]:
@@ -85,9 +85,11 @@ class SparseLayout:
     def attention(self, ahat: Tensor, head_mix: Tensor | None) -> WeightedEdges:
         return WeightedEdges(self.edges, ahat, head_mix=head_mix)
 
-    def on_edges(self, ahat: Tensor) -> tuple[Tensor, Tensor]:
+    def edge_errors(self, ahat: Tensor, decoder: nn.Linear) -> Tensor:
+        """Mean over a graph's own edges; elsewhere both sides are 0."""
         own = self.edges.order < self.batch.num_edges
-        return ahat[own], self.features[own]
+        errors = (decoder(ahat[own]) - self.features[own]).square().mean(-1)
+        return _mean_over_edges(errors, self.edges.order[own], self.batch)
 
 
 class PaddedLayout:
@@ -138,9 +140,23 @@ class PaddedLayout:
     def attention(self, ahat: Tensor, head_mix: Tensor | None) -> WeightedPairs:
         return WeightedPairs(ahat, head_mix)
 
-    def on_edges(self, ahat: Tensor) -> tuple[Tensor, Tensor]:
+    def edge_errors(self, ahat: Tensor, decoder: nn.Linear) -> Tensor:
+        """Mean over a graph's own edges. With ``sinks`` as in the released code: the sum over all pairs, padding and CLS
+        among them, divided by how many features are not 0.
+        """
+        if self.sinks:
+            errors = (decoder(ahat) - self.features).square().flatten(1).sum(1)
+            return errors / self.features.flatten(1).count_nonzero(1)
         own = tuple(index[: self.batch.num_edges] for index in self.edges)
-        return ahat[own], self.features[own]
+        errors = (decoder(ahat[own]) - self.features[own]).square().mean(-1)
+        return _mean_over_edges(errors, torch.arange(len(errors), device=errors.device), self.batch)
+
+
+def _mean_over_edges(errors: Tensor, numbers: Tensor, batch: GraphBatch) -> Tensor:
+    """(E,) errors of the edges ``numbers`` -> (G,) means; 0 for a graph without edges."""
+    graph = batch.graph_of_node[batch.edge_index[1]]
+    counts = torch.bincount(graph, minlength=len(batch)).clamp(min=1)
+    return errors.new_zeros(len(batch)).index_add(0, graph[numbers], errors) / counts
 
 
 def make_layout(batch: GraphBatch, name: str, sinks: bool) -> Layout:

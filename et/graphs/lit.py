@@ -42,7 +42,7 @@ class GraphTask(pl.LightningModule):
         protocol: ``held_out`` or ``released``.
         repetitions: of the released scoring.
         label_smoothing: of the cross-entropy in training.
-        edge_loss_weight: weight of the edge reconstruction's MSE, for a network with ``forward_with_edges``; 0: none.
+        edge_loss_weight: weight of the edge reconstruction's error, for a network with ``forward_with_edges``; 0: none.
         seed: of the released scoring.
     """
 
@@ -70,8 +70,8 @@ class GraphTask(pl.LightningModule):
 
     def training_step(self, batch: GraphBatch, batch_index: int) -> Tensor:
         if self.edge_loss_weight > 0:
-            outputs, rebuilt, features = self.network.forward_with_edges(batch)
-            edge_loss = F.mse_loss(rebuilt.float(), features.float()) * self._share(len(features))
+            outputs, edge_errors = self.network.forward_with_edges(batch)
+            edge_loss = edge_errors.float().mean() * self._share(len(batch))
             self.log("train/edge_loss", edge_loss, batch_size=len(batch))
             loss = self.loss(outputs, batch.y) * self._share(len(batch.y)) + self.edge_loss_weight * edge_loss
         else:

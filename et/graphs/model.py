@@ -143,11 +143,10 @@ class GraphEnergyTransformer(nn.Module):
         """Outputs (G, num_outputs), or (N, num_outputs) with readout from the nodes."""
         return self.predict(batch, self.final_tokens(batch)[0])
 
-    def forward_with_edges(self, batch: GraphBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Outputs, edge features rebuilt from ahat (E, P) and the true ones in the same order (appendix D.3)."""
+    def forward_with_edges(self, batch: GraphBatch) -> tuple[Tensor, Tensor]:
+        """Outputs, and for each graph the error of its edge features rebuilt from ahat, (G,) (appendix D.3)."""
         tokens, layout, ahat = self.final_tokens(batch)
-        on_edges, features = layout.on_edges(ahat)
-        return self.predict(batch, tokens), self.edge_decoder(on_edges), features
+        return self.predict(batch, tokens), layout.edge_errors(ahat, self.edge_decoder)
 
     def predict(self, batch: GraphBatch, tokens: Tensor) -> Tensor:
         """Linear readout of final tokens (N + G, D)."""

@@ -47,11 +47,6 @@ def held_out_split(labels: Tensor, fold: int, folds: int, seed: int) -> dict[str
     return {name: torch.from_numpy(np.sort(part)) for name, part in (("train", train), ("val", val), ("test", test))}
 
 
-def stratified_split(labels: Tensor, seed: int) -> dict[str, Tensor]:
-    """One stratified split 8 : 1 : 1 of graphs that have no official one and no folds asked for."""
-    return held_out_split(labels, fold=0, folds=10, seed=seed)
-
-
 def everything_split(num_graphs: int) -> dict[str, Tensor]:
     """The released protocol's parts: all graphs train, none chooses the epoch, and all are looked at again."""
     every = torch.arange(num_graphs)

@@ -42,14 +42,26 @@ def test_sinks_attend_to_the_real_tokens_and_nothing_attends_to_them(make_graphs
     assert torch.equal(adjacency[:, 0], plain[:, 0])
 
 
-def test_edges_come_with_their_own_features_in_both_layouts(make_graphs):
+def test_edge_errors_are_means_over_a_graphs_own_edges_in_both_layouts(make_graphs):
     graphs = make_graphs(edge_features=2)
-    for layout in (SparseLayout(graphs), PaddedLayout(graphs, sinks=True)):
+    decoder = torch.nn.Linear(2, 2, bias=False)
+    graph = graphs.graph_of_node[graphs.edge_index[1]]
+    errors = (decoder(graphs.edge_attr) - graphs.edge_attr).square().mean(1)
+    expected = [errors[graph == g].mean().item() if (graph == g).any() else 0.0 for g in range(len(graphs))]
+    for layout in (SparseLayout(graphs), PaddedLayout(graphs, sinks=False)):
         # With the features themselves as ahat, what is on the edges must be those features.
-        ahat, features = layout.on_edges(layout.features)
-        assert torch.equal(ahat, features) and len(features) == graphs.num_edges
-        ordered, expected = (values[values[:, 0].argsort()] for values in (features, graphs.edge_attr))
-        assert torch.equal(ordered, expected)
+        found = layout.edge_errors(layout.features, decoder)
+        assert torch.allclose(found, torch.tensor(expected), atol=1e-6)
+
+
+def test_the_released_edge_error_is_a_sum_over_all_pairs(make_graphs):
+    graphs = make_graphs(edge_features=2)
+    layout, decoder = PaddedLayout(graphs, sinks=True), torch.nn.Linear(3, 2, bias=False)
+    ahat = torch.randn(*layout.features.shape[:3], 3)
+    found = layout.edge_errors(ahat, decoder)
+    for g in range(len(graphs)):
+        squares = (ahat[g] @ decoder.weight.T - layout.features[g]) ** 2
+        assert found[g].item() == pytest.approx((squares.sum() / (layout.features[g] != 0).sum()).item(), rel=1e-5)
 
 
 def test_unknown_layouts_are_refused(graphs):
