@@ -1,11 +1,10 @@
-"""What a run does beside training: seed its epochs, keep checkpoints it can resume from, time itself, stop on NaN."""
+"""What a run does beside training: seed its epochs, keep checkpoints it can resume from, stop on NaN."""
 
 from __future__ import annotations
 
 import errno
 import os
 import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -65,33 +64,12 @@ class CentralizedGradients(Callback):
                 centralize(parameter.grad, axes.get(name))
 
 
-class Stopwatch(Callback):
-    """Seconds spent in fitting, over all interruptions (``seconds``)."""
-
-    def __init__(self) -> None:
-        self.seconds, self._since = 0.0, None
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._since = time.monotonic()
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.seconds, self._since = self.elapsed(), None
-
-    def elapsed(self) -> float:
-        return self.seconds + (0.0 if self._since is None else time.monotonic() - self._since)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.elapsed()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds = state_dict["seconds"]
-
-
 class Checkpoints(Checkpoint):
     """Keeps ``last.ckpt`` (to resume from), ``previous.ckpt`` (should last be damaged) and ``best.ckpt``.
 
     A checkpoint is written beside its place and moved there, so a file under its own name is always whole. The state
-    remembers the best epoch and all of its ``val/`` metrics, and which run it is of.
+    remembers the best epoch and all of its ``val/`` metrics, and which run it is of. Lightning's ModelCheckpoint has no
+    ``previous.ckpt``, knows nothing of run ids, and ends in a traceback where the disk is full.
 
     Args:
         folder: where the files go.

@@ -1,4 +1,4 @@
-"""What the entry points print: a summary after a run, one plain line where the user can mend something."""
+"""What the entry points print: a summary after a run, a plain message where the user can mend something."""
 
 from __future__ import annotations
 
@@ -12,30 +12,27 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from et.errors import Interrupted, UserError
+from et.errors import Interrupted, UserError, is_users, unwrapped
 
 T = TypeVar("T")
 
 
 def told_plainly(function: Callable[[], T]) -> T:
-    """Run ``function``; an error the user can mend becomes one line on stderr and exit status 1."""
+    """Run ``function``; an error the user can mend becomes its message on stderr and exit status 1."""
     try:
         return function()
     except Interrupted as stop:
         print(f"error: {stop}", file=sys.stderr)
         raise
-    except UserError as error:
-        # A loader's worker process wraps the error in its own traceback; the last line has what was raised.
-        message = str(error).rstrip().splitlines()[-1].removeprefix("et.errors.UserError: ")
     except OmegaConfBaseException as error:
         message = f"configuration: {error}"
-    except InstantiationException as error:
-        # Hydra wraps what a constructor raises; only errors about values are the user's, the rest keep their traceback.
-        if not isinstance(error.__cause__, UserError | ValueError):
+    except (UserError, InstantiationException) as error:
+        if not is_users(error):
             raise
-        message = str(error.__cause__)
+        # A loader's worker process puts its own traceback before the message.
+        message = str(unwrapped(error)).rstrip().rsplit("et.errors.UserError: ", 1)[-1]
     except KeyboardInterrupt:
-        message = "interrupted; start the same command again to resume"
+        message = "interrupted"
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(1)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 
+from hydra.errors import InstantiationException
+
 
 class UserError(RuntimeError):
     """Something the user can mend: the message says what is wrong, where, and what to do.
@@ -29,3 +31,16 @@ class Interrupted(SystemExit):
     def __str__(self) -> str:
         name = signal.Signals(self.signum).name
         return f"interrupted by {name}, with its state saved; start the same command again to resume"
+
+
+def unwrapped(error: Exception) -> Exception:
+    """What a constructor raised, without Hydra's wrapping; any other error as it is."""
+    cause = error.__cause__
+    return cause if isinstance(error, InstantiationException) and isinstance(cause, Exception) else error
+
+
+def is_users(error: Exception) -> bool:
+    """Whether the user can mend ``error``: a UserError, or what a constructor says about a configured value."""
+    return isinstance(unwrapped(error), UserError) or (
+        isinstance(error, InstantiationException) and isinstance(error.__cause__, ValueError)
+    )

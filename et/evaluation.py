@@ -51,9 +51,10 @@ def evaluate(options: DictConfig) -> dict[str, Any]:
     """
     cfg, weights, output = load_weights(Path(options.run), options.checkpoint)
     output = Path(options.output) if options.output else output
+    of_images = str(cfg.task._target_).startswith("et.inpainting.")
+    if not of_images and (options.images is not None or options.mask_seeds is not None):
+        raise UserError(f"images= and mask_seeds= are of image completion; {cfg.name} is no image experiment")
     if options.images is not None:
-        if not str(cfg.task._target_).startswith("et.inpainting."):
-            raise UserError(f"images= completes images; {cfg.name} is no image experiment")
         cfg.data.source = {
             "_target_": "et.inpainting.folders.ImageFolders", "root": str(options.images), "train": None,
             "evaluation": ".", "image_size": cfg.data.image_size, "name": Path(options.images).name,
@@ -75,7 +76,7 @@ def evaluate(options: DictConfig) -> dict[str, Any]:
     record = {"run": str(options.run), "dataset": data.describe(), "metrics": metrics}
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "evaluation.json", json.dumps(record, indent=2, sort_keys=True) + "\n")
-    if str(cfg.task._target_).startswith("et.inpainting."):
+    if of_images:
         from et.inpainting.pictures import draw_report
 
         draw_report(network, data, output)

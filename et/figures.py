@@ -35,13 +35,15 @@ def own_run(experiment: str) -> Path:
     return run_dir(config["paths"]["runs"], config["name"], run_id(config))
 
 
-def load_run(run: Path) -> tuple[DictConfig, torch.nn.Module]:
+def load_run(run: Path, checkpoint: str | None = None) -> tuple[DictConfig, torch.nn.Module]:
     """Configuration and trained network, in evaluation mode, of a run's folder or of a converted checkpoint.
+
+    ``checkpoint`` is best or last; None: the one that the run was tested with.
 
     Raises:
         UserError: there is none, or its weights do not fit.
     """
-    cfg, weights, _ = load_weights(run, None)
+    cfg, weights, _ = load_weights(run, checkpoint)
     network = instantiate(cfg.model)
     try:
         prefix = "network."

@@ -19,11 +19,10 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import pytorch_lightning as pl
 import torch
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.plugins.environments import (
     ClusterEnvironment,
@@ -32,8 +31,9 @@ from pytorch_lightning.plugins.environments import (
     TorchElasticEnvironment,
 )
 
-from et.errors import Interrupted, UserError
+from et.errors import Interrupted, UserError, is_users, unwrapped
 from et.interrupt import SIGNALS
+from et.slurm import device_count
 
 T = TypeVar("T")
 OWN = "ET_PROCESS_FOLDER"  # set in the processes that run_processes started
@@ -42,14 +42,8 @@ GRACE = 10.0  # seconds the others get to end by themselves after one has failed
 
 def local_processes(trainer: Mapping[str, Any]) -> int:
     """Processes on each node that a trainer's configuration asks for: one a device."""
-    devices, accelerator = trainer["devices"], trainer["accelerator"]
-    if isinstance(devices, str) and "," in devices:
-        return len([part for part in devices.split(",") if part.strip()])
-    if not isinstance(devices, int | str):
-        return len(devices)
-    if devices in ("auto", "-1", -1):
-        return max(1, torch.cuda.device_count()) if accelerator in ("auto", "gpu", "cuda") else 1
-    return int(devices)
+    on_gpus = trainer["accelerator"] in ("auto", "gpu", "cuda")
+    return device_count(trainer["devices"], max(1, torch.cuda.device_count()) if on_gpus else 1)
 
 
 def under_srun(environment: Mapping[str, str] = os.environ) -> bool:
@@ -117,8 +111,8 @@ def run_processes(cfg: DictConfig) -> dict[str, Any]:
 
     Raises:
         Interrupted: a signal stopped the run.
-        UserError: one of the processes raised it.
-        RuntimeError: one of the processes failed otherwise, or was killed.
+        UserError: one of the processes raised it, or was killed.
+        RuntimeError: one of the processes failed otherwise.
     """
     count = local_processes(cfg.trainer)
     with tempfile.TemporaryDirectory(prefix="et-") as name:
@@ -182,7 +176,7 @@ def wait_for(processes: list[subprocess.Popen]) -> int | None:
     return passed[0] if passed else None
 
 
-def raise_failure(folder: Path, codes: list[int], signum: int | None) -> None:
+def raise_failure(folder: Path, codes: list[int], signum: int | None) -> NoReturn:
     """Raise what the processes' exit statuses and messages say."""
     told = sorted(folder.glob("failure.*.json"), key=lambda path: path.stat().st_mtime_ns)
     if told:
@@ -209,11 +203,8 @@ def main() -> None:
     try:
         outcome = train(OmegaConf.load(folder / "config.yaml"))
     except Exception as error:
-        # Hydra wraps what a constructor raises; errors about values are the user's, as in et.cli.
-        wrapped = isinstance(error, InstantiationException) and isinstance(error.__cause__, UserError | ValueError)
-        error = error.__cause__ if wrapped else error
-        user = wrapped or isinstance(error, UserError)
-        message = str(error) if user else f"process {rank}: {''.join(traceback.format_exception(error))}"
+        user = is_users(error)
+        message = str(unwrapped(error)) if user else f"process {rank}: {''.join(traceback.format_exception(error))}"
         (folder / f"failure.{rank}.json").write_text(json.dumps({"user": user, "message": message}))
         sys.stdout.flush()
         os._exit(1)  # the others are in the middle of a collective operation: there is nothing to wait for

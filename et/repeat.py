@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from et.errors import UserError
-from et.results.identity import config_of, differences
+from et.results.identity import Key, config_of, differences
 from et.results.record import RESULT_KEYS, run_id
 
 # Metrics within this of each other agree: what another machine, or another number of threads, may change.
@@ -73,21 +73,14 @@ def recorded_run(path: Path) -> tuple[dict[str, Any], DictConfig]:
     if saved.exists():
         cfg = OmegaConf.load(saved)
     else:
-        cfg = OmegaConf.create(config_of(recorded_overrides(record)))
+        fold = record["dataset"].get("fold")
+        key = Key(record["experiment"], record["seed"], record["protocol"], record["fidelity"], fold)
+        cfg = OmegaConf.create(config_of(key.overrides()))
     found = run_id(OmegaConf.to_container(cfg, resolve=True))
     if found != record["run_id"]:
         source = f"{saved} is" if saved.exists() else "today's configuration files give"
         raise UserError(f"{file} is of run {record['run_id']}, but {source} run {found}: they do not belong together")
     return record, cfg
-
-
-def recorded_overrides(record: Mapping[str, Any]) -> list[str]:
-    """The command line of a run of an experiment's own configuration."""
-    fold = record["dataset"].get("fold")
-    return [
-        f"experiment={record['experiment']}", f"seed={record['seed']}", f"protocol={record['protocol']}",
-        f"fidelity={record['fidelity']}", *([] if fold is None else [f"data.fold={fold}"]),
-    ]  # fmt: skip
 
 
 def repeat(path: Path, overrides: Sequence[str] = ()) -> Comparison:

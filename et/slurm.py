@@ -33,16 +33,18 @@ def resources(trainer: Mapping[str, Any], gpus_per_node: int | None = None) -> R
         trainer: section ``trainer`` of a cell's configuration.
         gpus_per_node: of the launcher's configuration: stands in for ``devices`` -1 and auto, which mean "all".
     """
-    devices = trainer["devices"]
-    if devices in ("auto", "-1", -1):
-        devices = gpus_per_node or 1
-    elif isinstance(devices, str) and "," in devices:
-        devices = len([part for part in devices.split(",") if part.strip()])
-    elif not isinstance(devices, int | str):
-        devices = len(devices)
-    devices = int(devices)
+    devices = device_count(trainer["devices"], gpus_per_node or 1)
     gpus = devices if trainer["accelerator"] in ("gpu", "cuda") or gpus_per_node else None
     return Resources(int(trainer["num_nodes"]), devices, gpus)
+
+
+def device_count(devices: int | str | Sequence[int], every: int) -> int:
+    """How many ``trainer.devices`` are: a number, ``auto`` or -1 (``every`` of them), or a list, also as "0,2"."""
+    if devices in ("auto", "-1", -1):
+        return every
+    if isinstance(devices, str) and "," in devices:
+        return len([part for part in devices.split(",") if part.strip()])
+    return int(devices) if isinstance(devices, int | str) else len(devices)
 
 
 def queue() -> dict[str, str] | None:

@@ -25,7 +25,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from et.errors import UserError
+from et.errors import UserError, unwrapped
 from et.results.collect import EXPERIMENTS
 from et.results.identity import config_of, resolve
 from et.results.record import read_result, run_dir, run_id, write_atomically
@@ -93,7 +93,7 @@ def run_cell(cfg: DictConfig) -> float | None:
 
         outcome = train(cfg)
     except Exception as error:
-        error = _cause(error)
+        error = unwrapped(error)
         record_failure(folder, error, overrides)
         _say(f"   failed: {_first_line(error)}")
         return None
@@ -246,7 +246,7 @@ def absent_files(data: Mapping[str, Any]) -> list[str]:
         module = instantiate(OmegaConf.create(data))
         return list(module.missing()) if hasattr(module, "missing") else []
     except InstantiationException as error:
-        return [str(_cause(error)).strip()]
+        return [str(unwrapped(error)).strip()]
 
 
 def report(cells: Sequence[Cell], title: str, runs: Path, verbose: bool) -> None:
@@ -322,12 +322,6 @@ class SweepCallback(Callback):
         if any(cell.state != "done" for cell in self.cells):
             _say("  the same command runs what is not finished")
             raise SystemExit(1)
-
-
-def _cause(error: Exception) -> Exception:
-    """What a constructor raised, without Hydra's wrapping."""
-    cause = error.__cause__
-    return cause if isinstance(error, InstantiationException) and isinstance(cause, Exception) else error
 
 
 def _monitored(cfg: DictConfig, record: Mapping[str, Any]) -> float | None:

@@ -14,15 +14,16 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import LearningRateMonitor, RichProgressBar
+from pytorch_lightning.callbacks import LearningRateMonitor, RichProgressBar, Timer
 from pytorch_lightning.strategies import DDPStrategy
 
-from et.callbacks import CentralizedGradients, Checkpoints, FiniteLoss, SeededEpochs, Stopwatch
+from et.callbacks import CentralizedGradients, Checkpoints, FiniteLoss, SeededEpochs
 from et.errors import UserError
 from et.interrupt import StopOnSignal
 from et.launch import agreed, cluster_environment, local_processes, must_start_processes, run_processes
 from et.loggers import extra_loggers, log_outcome
 from et.metrics_file import MetricsFile
+from et.results.identity import resolve
 from et.results.record import git_commit, read_result, run_dir, run_id, versions, write_atomically, write_result
 from et.run_folder import Start, find_start, locked, start_over
 
@@ -54,6 +55,7 @@ def train(cfg: DictConfig) -> Outcome:
 
     Raises:
         UserError: something in the configuration, the data or the machine that the user can mend.
+        Interrupted: a signal stopped the run; the same call resumes it.
     """
     quiet_libraries()
     config = resolve(cfg)
@@ -76,8 +78,8 @@ def train(cfg: DictConfig) -> Outcome:
         identity,
         cfg.callbacks.get("tie_break"),
     )
-    stopwatch, metrics_file = Stopwatch(), MetricsFile(folder / "metrics.csv")
-    keepers = [checkpoints, stopwatch, StopOnSignal(checkpoints)]
+    timer, metrics_file = Timer(interval="epoch"), MetricsFile(folder / "metrics.csv")
+    keepers = [checkpoints, timer, StopOnSignal(checkpoints)]
     trainer = build_trainer(cfg, folder, identity, network, keepers, metrics_file)
     with ExitStack() as held:
 
@@ -106,7 +108,7 @@ def train(cfg: DictConfig) -> Outcome:
             "num_params": sum(p.numel() for p in network.parameters()),
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step,
-            "seconds": round(stopwatch.seconds, 2),
+            "seconds": round(timer.time_elapsed("train"), 2),
             "peak_memory_mb": peak_memory_mb(),
             "device": device_name(trainer),
             "git_commit": git_commit(),
@@ -149,8 +151,8 @@ def check_checkpoint_choice(cfg: DictConfig) -> None:
     Raises:
         UserError: ``checkpoint`` is unknown, or is ``best`` where no metric says what best means.
     """
-    if cfg.checkpoint not in ("best", "last", "current"):
-        raise UserError(f"checkpoint must be best, last or current, not {cfg.checkpoint!r}")
+    if cfg.checkpoint not in ("best", "last", "current"):  # current: another word for last, in recorded runs
+        raise UserError(f"checkpoint must be best or last, not {cfg.checkpoint!r}")
     if cfg.checkpoint == "best" and cfg.callbacks.monitor is None:
         raise UserError("checkpoint=best needs callbacks.monitor: the metric that names the best epoch")
 
@@ -168,20 +170,6 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*srun. command is available.*")
     # What the tasks log at the end of an epoch is over all processes already, and equal in each of them.
     warnings.filterwarnings("ignore", message=".*recommended to use .self.log.*sync_dist.*")
-
-
-def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration as plain data with every interpolation resolved, without Hydra's own part.
-
-    Raises:
-        UserError: a mandatory value is missing.
-    """
-    missing = OmegaConf.missing_keys(cfg)
-    if missing:
-        raise UserError(f"the configuration lacks {', '.join(sorted(missing))}: choose an experiment=NAME or set them")
-    config = OmegaConf.to_container(cfg, resolve=True)
-    config.pop("hydra", None)
-    return config
 
 
 def build_network(cfg: DictConfig) -> torch.nn.Module:
@@ -246,7 +234,7 @@ def test(
     A protocol without validation data (the released one for graphs) has no best epoch: the last one's are tested.
     """
     best = cfg.checkpoint == "best" and kept.best_epoch is not None and not trainer.fast_dev_run
-    # After fit the weights in memory are those of last.ckpt, so `last` and `current` need not read a file.
+    # After fit the weights in memory are those of last.ckpt: no file need be read for them.
     trainer.test(task, data, ckpt_path=kept.folder / "best.ckpt" if best else None, weights_only=True, verbose=False)
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
 

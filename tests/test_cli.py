@@ -17,14 +17,15 @@ def failing(error):
     ("error", "message"),
     (
         (UserError("no folder x: put it there"), "error: no folder x: put it there\n"),
-        (KeyboardInterrupt(), "error: interrupted; start the same command again to resume\n"),
+        (KeyboardInterrupt(), "error: interrupted\n"),
         (
             UserError("Caught UserError in DataLoader worker process 0.\nTraceback ...\net.errors.UserError: bad.jpg"),
             "error: bad.jpg\n",
         ),
+        (UserError("weights do not fit RUN:\n\tMissing key"), "error: weights do not fit RUN:\n\tMissing key\n"),
     ),
 )
-def test_errors_for_people_are_one_line(error, message, capsys):
+def test_errors_for_people_have_no_traceback(error, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         told_plainly(failing(error))
     assert stopped.value.code == 1

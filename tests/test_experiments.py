@@ -7,7 +7,8 @@ import torch
 from hydra.utils import instantiate
 
 from et.errors import UserError
-from et.training import resolve, train
+from et.results.identity import resolve
+from et.training import train
 from tests.configs import ROOT, compose_config
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))

@@ -13,8 +13,9 @@ from torch.utils.data import get_worker_info
 from et.errors import UserError
 from et.inpainting.data import MaskedImages
 from et.inpainting.lit import InpaintingTask
+from et.results.identity import resolve
 from et.results.record import read_result, run_id
-from et.training import resolve, train
+from et.training import train
 from tests import fault_runs
 from tests.configs import TINY
 

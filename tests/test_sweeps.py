@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from et import sweeps
@@ -239,13 +238,6 @@ def test_a_constructor_that_misses_its_folder_says_so(tmp_path):
     data = config_of(["experiment=imagenette_inpainting", f"paths.data={tmp_path}"])["data"]
     (message,) = sweeps.absent_files(data)
     assert str(tmp_path) in message
-
-
-def test_hydras_wrapping_is_taken_off():
-    wrapped = InstantiationException("Error in call to target")
-    wrapped.__cause__ = UserError("the folder is not there")
-    assert sweeps._cause(wrapped) is wrapped.__cause__
-    assert isinstance(sweeps._cause(ValueError("x")), ValueError)
 
 
 SMALL = (

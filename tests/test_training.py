@@ -16,9 +16,10 @@ import torch
 
 from et.callbacks import Checkpoints
 from et.errors import UserError
+from et.results.identity import resolve
 from et.results.record import RESULT_KEYS, read_result, run_id
 from et.run_folder import Start, find_start
-from et.training import resolve, train
+from et.training import train
 from tests.configs import ROOT, TINY
 
 

@@ -141,8 +141,10 @@ class PaddedLayout:
         return WeightedPairs(ahat, head_mix)
 
     def edge_errors(self, ahat: Tensor, decoder: nn.Linear) -> Tensor:
-        """Mean over a graph's own edges. With ``sinks`` as in the released code: the sum over all pairs, padding and CLS
-        among them, divided by how many features are not 0.
+        """Mean over a graph's own edges.
+
+        With ``sinks`` as in the released code: the sum over all pairs, padding and CLS among them, divided by how many
+        features are not 0.
         """
         if self.sinks:
             errors = (decoder(ahat) - self.features).square().flatten(1).sum(1)

@@ -67,17 +67,16 @@ def main(arguments: list[str]) -> None:
     """
     from hydra.utils import instantiate
 
-    from et.evaluation import load_weights
+    from et.figures import load_run
 
     options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     if "run" not in options or set(options) - {"run", "orders", "checkpoint"} or len(options) != len(arguments):
         raise UserError("usage: python -m et.graphs.node_order run=PATH [orders=20] [checkpoint=best|last]")
-    cfg, weights, _ = load_weights(Path(options["run"]), options.get("checkpoint"))
+    cfg, network = load_run(Path(options["run"]), options.get("checkpoint"))
     if not str(cfg.task._target_).startswith("et.graphs."):
         raise UserError(f"{options['run']} is a run of {cfg.name}, which is not about graphs")
-    data, network = instantiate(cfg.data), instantiate(cfg.model)
+    data = instantiate(cfg.data)
     data.setup()
-    network.load_state_dict({name.removeprefix("network."): value for name, value in weights.items()})
     record = {"run": options["run"], **spread(network, data, int(options.get("orders", 20)))}
     (Path(options["run"]) / "node_order.json").write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record, indent=2))

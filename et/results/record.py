@@ -24,7 +24,7 @@ NOT_IN_ID: Mapping[str, tuple[str, ...] | None] = {
     "tags": None,
     "sweep": None,
     "trainer": ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar", "log_every_n_steps"),
-    "data": ("root", "num_workers", "pin_memory", "cache_dir"),
+    "data": ("root", "num_workers", "cache"),
     "callbacks": ("progress", "save_every_n_epochs", "pictures"),
 }
 

@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from et.errors import UserError
-from et.results.identity import CONF, Key, config_of, differences, key_of, reproduces
+from et.results.identity import CONF, Key, config_of, differences, key_of, reproduces, resolve
 from et.results.record import run_id
 
 KEY = Key("demo_inpainting", 3, "held_out", "paper")
@@ -15,8 +15,6 @@ KEY = Key("demo_inpainting", 3, "held_out", "paper")
 def test_the_fast_way_gives_what_hydra_gives():
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("train", KEY.overrides())
-    from et.training import resolve
-
     assert config_of(KEY.overrides()) == resolve(composed)
     assert run_id(config_of(KEY.overrides())) == run_id(resolve(composed))
 
@@ -33,7 +31,14 @@ def test_a_configuration_names_its_cell():
 
 @pytest.mark.parametrize(
     "harmless",
-    ["paths.data=/elsewhere", "paths.runs=/elsewhere", "logger=tensorboard", "trainer.devices=4", "data.num_workers=3"],
+    [
+        "paths.data=/elsewhere",
+        "paths.runs=/elsewhere",
+        "logger=tensorboard",
+        "trainer.devices=4",
+        "data.num_workers=3",
+        "+data.cache=/elsewhere",
+    ],
 )
 def test_places_loggers_and_hardware_leave_the_run_id(harmless):
     overrides = Key("imagenette_inpainting", 0, "held_out", "paper").overrides()
@@ -57,7 +62,7 @@ def test_differences_are_named_and_places_are_none():
         (["experiment=no_such_thing"], "does not compose.*no_such_thing"),
         (["experiment=demo_inpainting", "trainer.no_such_key=1"], "does not compose"),
         (["experiment=demo_inpainting", "data.fold=1"], "does not fit"),
-        (["seed=1"], "Missing mandatory value: name"),
+        (["seed=1"], "lacks name: choose an experiment"),
     ],
 )
 def test_what_does_not_compose_is_an_error_for_people(overrides, message):
