@@ -293,9 +293,7 @@ def joined(batches: list[NodeBatch]) -> NodeBatch:
         found = []
         for start, batch in zip(first, batches, strict=True):
             edges = batch.topologies[relation].edges
-            ids = torch.arange(edges.num_nodes, device=edges.key.device)
-            query = torch.repeat_interleave(ids, edges.row_start.diff())
-            found.append(torch.stack([edges.key.long(), query]) + start)
+            found.append(torch.stack([edges.key.long(), edges.query.long()]) + start)
         return EdgeTopology(torch.cat(found, dim=1), sum(sizes))
 
     whole = {name: torch.cat([getattr(b, name) for b in batches]) for name in ("features", "labels", "nodes")}

@@ -14,7 +14,7 @@ from torch import Tensor
 from et.anomaly.data import NodeBatch, NodeDataModule
 from et.anomaly.model import AnomalyTransformer, PaperDynamics
 from et.core import EdgeTopology, EnergyTransformerBlock, descend
-from et.core.sparse import edge_scores, segment_logsumexp
+from et.core.sparse import edge_scores, segment_softmax
 from et.errors import UserError
 
 KINDS = {0: "benign", 1: "anomalous"}
@@ -28,7 +28,7 @@ def neighbour_attention(block: EnergyTransformerBlock, g: Tensor, topology: Edge
     scores = edge_scores(q, k, topology.edges) * attention.beta
     if topology.clamp is not None:
         scores = scores.clamp(-topology.clamp, topology.clamp)
-    return (scores - segment_logsumexp(scores, topology.edges)[topology.edges.query]).exp()
+    return segment_softmax(scores, topology.edges)
 
 
 def share_of(weights: Tensor, chosen: Tensor, topology: EdgeTopology) -> Tensor:
@@ -66,7 +66,7 @@ def look(network: AnomalyTransformer, batch: NodeBatch, relation: int = 0) -> No
     if block.hopfield is not None:
         energies["Hopfield"] = block.hopfield.token_energy(g)
     energies["total"] = torch.stack(list(energies.values())).sum(0)
-    degree = topology.edges.row_start.diff()
+    degree = topology.edges.degree
     attention = None if block.attention is None else neighbour_attention(block, g, topology).mean(1)
     return NodesSeen(attention, 1 / degree[topology.edges.query].float(), energies)
 
@@ -77,7 +77,7 @@ def numbers_of(seen: NodesSeen, labels: Tensor, topology: EdgeTopology) -> dict[
     """
     from torchmetrics.functional.classification import binary_auroc
 
-    connected, known = topology.edges.row_start.diff() > 0, labels >= 0
+    connected, known = topology.edges.degree > 0, labels >= 0
     found: dict[str, Any] = {"attention_on_anomalous": {}, "energy": {}}
     anomalous = labels == 1
     for label, kind in KINDS.items():
@@ -104,7 +104,7 @@ def draw_neighbours(
     """
     from matplotlib.figure import Figure
 
-    degree = topology.edges.row_start.diff()
+    degree = topology.edges.degree
     figure = Figure(figsize=(3.4 * each, 5), layout="constrained")
     for row, label in zip(figure.subplots(2, each, squeeze=False), (1, 0), strict=True):
         candidates = nodes.argsort()

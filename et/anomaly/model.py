@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from et.anomaly.released import ReleasedBlock
 from et.anomaly.scoring import BLOCK, WHOLE, Step, blocks, take_step
 from et.core import EdgeTopology, EnergyTransformerBlock, descend
-from et.core.sparse import segment_logsumexp
+from et.core.sparse import segment_softmax
 
 
 class AnomalyTransformer(nn.Module):
@@ -147,7 +147,7 @@ class AnomalyTransformer(nn.Module):
         for part in parts:
             first = self.dynamics.first(self.tokens(features[part], nodes[part]))
             last = [
-                self.dynamics.last(x[part], topology.edges.row_start.diff()[part])
+                self.dynamics.last(x[part], topology.edges.degree[part])
                 for x, topology in zip(finals, topologies, strict=True)
             ]
             log_odds[part] = self.classify(first, last)
@@ -204,7 +204,7 @@ class PaperDynamics(nn.Module):
 
         def edge_weights(scores: Tensor, topology: EdgeTopology, head: int) -> Tensor:
             scores = scores * attention.beta[head]
-            return (scores - segment_logsumexp(scores, topology.edges)[topology.edges.query]).exp()
+            return segment_softmax(scores, topology.edges)
 
         step = Step(
             norm=self.block.norm,
@@ -240,7 +240,7 @@ class ReleasedDynamics(nn.Module):
         """x_1 -> x_T, (n, D)."""
         for block in self.step_blocks:
             x = block(x, topology)
-        return self.last(x, topology.edges.row_start.diff())
+        return self.last(x, topology.edges.degree)
 
     def first(self, x: Tensor) -> Tensor:
         """x_1, as it is."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from et.core import EdgeTopology
 from et.core.hopfield import relu_response
-from et.core.sparse import attention, segment_logsumexp
+from et.core.sparse import attention, segment_softmax
 
 CLAMP = 5.0
 
@@ -83,7 +83,7 @@ class ReleasedBlock(nn.Module):
     def edge_weights(self, scores: Tensor, topology: EdgeTopology, head: int) -> Tensor:
         """w_CB / z_C of the edges from the inner products of a head, (E, 1) -> (E, 1); all heads share beta."""
         scores = (scores / self.beta).clamp(-CLAMP, CLAMP)
-        return (scores - segment_logsumexp(scores, topology.edges)[topology.edges.query]).exp()
+        return segment_softmax(scores, topology.edges)
 
     def remember(self, g: Tensor) -> Tensor:
         """The Hopfield network's update, (N, D)."""

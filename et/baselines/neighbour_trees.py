@@ -78,5 +78,5 @@ class NeighbourTrees(nn.Module):
 def neighbour_mean(x: Tensor, topology: EdgeTopology) -> Tensor:
     """Mean over each node's neighbours, (n, F) -> (n, F); 0 for a node without any."""
     edges = topology.edges
-    degree = edges.row_start.diff().clamp(min=1).to(x.dtype)
+    degree = edges.degree.clamp(min=1).to(x.dtype)
     return edge_aggregate(x.new_ones(edges.num_edges, 1), x[:, None], edges)[:, 0] / degree[:, None]

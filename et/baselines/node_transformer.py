@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from et.core import EdgeTopology
-from et.core.sparse import edge_aggregate, edge_scores, segment_logsumexp
+from et.core.sparse import edge_aggregate, edge_scores, segment_softmax
 
 
 class NodeTransformer(nn.Module):
@@ -64,7 +64,7 @@ class TransformerLayer(nn.Module):
         edges = topology.edges
         q, k, v = self.to_qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
         scores = edge_scores(q / math.sqrt(q.shape[-1]), k, edges)
-        attention = (scores - segment_logsumexp(scores, edges)[edges.query]).exp()
+        attention = segment_softmax(scores, edges)
         collected = edge_aggregate(F.dropout(attention, self.dropout.p, self.training), v, edges).flatten(1)
         x = self.norm_attention(x + self.dropout(self.out(collected)))
         return self.norm_mlp(x + self.dropout(self.mlp(x)))

@@ -57,6 +57,11 @@ class SortedEdges:
         return edges
 
     @property
+    def degree(self) -> Tensor:
+        """(N,) int64: the number of each query's keys."""
+        return self.row_start.diff()
+
+    @property
     def num_edges(self) -> int:
         return self.key.numel()
 
@@ -68,7 +73,7 @@ class SortedEdges:
     def query(self) -> Tensor:
         """(E,) int32, ascending: node C whose query the edge serves (PyG's target)."""
         nodes = torch.arange(self.num_nodes, dtype=torch.int32, device=self.device)
-        return nodes.repeat_interleave(self.row_start.diff(), output_size=self.num_edges)
+        return nodes.repeat_interleave(self.degree, output_size=self.num_edges)
 
     @cached_property
     def by_key(self) -> tuple[Tensor, Tensor]:

@@ -96,7 +96,7 @@ def _together(tile, nodes, low, high):
 
 
 @kernel
-def _query_term(q, k, beta, row_start, key, u, peak, total, first, tile, low, high):
+def _query_term(q, k, beta, row_start, key, u, peak, total, tile, low, high):
     nodes, heads, width = k.shape
     rows = _together(tile, nodes, low, high)
     cursor, part = np.empty(rows, np.int64), np.zeros(width, q.dtype)
@@ -110,10 +110,10 @@ def _query_term(q, k, beta, row_start, key, u, peak, total, first, tile, low, hi
                 begin, end = cursor[c - top], _until(key, cursor[c - top], row_start[c + 1], limit)
                 cursor[c - top] = end
                 for e in range(begin, end):
-                    p[e - base] = _dot(q[c - first, h], k[key[e], h])
+                    p[e - base] = _dot(q[c, h], k[key[e], h])
         for c in range(top, bottom):
             row = p[row_start[c] - base : row_start[c + 1] - base]
-            peak[c - first, h], total[c - first, h] = _softmax(row, beta[h])
+            peak[c, h], total[c, h] = _softmax(row, beta[h])
         if len(u) == 0:
             continue
         cursor[: bottom - top] = row_start[top:bottom]
@@ -126,11 +126,11 @@ def _query_term(q, k, beta, row_start, key, u, peak, total, first, tile, low, hi
                         b, w = key[e], p[e - base]
                         for y in range(width):
                             part[y] += w * k[b, h, y]
-                    _flush(part, u[c - first, h])
+                    _flush(part, u[c, h])
 
 
 @kernel
-def _key_term(q, values, k, beta, peak, total, start, query, v, first, tile, low, high):
+def _key_term(q, values, k, beta, peak, total, start, query, v, tile, low, high):
     nodes, heads, width = q.shape
     rows = _together(tile, nodes, low, high)
     cursor, p, part = np.empty(rows, np.int64), np.empty(PART, q.dtype), np.zeros(width, q.dtype)
@@ -146,12 +146,12 @@ def _key_term(q, values, k, beta, peak, total, start, query, v, first, tile, low
                     queries = query[block : min(block + PART, end)]
                     for j in range(len(queries)):
                         c = queries[j]
-                        p[j] = _unnormalised(_dot(q[c, h], k[b - first, h]), beta[h], peak[c, h]) / total[c, h]
+                        p[j] = _unnormalised(_dot(q[c, h], k[b, h]), beta[h], peak[c, h]) / total[c, h]
                     for j in range(len(queries)):
                         c, w = queries[j], p[j]
                         for y in range(width):
                             part[y] += w * values[c, h, y]
-                    _flush(part, v[b - first, h])
+                    _flush(part, v[b, h])
 
 
 @kernel
@@ -232,28 +232,28 @@ def _key_gradient(q, k, beta, peak, total, gu, gv, mean, start, query, gk, tile,
 
 
 def query_term(
-    q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, first: int = 0, only_partition: bool = False
+    q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, only_partition: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """sum_B P_CB K_B for the queries ``first .. first + len(q)``, with the softmax's peak and total.
+    """sum_B P_CB K_B of each query C, with the softmax's peak and total.
 
-    q (n, H, Y), k (N, H, Y), beta (H,) -> (n, H, Y), (n, H), (n, H); the first is empty with ``only_partition``.
+    q, k (N, H, Y), beta (H,) -> (N, H, Y), (N, H), (N, H); the first is empty with ``only_partition``.
     """
     u = q.new_zeros(0 if only_partition else len(q), *q.shape[1:])
     peak, total = (q.new_empty(q.shape[:2]) for _ in range(2))
     index = arrays(edges.row_start, edges.key)
-    arguments = (*arrays(q, k, beta), *index, *arrays(u, peak, total), first, tile_size(k, edges))
-    run(_query_term, index[0], arguments, (first, first + len(q)))
+    arguments = (*arrays(q, k, beta), *index, *arrays(u, peak, total), tile_size(k, edges))
+    run(_query_term, index[0], arguments)
     return u, peak, total
 
 
 def key_term(
-    q: Tensor, values: Tensor, k: Tensor, beta: Tensor, peak: Tensor, total: Tensor, edges: SortedEdges, first: int = 0
+    q: Tensor, values: Tensor, k: Tensor, beta: Tensor, peak: Tensor, total: Tensor, edges: SortedEdges
 ) -> Tensor:
-    """sum_C P_CB values_C for the keys ``first .. first + len(k)``: q, values (N, H, Y), k (n, H, Y) -> (n, H, Y)."""
+    """sum_C P_CB values_C of each key B: q, values, k (N, H, Y) -> (N, H, Y)."""
     v = torch.zeros_like(k, memory_format=torch.contiguous_format)
     index = arrays(*edges.by_key)
     tensors = arrays(q, values, k, beta, peak, total)
-    run(_key_term, index[0], (*tensors, *index, v.numpy(), first, tile_size(q, edges)), (first, first + len(k)))
+    run(_key_term, index[0], (*tensors, *index, v.numpy(), tile_size(q, edges)))
     return v
 
 

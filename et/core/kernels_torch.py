@@ -49,20 +49,19 @@ def _scores(q: Tensor, k: Tensor, beta: Tensor, query: Tensor, key: Tensor) -> T
 
 
 def query_term(
-    q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, first: int = 0, only_partition: bool = False
+    q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, only_partition: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`et.core.kernels_numba.query_term`. Two passes: the partition of every query, then the sums."""
-    low, high = edges.row_start[first].item(), edges.row_start[first + len(q)].item()
-    parts = [slice(low + part.start, low + part.stop) for part in chunks(high - low, q)]
+    parts = list(chunks(edges.num_edges, q))
     peak = q.new_full(q.shape[:2], -torch.inf)
     for part in parts:
-        query = edges.query[part] - first
+        query = edges.query[part]
         scores = _scores(q, k, beta, query, edges.key[part])
         peak.scatter_reduce_(0, query.long()[:, None].expand_as(scores), scores, "amax")
-    peak = torch.where(edges.row_start[first : first + len(q) + 1].diff()[:, None] > 0, peak, 0.0)
+    peak = torch.where(edges.degree[:, None] > 0, peak, 0.0)
     total, u = torch.zeros_like(peak), torch.zeros_like(q)
     for part in parts:
-        query, key = edges.query[part] - first, edges.key[part]
+        query, key = edges.query[part], edges.key[part]
         p = (_scores(q, k, beta, query, key) - peak[query]).exp()
         total.index_add_(0, query, p)
         if not only_partition:
@@ -72,15 +71,12 @@ def query_term(
 
 
 def key_term(
-    q: Tensor, values: Tensor, k: Tensor, beta: Tensor, peak: Tensor, total: Tensor, edges: SortedEdges, first: int = 0
+    q: Tensor, values: Tensor, k: Tensor, beta: Tensor, peak: Tensor, total: Tensor, edges: SortedEdges
 ) -> Tensor:
     """See :func:`et.core.kernels_numba.key_term`."""
-    start, queries = edges.by_key
-    low, high = start[first].item(), start[first + len(k)].item()
-    keys = torch.arange(len(k), device=k.device).repeat_interleave(start[first : first + len(k) + 1].diff())
     v = torch.zeros_like(k)
-    for part in chunks(high - low, k):
-        key, query = keys[part], queries[low + part.start : low + part.stop]
+    for part in chunks(edges.num_edges, k):
+        query, key = edges.query[part], edges.key[part]
         p = (_scores(q, k, beta, query, key) - peak[query]).exp() / total[query]
         v.index_add_(0, key, p[..., None] * values[query])
     return v

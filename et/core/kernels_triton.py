@@ -84,11 +84,11 @@ def _logsumexp_kernel(scores, start, out, heads, BLOCK_E: tl.constexpr):
 
 @triton.jit
 def _query_term_kernel(
-    q, k, beta, start, key, u, peak, total, first, heads, width,
+    q, k, beta, start, key, u, peak, total, heads, width,
     SUMS: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_Y: tl.constexpr,
 ):  # fmt: skip
     row, h = tl.program_id(0), tl.program_id(1)
-    low, high = tl.load(start + first + row), tl.load(start + first + row + 1)
+    low, high = tl.load(start + row), tl.load(start + row + 1)
     at_query, b = _row(q, row, h, heads, width, BLOCK_Y), tl.load(beta + h)
     largest = tl.full((), float("-inf"), dtype=q.dtype.element_ty)
     norm = tl.zeros((), dtype=q.dtype.element_ty)
@@ -123,11 +123,11 @@ def _softmax(raw, beta, peak, total, node, h, heads, mask):
 
 @triton.jit
 def _key_term_kernel(
-    q, values, k, beta, peak, total, start, query, v, first, heads, width,
+    q, values, k, beta, peak, total, start, query, v, heads, width,
     BLOCK_E: tl.constexpr, BLOCK_Y: tl.constexpr,
 ):  # fmt: skip
     row, h = tl.program_id(0), tl.program_id(1)
-    low, high = tl.load(start + first + row), tl.load(start + first + row + 1)
+    low, high = tl.load(start + row), tl.load(start + row + 1)
     at_key, b = _row(k, row, h, heads, width, BLOCK_Y), tl.load(beta + h)
     sums = tl.zeros((BLOCK_Y,), dtype=q.dtype.element_ty)
     for e0 in range(low, high, BLOCK_E):
@@ -229,7 +229,7 @@ def segment_logsumexp(scores: Tensor, edges: SortedEdges) -> Tensor:
 
 
 def query_term(
-    q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, first: int = 0, only_partition: bool = False
+    q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, only_partition: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`et.core.kernels_numba.query_term`."""
     q, k, beta = q.contiguous(), k.contiguous(), beta.contiguous()
@@ -237,18 +237,18 @@ def query_term(
     peak, total = (q.new_empty(q.shape[:2]) for _ in range(2))
     if q.numel():
         tensors = (q, k, beta, edges.row_start, edges.key, u, peak, total)
-        _query_term_kernel[q.shape[:2]](*tensors, first, *q.shape[1:], SUMS=not only_partition, **_blocks(q.shape[2]))
+        _query_term_kernel[q.shape[:2]](*tensors, *q.shape[1:], SUMS=not only_partition, **_blocks(q.shape[2]))
     return u, peak, total
 
 
 def key_term(
-    q: Tensor, values: Tensor, k: Tensor, beta: Tensor, peak: Tensor, total: Tensor, edges: SortedEdges, first: int = 0
+    q: Tensor, values: Tensor, k: Tensor, beta: Tensor, peak: Tensor, total: Tensor, edges: SortedEdges
 ) -> Tensor:
     """See :func:`et.core.kernels_numba.key_term`."""
     tensors = [x.contiguous() for x in (q, values, k, beta, peak, total)]
     v = torch.empty_like(tensors[2])
     if k.numel():
-        _key_term_kernel[k.shape[:2]](*tensors, *edges.by_key, v, first, *k.shape[1:], **_blocks(k.shape[2]))
+        _key_term_kernel[k.shape[:2]](*tensors, *edges.by_key, v, *k.shape[1:], **_blocks(k.shape[2]))
     return v
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from et.core.edges import SortedEdges
-from et.core.kernels_numba import arrays, kernel, run
+from et.core.numba_runtime import arrays, kernel, run
 
 
 @kernel

@@ -33,15 +33,15 @@ def kernel(function: Callable, fastmath: set[str] | bool = FAST_MATH) -> Callabl
 exact_kernel = partial(kernel, fastmath=False)
 
 
-def run(compiled: Callable, row_start: np.ndarray, arguments: tuple, rows: tuple[int, int] | None = None) -> None:
+def run(compiled: Callable, row_start: np.ndarray, arguments: tuple) -> None:
     """Call ``compiled(*arguments, low, high)`` on all rows, in tasks of about equal numbers of edges."""
-    first, last = rows or (0, len(row_start) - 1)
-    edges = int(row_start[last] - row_start[first])
+    rows = len(row_start) - 1
+    edges = int(row_start[rows])
     threads = max(1, min(torch.get_num_threads(), edges // SMALLEST_TASK))
     # More tasks than threads, handed out as threads become free: rows differ widely in their number of edges.
     tasks = max(1, edges // min(max(edges // (16 * threads), SMALLEST_TASK), LARGEST_TASK))
-    bounds = np.searchsorted(row_start[first : last + 1], row_start[first] + edges * np.arange(1, tasks) // tasks)
-    bounds = np.unique(np.concatenate(([0], bounds, [last - first]))) + first
+    bounds = np.searchsorted(row_start, edges * np.arange(1, tasks) // tasks)
+    bounds = np.unique(np.concatenate(([0], bounds, [rows])))
     pieces = list(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
     if threads == 1:
         for low, high in pieces:

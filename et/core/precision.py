@@ -37,23 +37,28 @@ def no_autocast(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
-def watched(x: Tensor) -> bool:
-    """Whether a computation with ``x`` must be made of plain operations, without kernels of our own.
+def traced(x: Tensor) -> bool:
+    """Whether something looks at the operations on ``x``, so that they must be plain ones without kernels of our own.
 
-    So it is where something looks at the operations: a compiler or exporter, a transform of torch.func, forward mode
-    differentiation, autocast.
+    It may be a compiler or exporter, a transform of torch.func, or forward mode differentiation.
     """
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
-        or torch.is_autocast_enabled(x.device.type)
         or torch._C._are_functorch_transforms_active()
         or forward_ad.unpack_dual(x).tangent is not None
     )
 
 
-def differentiable_gradient(outputs: Tensor, inputs: tuple, needed: tuple[bool, ...], grad: Tensor) -> tuple:
+def watched(x: Tensor) -> bool:
+    """Whether the operations on ``x`` are looked at, or autocast is on, which changes what they compute in."""
+    return traced(x) or torch.is_autocast_enabled(x.device.type)
+
+
+def differentiable_gradient(
+    outputs: Tensor | tuple[Tensor, ...], inputs: tuple, needed: tuple[bool, ...], grads: Tensor | tuple[Tensor, ...]
+) -> tuple:
     """Gradients of those ``inputs`` that are ``needed`` (None for the others), to be differentiated themselves."""
     wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
-    found = iter(torch.autograd.grad(outputs, wanted, grad, create_graph=True))
+    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True))
     return tuple(next(found) if need else None for need in needed)

@@ -2,16 +2,15 @@
 
 Backends: ``reference`` (plain gather and scatter), ``torch`` (the same in chunks of bounded memory, any device),
 ``numba`` (CPU) and ``triton`` (GPU). ``auto`` takes the fastest that runs where the tensors are, and ``reference`` in a
-compiler or exporter, which cannot look into the others. The environment variable ET_SPARSE_BACKEND sets it for a
-process, the argument ``backend`` for a call. All but the reference make no tensor larger than (E, H), and
-:func:`attention` none larger than (N, H, Y).
+compiler, an exporter or a transform of torch.func, which cannot look into the others. The environment variable
+ET_SPARSE_BACKEND sets it for a process, the argument ``backend`` for a call. All but the reference make no tensor
+larger than (E, H), and :func:`attention` none larger than (N, H, Y).
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch.autograd import Function
 
 from et.core import kernels_reference
 from et.core.edges import SortedEdges
-from et.core.precision import at_least_float32
+from et.core.precision import at_least_float32, differentiable_gradient, traced
 
 __all__ = [
     "BACKENDS",
@@ -29,10 +28,9 @@ __all__ = [
     "attention",
     "edge_aggregate",
     "edge_scores",
-    "key_term",
     "log_partition",
-    "query_term",
     "segment_logsumexp",
+    "segment_softmax",
     "select_backend",
 ]
 
@@ -49,7 +47,7 @@ def select_backend(name: str | None, tensor: Tensor) -> ModuleType:
     if name not in BACKENDS:
         raise ValueError(f"no sparse backend {name!r}: choose one of {', '.join(BACKENDS)}")
     device = tensor.device.type
-    if name == "auto" and torch.compiler.is_compiling():
+    if name == "auto" and traced(tensor):
         return kernels_reference
     if name == "auto":
         fast = {"cpu": "numba", "cuda": "triton"}.get(device, "torch")
@@ -118,52 +116,9 @@ def log_partition(
     return _LogPartition.apply(q, k, beta, edges, backend)
 
 
-@torch.no_grad()
-def query_term(
-    q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, first: int = 0, backend: str | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """First term of the update for a block of queries, without gradients: for graphs too large for :func:`attention`.
-
-    Args:
-        q: the queries ``first .. first + n``, (n, H, Y).
-        k: the keys of all nodes, (N, H, Y).
-        beta, edges, backend: as for :func:`attention`; ``edges`` are those of the whole graph.
-
-    Returns:
-        sum_B P_CB K_B, (n, H, Y), and what :func:`key_term` needs to know of the softmax: each query's largest score
-        and its sum of exp(score - largest), (n, H) each. Their log_partition is ``largest + sum.log()``.
-    """
-    return _block_kernels(backend, q).query_term(*_operands(q, k, beta), edges, first)
-
-
-@torch.no_grad()
-def key_term(
-    q: Tensor,
-    k: Tensor,
-    beta: Tensor,
-    peak: Tensor,
-    total: Tensor,
-    edges: SortedEdges,
-    first: int = 0,
-    backend: str | None = None,
-) -> Tensor:
-    """Second term of the update, sum_C P_CB Q_C, for the block of keys ``first .. first + n``, without gradients.
-
-    q (N, H, Y) are the queries of all nodes, k (n, H, Y) the block's keys, and ``peak`` and ``total`` (N, H) what
-    :func:`query_term` returned, for all nodes. Returns (n, H, Y).
-    """
-    q, k, beta = _operands(q, k, beta)
-    return _block_kernels(backend, q).key_term(q, q, k, beta, peak, total, edges, first)
-
-
 def _operands(q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     q, k = at_least_float32(q).contiguous(), at_least_float32(k).contiguous()
     return q, k, beta.to(q.dtype)
-
-
-def _block_kernels(backend: str | None, tensor: Tensor) -> ModuleType:
-    kernels = select_backend(backend, tensor)
-    return select_backend("torch", tensor) if kernels is kernels_reference else kernels  # the reference has no blocks
 
 
 def _log_partition_by_primitives(
@@ -180,17 +135,8 @@ def _attention_by_primitives(
     scores = edge_scores(q, k, edges, backend) * beta
     if clamp is not None:
         scores = scores.clamp(-clamp, clamp)
-    p = (scores - segment_logsumexp(scores, edges, backend)[edges.query]).exp()
+    p = segment_softmax(scores, edges, backend)
     return edge_aggregate(p, k, edges, False, backend), edge_aggregate(p, q, edges, True, backend)
-
-
-def _gradient_with_graph(function: Callable, ctx: Any, inputs: tuple, grads: tuple) -> tuple:
-    """Gradients of ``function`` that can be differentiated once more, for a Function's (q, k, beta, edges, backend)."""
-    needed = ctx.needs_input_grad[:3]
-    wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
-    outputs = function(*inputs, ctx.edges, None, ctx.backend)
-    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True))
-    return *(next(found) if need else None for need in needed), None, None
 
 
 class _Attention(Function):
@@ -208,7 +154,9 @@ class _Attention(Function):
     def backward(ctx: Any, grad_u: Tensor, grad_v: Tensor) -> tuple:
         q, k, beta, peak, total = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: this gradient will itself be differentiated
-            return _gradient_with_graph(_attention_by_primitives, ctx, (q, k, beta), (grad_u, grad_v))
+            outputs = _attention_by_primitives(q, k, beta, ctx.edges, None, ctx.backend)
+            inputs, needed = (q, k, beta), ctx.needs_input_grad[:3]
+            return *differentiable_gradient(outputs, inputs, needed, (grad_u, grad_v)), None, None
         kernels = select_backend(ctx.backend, q)
         return *kernels.attention_gradient(q, k, beta, peak, total, grad_u, grad_v, ctx.edges), None, None
 
@@ -225,7 +173,8 @@ class _LogPartition(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         q, k, beta, peak, total = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _gradient_with_graph(_log_partition_by_primitives, ctx, (q, k, beta), (grad,))
+            outputs = _log_partition_by_primitives(q, k, beta, ctx.edges, None, ctx.backend)
+            return *differentiable_gradient(outputs, (q, k, beta), ctx.needs_input_grad[:3], grad), None, None
         # The derivative with respect to beta K_B . Q_C is P_CB: the gradients are the terms of the update, weighted.
         kernels = select_backend(ctx.backend, q)
         weight = (grad * beta)[..., None]
@@ -266,6 +215,11 @@ def segment_logsumexp(scores: Tensor, edges: SortedEdges, backend: str | None = 
     if select_backend(backend, scores) is kernels_reference:
         return kernels_reference.segment_logsumexp(values, edges).to(scores.dtype)
     return _SegmentLogsumexp.apply(values, edges, backend).to(scores.dtype)
+
+
+def segment_softmax(scores: Tensor, edges: SortedEdges, backend: str | None = None) -> Tensor:
+    """Softmax of (E, H) scores over each query's edges."""
+    return (scores - segment_logsumexp(scores, edges, backend)[edges.query]).exp()
 
 
 class _EdgeScores(Function):

@@ -24,8 +24,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from et.core.edges import SortedEdges
-from et.core.precision import at_least_float32
-from et.core.sparse import edge_aggregate, edge_scores, segment_logsumexp, select_backend
+from et.core.precision import at_least_float32, differentiable_gradient
+from et.core.sparse import edge_aggregate, edge_scores, segment_logsumexp, segment_softmax, select_backend
 
 
 def _weighted_scores(products: Tensor, ahat: Tensor, beta: Tensor, head_mix: Tensor | None) -> Tensor:
@@ -87,10 +87,16 @@ class WeightedEdges:
             u, v = _WeightedAttention.apply(q, k, beta.to(q.dtype), self.weight.to(q.dtype).contiguous(), self.edges)
             return u.to(dtype), v.to(dtype)
         q, k = q.contiguous(), k.contiguous()  # once, not in each of the kernels below and again in their gradients
-        scores = self._scores(q, k, beta)
-        p = (scores - segment_logsumexp(scores, self.edges)[self.edges.query]).exp()
-        c = _update_weights(p, self.weight, beta, self.head_mix)
-        return edge_aggregate(c, k, self.edges), edge_aggregate(c, q, self.edges, to_keys=True)
+        return _weighted_attention(q, k, beta, self.weight, self.head_mix, self.edges)
+
+
+def _weighted_attention(
+    q: Tensor, k: Tensor, beta: Tensor, ahat: Tensor, head_mix: Tensor | None, edges: SortedEdges
+) -> tuple[Tensor, Tensor]:
+    """Both terms of the update, composed of operations that can be differentiated any number of times."""
+    scores = _weighted_scores(edge_scores(q, k, edges), ahat, beta, head_mix)
+    c = _update_weights(segment_softmax(scores, edges), ahat, beta, head_mix)
+    return edge_aggregate(c, k, edges), edge_aggregate(c, q, edges, to_keys=True)
 
 
 def _has_kernels(tensor: Tensor) -> bool:
@@ -113,10 +119,13 @@ class _WeightedAttention(Function):
         return u, v
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_u: Tensor, grad_v: Tensor) -> tuple:
         from et.core import kernels_weighted
 
+        if torch.is_grad_enabled():  # create_graph=True: this gradient will itself be differentiated
+            inputs = ctx.saved_tensors[:4]
+            outputs = _weighted_attention(*inputs, None, ctx.edges)
+            return *differentiable_gradient(outputs, inputs, ctx.needs_input_grad[:4], (grad_u, grad_v)), None
         return *kernels_weighted.attention_gradient(*ctx.saved_tensors, grad_u, grad_v, ctx.edges), None
 
 
@@ -132,15 +141,26 @@ class _CrossProducts(Function):
         return kernels_weighted.cross_products(x, edges)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
         from et.core import kernels_weighted
 
+        if torch.is_grad_enabled():
+            outputs = _cross_products(*ctx.saved_tensors, ctx.edges)
+            return *differentiable_gradient(outputs, ctx.saved_tensors, ctx.needs_input_grad[:1], grad), None
         return kernels_weighted.cross_products_gradient(grad, *ctx.saved_tensors, ctx.edges), None
+
+
+def _cross_products(x: Tensor, edges: SortedEdges) -> Tensor:
+    """The same, composed."""
+    rows = x.shape[1]
+    products = edge_scores(x.repeat_interleave(rows, dim=1), x.repeat(1, rows, 1), edges)
+    return products.unflatten(1, (rows, rows))
 
 
 class WeightedPairs:
     """Weighted attention between all pairs of tokens: the dense counterpart, and the released code's padded form.
+
+    Its update has gradients of first order only.
 
     Args:
         ahat: (..., N, N, H), query before key; a pair is no edge where it is exactly 0.
@@ -262,10 +282,7 @@ def edge_outer_convolution(x: Tensor, kernel: Tensor, edges: SortedEdges, first:
         (E, H), in the order of ``edges``.
     """
     shifted = shifted_tokens(at_least_float32(x), first, last)
-    if _has_kernels(shifted):
-        products = _CrossProducts.apply(shifted, edges).flatten(1)
-    else:
-        products = edge_scores(shifted.repeat_interleave(3, dim=1), shifted.repeat(1, 3, 1), edges)
+    products = (_CrossProducts.apply if _has_kernels(shifted) else _cross_products)(shifted, edges).flatten(1)
     return products @ kernel.flatten(0, 1).to(products.dtype)
 
 

@@ -20,7 +20,7 @@ def test_edges_are_sorted_both_ways(name, with_numba, monkeypatch):
     order = torch.argsort(edge_index[1] * num_nodes + edge_index[0], stable=True)
     assert torch.equal(edges.order.long(), order)
     assert torch.equal(edge_index[:, order], torch.stack([edges.key, edges.query]).long())
-    assert torch.equal(edges.row_start.diff(), torch.bincount(edge_index[1], minlength=num_nodes))
+    assert torch.equal(edges.degree, torch.bincount(edge_index[1], minlength=num_nodes))
     start, query = edges.by_key
     assert torch.equal(query, edges.query[edges.key_position])
     assert torch.equal(start.diff(), torch.bincount(edge_index[0], minlength=num_nodes))

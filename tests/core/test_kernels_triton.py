@@ -52,23 +52,13 @@ def test_triton_primitives_agree_with_the_reference(triton_runs, to_keys):
         assert_relative(actual, expected, 1e-12)
 
 
-def test_triton_blocks_of_nodes_give_the_whole(triton_runs):
-    edges = SortedEdges.from_edge_index(*TINY["isolated_nodes"])
-    q, k, beta = operands(edges, heads=1)
-    u, v = kernels_reference.attention(q, k, beta, edges)
-    parts = [sparse.query_term(q[i : i + 4], k, beta, edges, i, "triton") for i in (0, 4)]
-    first, peak, total = (torch.cat(part) for part in zip(*parts, strict=True))
-    second = [sparse.key_term(q, k[i : i + 4], beta, peak, total, edges, i, "triton") for i in (0, 4)]
-    assert_relative([first, torch.cat(second)], [u.double(), v.double()], 1e-6)
-
-
 COMPILE_ALL = """
 import triton
 from triton.backends.compiler import GPUTarget
 from et.core import kernels_triton as kernels
 
 types = {"query": "*i32", "key": "*i32", "source": "*i32", "position": "*i32", "start": "*i64"}
-types |= {"edges": "i32", "heads": "i32", "width": "i32", "first": "i32"}
+types |= {"edges": "i32", "heads": "i32", "width": "i32"}
 constants = {"BLOCK_E": kernels.BLOCK, "BLOCK_Y": 16, "PERMUTED": True, "SUMS": True}
 for name, kernel in vars(kernels).items():
     if name.endswith("_kernel"):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from et.core import EnergyAttention
+from et.core import EdgeTopology, EnergyAttention
 from et.core.sparse import SortedEdges
 from et.core.weighted import (
     WeightedEdges,
@@ -106,6 +106,27 @@ def plain_update(module, g, ahat, head_mix):
     return torch.cat([u.flatten(1), v.flatten(1)], dim=1) @ module.stacked_weights()
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_second_derivatives_along_edges(mixed):
+    g, edge_index, weight, _, head_mix = random_case(seed=4)
+    module = attention().requires_grad_(False)
+
+    def update(tokens, leaf, mix):
+        return module.update(tokens, WeightedEdges(edge_index, leaf, len(g), mix if mixed else None))
+
+    weight = weight.where(weight != 0, 0.5)  # at 0, where an edge is switched off, there is no derivative
+    inputs = [x.clone().requires_grad_() for x in (g, weight, head_mix)]
+    assert torch.autograd.gradgradcheck(update, inputs, fast_mode=True)
+
+
+def test_energies_along_edges_under_torch_func():
+    g, edge_index, weight, _, _ = random_case(seed=5)
+    module = attention()
+    for topology in (EdgeTopology(edge_index, len(g)), WeightedEdges(edge_index, weight, len(g))):
+        gradient = torch.func.grad(lambda tokens, t=topology: module.energy(tokens, t))(g)
+        assert torch.allclose(-gradient, module.update(g, topology), rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("backend", ["reference", "torch", "numba", "pairs"])
 @pytest.mark.parametrize("mixed", [False, True])
 def test_training_gradients_are_those_of_plain_operations(monkeypatch, mixed, backend):
@@ -183,3 +204,14 @@ def test_wrong_shapes_are_named():
         WeightedEdges(edge_index, weight)
     with pytest.raises(ValueError, match="weight must be"):
         WeightedEdges(SortedEdges.from_edge_index(edge_index, len(g)), weight[:-1])
+
+
+def test_second_derivatives_of_the_convolution_along_edges():
+    _, edge_index, _, _, _ = random_case(seed=6)
+    edges = SortedEdges.from_edge_index(edge_index, 9)
+    ends = torch.zeros(2, 9, dtype=torch.bool)
+    ends[0, 0] = ends[1, -1] = True
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((9, D), (3, 3, H))]
+    inputs = [x.requires_grad_() for x in inputs]
+    assert torch.autograd.gradgradcheck(lambda x, kernel: edge_outer_convolution(x, kernel, edges, *ends), inputs)
