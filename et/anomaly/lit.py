@@ -145,8 +145,8 @@ class FittedTask(AnomalyTask):
     step, scoring fits it again, which gives the same.
 
     Args:
-        network: with ``fit(features, topologies, labels, train)`` and ``fitted``.
-        others: as for :class:`AnomalyTask`; the optimizer has nothing to do.
+        network: with ``fit(features, topologies, labels, train)`` and ``fitted``. The other arguments are those of
+            :class:`AnomalyTask`; the optimizer has nothing to do.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):

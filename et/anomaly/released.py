@@ -26,11 +26,10 @@ class ReleasedBlock(nn.Module):
     Both terms of eq. 17 are computed explicitly, from weights w_CB = exp(clamp(K_B . Q_C / beta)) normalised by their
     sum z_C over C's edges: first sum_B W^Q K_B w_CB / z_C, then, by messages that run from each node A along its
     edges to its neighbours, sum_A W^K Q_A w_AB / z_A. On an undirected graph the edges out of A are the reverse of
-    those into A,
-    so the weights of the second term are those of the first: its transpose. Gradients pass through both terms and
-    through z. Neither term is the gradient of an energy once the clamp holds somewhere. (Where an edge is repeated, the
-    released code addresses it by its two ends, and dgl's automatic gradient then differs from that of the formula;
-    here it is the formula's. Without repeated edges the two agree.)
+    those into A, so the weights of the second term are those of the first: its transpose. Gradients pass through
+    both terms and through z. Neither term is the gradient of an energy once the clamp holds somewhere. (Where an
+    edge is repeated, the released code addresses it by its two ends, and dgl's automatic gradient then differs from
+    that of the formula; here it is the formula's. Without repeated edges the two agree.)
 
     Args:
         dim, num_heads, head_dim, num_memories: D, H, Y, M (the paper's K).

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from et.inpainting.model import sincos_positions
-from et.inpainting.patches import grid_shape, pair, patchify, unpatchify
+from et.inpainting.patches import fill, grid_shape, pair
 
 
 class InpaintingViT(nn.Module):
@@ -95,6 +95,4 @@ class InpaintingViT(nn.Module):
 
     def complete(self, images: Tensor, masked: Tensor) -> Tensor:
         """The images with their masked patches replaced by the reconstruction: (B, C, H, W)."""
-        patches = patchify(images, self.patch_size)
-        completed = torch.where(masked[..., None], self(images, masked).to(patches.dtype), patches)
-        return unpatchify(completed, self.patch_size, self.image_size)
+        return fill(images, self(images, masked), masked, self.patch_size)

@@ -26,9 +26,9 @@ class EnergyAttention(nn.Module):
         bias: add a bias (H, Y) to queries and keys (table 4: none).
         terms: which terms of the update to compute. ``both`` is the gradient of the energy; ``query`` keeps only the
             conventional attention W^Q K softmax, ``key`` only the second term (neither is a gradient: for ablation).
+        init_std: standard deviation of the initial weights (algorithm 1).
         keep_maps: between all pairs, whether the softmax is stored for the backward pass or computed there again a part
             at a time, which never holds N x N; by default by its size.
-        init_std: standard deviation of the initial weights (algorithm 1).
     """
 
     def __init__(

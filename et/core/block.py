@@ -74,15 +74,21 @@ class EnergyTransformerBlock(nn.Module):
         self.norm = EnergyLayerNorm(dim, norm_eps, norm_bias)
         self.attention = (
             EnergyAttention(
-                dim, num_heads, head_dim, beta, train_beta, self_attention, attention_bias, attention_terms,
-                attention_init_std, keep_maps,
+                dim, num_heads, head_dim, beta=beta, train_beta=train_beta, self_attention=self_attention,
+                bias=attention_bias, terms=attention_terms, init_std=attention_init_std, keep_maps=keep_maps,
             )
             if use_attention
             else None
         )  # fmt: skip
         self.hopfield = (
             HopfieldNetwork(
-                dim, num_memories, activation, hopfield_beta, hopfield_power, hopfield_bias, hopfield_init_std
+                dim,
+                num_memories,
+                activation,
+                beta=hopfield_beta,
+                power=hopfield_power,
+                bias=hopfield_bias,
+                init_std=hopfield_init_std,
             )
             if use_hopfield
             else None

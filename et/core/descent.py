@@ -24,7 +24,8 @@ class Descent:
         energies: total energy before the first and after each step, (steps + 1, B), or (steps + 1,) for tokens (N, D);
             None unless recorded. Recorded energies are detached: they are for looking at, not for training on.
         attention_energies, hopfield_energies: its two parts, shaped alike; zero for a module that is left out.
-        states: tokens before the first and after each step, (steps + 1, ...); None unless recorded.
+        states: tokens before the first and after each step, (steps + 1, ...), with their gradients where there are any;
+            None unless recorded.
         steps: how many steps each sample took, (B,) or (); None unless the descent was to end at a tolerance. What is
             recorded then ends with the slowest sample.
     """

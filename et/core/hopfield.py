@@ -68,11 +68,11 @@ class HopfieldNetwork(nn.Module):
         with no_autocast(g):
             return -self._potential(F.linear(at_least_float32(g), self.memories, self.bias))
 
-    def energy(self, g: Tensor, topology: object = None) -> Tensor:
-        """E^HN of normalised tokens: (B, N, D) -> (B,), (N, D) -> (); ``topology`` plays no part (eq. 5)."""
+    def energy(self, g: Tensor) -> Tensor:
+        """E^HN of normalised tokens: (B, N, D) -> (B,), (N, D) -> () (eq. 5)."""
         return self.token_energy(g).sum(-1)
 
-    def update(self, g: Tensor, topology: object = None, weights: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
+    def update(self, g: Tensor, weights: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
         """-dE^HN/dg = r(g xi^T) xi, shaped like ``g``; no token sees another (eq. 9).
 
         ``weights`` are memories and bias, for callers that have them in another dtype.

@@ -44,12 +44,12 @@ def attention(qk: Tensor, beta: Tensor, self_attention: bool = False, keep_maps:
     """
     if qk.shape[-4] == 1 and not self_attention:
         return torch.zeros_like(qk)  # a token without keys
-    if keep_maps is None and not watched(qk) and kernels_flex.suits(qk):
-        return kernels_flex.attention(qk, beta, self_attention)
-    if keep_maps is None:
-        keep_maps = qk.numel() // (2 * qk.shape[-1]) * qk.shape[-4] <= KEPT
     if watched(qk):
         return composed(qk, beta, self_attention)
+    if keep_maps is None:
+        if kernels_flex.suits(qk):
+            return kernels_flex.attention(qk, beta, self_attention)
+        keep_maps = qk.numel() // (2 * qk.shape[-1]) * qk.shape[-4] <= KEPT
     return _Attention.apply(qk, beta, self_attention, keep_maps)
 
 

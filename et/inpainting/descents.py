@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from et.inpainting.lit import masked_mse
-from et.inpainting.patches import hide, join_tiles, patchify, unpatchify
+from et.inpainting.patches import fill, hide, join_tiles, patchify
 from et.inpainting.pixels import to_pixels
 
 FILE = "descent.json"
@@ -104,8 +104,7 @@ def _descents(
             pixels, errors = [], []
             for tokens in descent.states:
                 decoded = network.decode(tokens[:, 1:]).float()
-                filled = torch.where(masked[..., None], decoded, patches)
-                pixels.append(to_pixels(unpatchify(filled, network.patch_size, images.shape[-2:])).cpu())
+                pixels.append(to_pixels(fill(images, decoded, masked, network.patch_size)).cpu())
                 errors.append(masked_mse(decoded, patches, masked).cpu())
         energies = descent.attention_energies.cpu(), descent.hopfield_energies.cpu()
         yield torch.stack(pixels), *energies, torch.stack(errors)

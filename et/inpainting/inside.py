@@ -16,7 +16,7 @@ from torch import Tensor
 from et.core.descent import descend, speed
 from et.inpainting.lit import masked_mse
 from et.inpainting.model import InpaintingET
-from et.inpainting.patches import patchify, unpatchify
+from et.inpainting.patches import fill, patchify
 
 
 def position_similarity(network: InpaintingET) -> Tensor:
@@ -134,6 +134,4 @@ def errors_by_image(network: torch.nn.Module, data: pl.LightningDataModule) -> T
 
 def frames(network: InpaintingET, seen: Trajectory, images: Tensor, masked: Tensor) -> Tensor:
     """The completion at every step: visible patches as they are, masked ones as decoded, (T + 1, B, C, H, W)."""
-    patches = patchify(images, network.patch_size)
-    filled = torch.where(masked[..., None], seen.tokens, patches)
-    return torch.stack([unpatchify(step, network.patch_size, network.image_size) for step in filled])
+    return torch.stack([fill(images, tokens, masked, network.patch_size) for tokens in seen.tokens])

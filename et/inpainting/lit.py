@@ -13,7 +13,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from et import optim as optimizers
 from et.baselines.fillings import mean_fill, nearest_fill
-from et.inpainting.patches import patchify, unpatchify
+from et.inpainting.patches import fill, patchify
 from et.inpainting.pixels import STD, to_pixels
 
 Batch = dict[str, Tensor]
@@ -143,9 +143,7 @@ class InpaintingTask(pl.LightningModule):
     def test_step(self, batch: Batch, batch_index: int) -> None:
         prediction, target = self._patches(batch)
         masked, network = batch["masked"], self.network
-        completed = unpatchify(
-            torch.where(masked[..., None], prediction, target), network.patch_size, batch["image"].shape[-2:]
-        )
+        completed = fill(batch["image"], prediction, masked, network.patch_size)
         values = {
             "mse": masked_mse(prediction, target, batch["occluded"]),
             "mse_masked": masked_mse(prediction, target, masked),

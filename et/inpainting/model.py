@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from et.core import Descent, EnergyTransformerBlock, decreasing, descend
-from et.inpainting.patches import grid_shape, pair, patchify, unpatchify
+from et.inpainting.patches import fill, grid_shape, pair, patchify
 
 
 def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
@@ -49,10 +49,10 @@ class InpaintingET(nn.Module):
         self_attention: overrides what ``fidelity`` chooses.
         position_init: how the (trained) position biases start: as independent normal numbers, as the paper's, or as
             sines and cosines of row and column, under which neighbours are alike from the first step on.
-        checkpoint: in training keep only the tokens of each step for the backward pass, which computes the steps again:
-            less memory, more time. The results are the same.
         position_std: their initial root mean square; None: what ``fidelity`` chooses. The layer norm divides a token by
             its size, so a patch keeps its brightness and contrast only next to positions of comparable size.
+        checkpoint: in training keep only the tokens of each step for the backward pass, which computes the steps again:
+            less memory, more time. The results are the same.
         block: further arguments of :class:`EnergyTransformerBlock`.
 
     Raises:
@@ -148,18 +148,15 @@ class InpaintingET(nn.Module):
         masked: Tensor,
         steps: int | None = None,
         record: bool | Literal["energy"] = True,
-        until: float | None = None,
     ) -> Descent:
         """The descent itself, recorded; ``states[:, :, 1:]`` are patch tokens for :meth:`decode`.
 
-        ``steps`` and ``until`` are those of :func:`et.core.descend`.
+        ``steps`` are T unless given; ``record`` is that of :func:`et.core.descend`.
         """
         tokens = self.embed(patchify(images, self.patch_size), masked)
         steps = self.steps if steps is None else steps
-        return descend(self.block, tokens, steps, self.step_sizes(steps), record=record, until=until)
+        return descend(self.block, tokens, steps, self.step_sizes(steps), record=record)
 
     def complete(self, images: Tensor, masked: Tensor) -> Tensor:
         """The images with their masked patches replaced by the reconstruction: (B, C, H, W)."""
-        patches = patchify(images, self.patch_size)
-        completed = torch.where(masked[..., None], self(images, masked).to(patches.dtype), patches)
-        return unpatchify(completed, self.patch_size, self.image_size)
+        return fill(images, self(images, masked), masked, self.patch_size)

@@ -41,10 +41,16 @@ def unpatchify(patches: Tensor, patch_size: int | tuple[int, int], image_size: i
     return tiles.permute(0, 3, 1, 4, 2, 5).reshape(patches.shape[0], -1, height, width)
 
 
+def fill(images: Tensor, prediction: Tensor, masked: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
+    """``images`` (B, C, H, W) with the masked patches (B, N) replaced by ``prediction`` (B, N, P), the others kept."""
+    patches = patchify(images, patch_size)
+    filled = torch.where(masked[..., None], prediction.to(patches.dtype), patches)
+    return unpatchify(filled, patch_size, images.shape[-2:])
+
+
 def hide(images: Tensor, masked: Tensor, patch_size: tuple[int, int], grey: float = 0.5) -> Tensor:
     """Pixels 0 .. 1 (B, C, H, W) with the masked patches (B, N) painted grey."""
-    patches = patchify(images, patch_size)
-    return unpatchify(torch.where(masked[..., None], grey, patches), patch_size, images.shape[-2:])
+    return fill(images, images.new_tensor(grey), masked, patch_size)
 
 
 def join_tiles(tiles: Tensor, grid: tuple[int, int]) -> Tensor:
