@@ -99,14 +99,24 @@ class EnergyAttention(nn.Module):
         return self.token_energy(g, topology).sum(-1)
 
     def update(
-        self, g: Tensor, topology: Topology | None = None, weights: tuple[Tensor, Tensor | None] | None = None
+        self,
+        g: Tensor,
+        topology: Topology | None = None,
+        weights: tuple[Tensor, Tensor | None] | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """-dE^ATT/dg in closed form, shaped like ``g`` (the two softmax terms below eq. 8; eq. 17).
 
-        ``weights`` are :meth:`stacked_weights` and :meth:`stacked_bias`, for callers that have them already.
+        Args:
+            g: normalised tokens.
+            topology: who attends to whom; all pairs where not given.
+            weights: :meth:`stacked_weights` and :meth:`stacked_bias`, for callers that have them already.
+            wanted: (n,) numbers of the tokens whose update is wanted; all where not given. The others are keys and
+                queries all the same, but half of the products with the weights is spared for them.
         """
         matrix, bias = weights or (self.stacked_weights(), self.stacked_bias())
-        return self.mix(torch.nn.functional.linear(g, matrix, bias), topology) @ matrix
+        mixed = self.mix(torch.nn.functional.linear(g, matrix, bias), topology)
+        return (mixed if wanted is None else mixed.index_select(-2, wanted)) @ matrix
 
     def extra_repr(self) -> str:
         return (

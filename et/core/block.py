@@ -106,16 +106,27 @@ class EnergyTransformerBlock(nn.Module):
             None if hopfield is None else cast(hopfield.memories, hopfield.bias),
         )
 
-    def update(self, g: Tensor, topology: Topology | None = None, weights: StackedWeights | None = None) -> Tensor:
+    def update(
+        self,
+        g: Tensor,
+        topology: Topology | None = None,
+        weights: StackedWeights | None = None,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
         """-dE/dg, shaped like ``g``: [P K | P^T Q] [W^Q; W^K] + r(g xi^T) xi (eq. 6, 9, 17).
 
-        ``weights`` are :meth:`stacked_weights`, for callers that take more than one step with them.
+        Args:
+            g: normalised tokens.
+            topology: who attends to whom; all pairs where not given.
+            weights: :meth:`stacked_weights`, for callers that take more than one step with them.
+            wanted: (n,) numbers of the tokens whose update is wanted; all where not given.
         """
         of_attention, of_hopfield = weights or self.stacked_weights(g.dtype)
+        own = g if wanted is None else g.index_select(-2, wanted)
         if self.attention is None:
-            return self.hopfield.update(g, weights=of_hopfield)
-        update = self.attention.update(g, topology, of_attention)
-        return update if self.hopfield is None else update + self.hopfield.update(g, weights=of_hopfield)
+            return self.hopfield.update(own, of_hopfield)
+        update = self.attention.update(g, topology, of_attention, wanted)
+        return update if self.hopfield is None else update + self.hopfield.update(own, of_hopfield)
 
     def module_energies(self, g: Tensor, topology: Topology | None = None) -> tuple[Tensor, Tensor]:
         """(E^ATT, E^HN), each (B,) or (); zero for a module that is left out."""

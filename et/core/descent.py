@@ -62,6 +62,7 @@ def descend(
     record: bool | Literal["energy"] = False,
     checkpoint: bool = False,
     until: float | None = None,
+    wanted: Tensor | None = None,
 ) -> Descent:
     """Take ``steps`` steps x <- x - alpha dE/dg + sqrt(alpha) eps, eps ~ N(0, sigma^2) (eq. 27; eq. 6 without noise).
 
@@ -80,14 +81,19 @@ def descend(
             memory of T token states instead of T steps, for a third more time.
         until: tolerance at which a sample has arrived: it takes no further step once its :func:`speed` is at most this.
             ``steps`` is then the most that any sample may take. Tokens (N, D) are one sample.
+        wanted: (n,) numbers of the tokens that are wanted in the end, a CLS token for instance: ``x`` holds these alone,
+            and the last step is computed for them alone.
 
     Raises:
-        ValueError: negative ``steps``, another number of step sizes than of steps, a tolerance for a noisy descent.
+        ValueError: negative ``steps``, another number of step sizes than of steps, a tolerance for a noisy descent,
+            ``wanted`` with a record or a tolerance.
     """
     if steps < 0:
         raise ValueError(f"steps must be 0 or more, not {steps}")
     if until is not None and noise_std > 0:
         raise ValueError("a descent with noise never comes to rest: use until without noise_std")
+    if wanted is not None and (record or until is not None):
+        raise ValueError("a descent that is recorded, or ends at a tolerance, needs all tokens: leave out wanted")
     sizes = step_sizes(step_size, steps)
     dtype = compute_dtype(x)
     x = at_least_float32(x)
@@ -104,16 +110,18 @@ def descend(
         if record is True:
             states.append(x)
 
-    def step(x: Tensor, size: float | Tensor) -> Tensor:
-        update = block.update(block.norm(x).to(dtype), topology, weights)
+    def step(x: Tensor, size: float | Tensor, wanted: Tensor | None = None) -> Tensor:
+        update = block.update(block.norm(x).to(dtype), topology, weights, wanted)
+        x = x if wanted is None else x.index_select(-2, wanted)
         x = x + size * update if isinstance(size, Tensor) else torch.add(x, update, alpha=size)
         return x + size**0.5 * noise_std * torch.randn_like(x) if noise_std > 0 else x
 
     with no_autocast(x):
         weights = block.stacked_weights(dtype)
         observe()
-        for size in sizes:
-            moved = recompute_in_backward(step, x, size, use_reentrant=False) if checkpoint else step(x, size)
+        for number, size in enumerate(sizes, start=1):
+            arguments = (x, size, wanted if number == steps else None)
+            moved = recompute_in_backward(step, *arguments, use_reentrant=False) if checkpoint else step(*arguments)
             if moving is None:
                 x = moved
             else:
@@ -124,6 +132,8 @@ def descend(
             observe()
             if moving is not None and not moving.any():
                 break
+    if wanted is not None and steps == 0:
+        x = x.index_select(-2, wanted)
     if not record:
         return Descent(x, steps=taken)
     attention, hopfield = (torch.stack(parts) for parts in zip(*energies, strict=True))

@@ -25,6 +25,10 @@ class Layout(Protocol):
     def tokens(self, x: Tensor) -> Tensor:
         """The way back: (N + G, D)."""
 
+    @property
+    def cls(self) -> Tensor:
+        """Where the CLS tokens are along the layout's axis of tokens."""
+
     def adjacency(self, x: Tensor, projection: nn.Linear, kernel: Tensor | None) -> Tensor:
         """ahat of eq. 24: Conv3x3(X X^T) * A', or A' alone without a ``kernel``; A' = projection of the edges."""
 
@@ -77,6 +81,10 @@ class SparseLayout:
     def tokens(self, x: Tensor) -> Tensor:
         return x
 
+    @property
+    def cls(self) -> Tensor:
+        return self.batch.cls_tokens
+
     def adjacency(self, x: Tensor, projection: nn.Linear, kernel: Tensor | None) -> Tensor:
         """(E + 2N + G, H), on the edges only: what is no edge stays none, whatever bias the projection has."""
         projected = projection(self.features.to(projection.weight.dtype))
@@ -126,6 +134,10 @@ class PaddedLayout:
 
     def tokens(self, x: Tensor) -> Tensor:
         return x.flatten(0, 1)[self.position]
+
+    @property
+    def cls(self) -> Tensor:
+        return self.position[:1]  # the first token of each graph
 
     def adjacency(self, x: Tensor, projection: nn.Linear, kernel: Tensor | None) -> Tensor:
         """(G, n, n, H) with n the largest graph's tokens; a bias in ``projection`` reaches non-edges too."""

@@ -141,16 +141,12 @@ class GraphEnergyTransformer(nn.Module):
 
     def forward(self, batch: GraphBatch) -> Tensor:
         """Outputs (G, num_outputs), or (N, num_outputs) with readout from the nodes."""
-        return self.predict(batch, self.final_tokens(batch)[0])
+        return self.head(self.read_out(batch)[0])
 
     def forward_with_edges(self, batch: GraphBatch) -> tuple[Tensor, Tensor]:
         """Outputs, and for each graph the error of its edge features rebuilt from ahat, (G,) (appendix D.3)."""
-        tokens, layout, ahat = self.final_tokens(batch)
-        return self.predict(batch, tokens), layout.edge_errors(ahat, self.edge_decoder)
-
-    def predict(self, batch: GraphBatch, tokens: Tensor) -> Tensor:
-        """Linear readout of final tokens (N + G, D)."""
-        return self.head(tokens[batch.cls_tokens if self.readout == "cls" else batch.node_tokens])
+        tokens, layout, ahat = self.read_out(batch)
+        return self.head(tokens), layout.edge_errors(ahat, self.edge_decoder)
 
     def initial(self, batch: GraphBatch) -> tuple[Tensor, Layout, Tensor]:
         """Initial tokens in the batch's layout, that layout, and ahat (eq. 23, 24); in float32 or better."""
@@ -169,13 +165,17 @@ class GraphEnergyTransformer(nn.Module):
             kernel = None if self.kernel is None else self.kernel.permute(1, 2, 0)
             return x, layout, layout.adjacency(x, self.adjacency, kernel)
 
-    def final_tokens(self, batch: GraphBatch) -> tuple[Tensor, Layout, Tensor]:
-        """Tokens (N + G, D) after all blocks (eq. 27), the layout they were computed in, and ahat."""
+    def read_out(self, batch: GraphBatch) -> tuple[Tensor, Layout, Tensor]:
+        """What the head reads after all blocks (eq. 27), (G, D) or (N, D), the layout it was computed in, and ahat."""
         x, layout, ahat = self.initial(batch)
         noise = self.noise_std if self.training or self.noise_in_evaluation else 0.0
         for index, block in enumerate(self.blocks):
-            x = descend(block, x, self.steps, self.step_size, self._topology(layout, ahat, index), noise).x
-        return layout.tokens(x), layout, ahat
+            # The last step moves no token but those that are read: with four blocks of one step, 16 % fewer products.
+            wanted = layout.cls if self.readout == "cls" and index == len(self.blocks) - 1 else None
+            topology = self._topology(layout, ahat, index)
+            x = descend(block, x, self.steps, self.step_size, topology, noise, wanted=wanted).x
+        tokens = x.flatten(0, -2) if self.readout == "cls" else layout.tokens(x)[batch.node_tokens]
+        return tokens, layout, ahat
 
     @torch.no_grad()
     def energies(self, batch: GraphBatch) -> Tensor:

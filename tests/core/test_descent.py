@@ -209,3 +209,24 @@ def test_backward_inside_autocast_works():
         gradients.append([p.grad for p in block.parameters()])
     for one, other in zip(*gradients, strict=True):
         assert (one - other).norm() <= 0.02 * one.norm()
+
+
+@pytest.mark.parametrize("topology", [None, "edges"])
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_wanted_tokens_are_those_of_the_whole_descent(topology, steps):
+    torch.manual_seed(0)
+    block = EnergyTransformerBlock(8, 2, 4, 10, attention_init_std=0.5, hopfield_init_std=0.5).double()
+    x = torch.randn(6, 8, dtype=torch.float64)
+    wanted = torch.tensor([4, 0])
+    if topology == "edges":
+        topology = EdgeTopology(torch.randint(6, (2, 15)), 6)
+    else:
+        x = x.expand(3, -1, -1).contiguous()
+    found = descend(block, x, steps, 0.3, topology, wanted=wanted).x
+    whole = descend(block, x, steps, 0.3, topology).x.index_select(-2, wanted)
+    torch.testing.assert_close(found, whole, rtol=0, atol=1e-12)
+    for mine, theirs in zip(*(torch.autograd.grad(y.pow(3).sum(), [*block.parameters()], allow_unused=True)
+                              for y in (found, whole) if steps), strict=True):  # fmt: skip
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
+    with pytest.raises(ValueError, match="leave out wanted"):
+        descend(block, x, steps, 0.3, record=True, wanted=wanted)
