@@ -81,7 +81,7 @@ def descend(
             memory of T token states instead of T steps, for a third more time.
         until: tolerance at which a sample has arrived: it takes no further step once its :func:`speed` is at most this.
             ``steps`` is then the most that any sample may take. Tokens (N, D) are one sample.
-        wanted: (n,) numbers of the tokens that are wanted in the end, a CLS token for instance: ``x`` holds these alone,
+        wanted: (n,) numbers of the tokens that are wanted in the end, a CLS token for instance: ``x`` holds only these,
             and the last step is computed for them alone.
 
     Raises:
