@@ -1,10 +1,11 @@
-"""What a run does beside training: seed its epochs, keep checkpoints it can resume from, stop on NaN."""
+"""What a run does beside training: seed its epochs, keep checkpoints it can resume from, time itself, stop on NaN."""
 
 from __future__ import annotations
 
 import errno
 import os
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,31 @@ class CentralizedGradients(Callback):
         for name, parameter in network.named_parameters():
             if parameter.grad is not None:
                 centralize(parameter.grad, axes.get(name))
+
+
+class Stopwatch(Callback):
+    """Seconds spent in fitting, over all interruptions (``seconds``).
+
+    Where Lightning's own Timer is among the callbacks, ``trainer.max_time`` has no effect.
+    """
+
+    def __init__(self) -> None:
+        self.seconds, self._since = 0.0, None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = time.monotonic()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seconds, self._since = self.elapsed(), None
+
+    def elapsed(self) -> float:
+        return self.seconds + (0.0 if self._since is None else time.monotonic() - self._since)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.elapsed()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = state_dict["seconds"]
 
 
 class Checkpoints(Checkpoint):

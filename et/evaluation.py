@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from et.errors import UserError
-from et.results.record import write_atomically
+from et.results.record import read_result, write_atomically
 
 
 def load_weights(run: Path, checkpoint: str | None) -> tuple[DictConfig, dict[str, torch.Tensor], Path]:
@@ -25,8 +25,9 @@ def load_weights(run: Path, checkpoint: str | None) -> tuple[DictConfig, dict[st
         if not (run / "config.yaml").exists():
             raise UserError(f"{run} is no run folder: it has no config.yaml")
         cfg = OmegaConf.load(run / "config.yaml")
-        has_best = cfg.checkpoint == "best" and (run / "checkpoints" / "best.ckpt").exists()
-        wanted = checkpoint or ("best" if has_best else "last")
+        record = read_result(run)
+        nothing_validated = record is not None and record.get("best_epoch") is None
+        wanted = checkpoint or ("best" if cfg.checkpoint == "best" and not nothing_validated else "last")
         path, output = run / "checkpoints" / f"{wanted}.ckpt", run / "evaluation"
     else:
         cfg, path, output = None, run, run.parent / f"{run.stem}_evaluation"

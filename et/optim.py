@@ -24,12 +24,14 @@ def centralize(gradient: Tensor, axes: tuple[int, ...] | None = None) -> None:
     """Take a gradient's mean over ``axes`` off it, in place (gradient centralisation, Yong et al. 2020).
 
     By default these are all axes but the first, which is the outputs of a linear layer, the memories of a Hopfield
-    network, and the heads of an attention; a vector stays as it is. So does what has one element along the axes: its
-    mean is itself, and without it a layer of one input would never learn.
+    network, and the heads of an attention; a vector stays as it is. So does what has one element along them: its mean
+    is itself, and without it a layer of one input would never learn.
     """
-    axes = tuple(range(1, gradient.dim())) if axes is None else axes
-    if math.prod(gradient.shape[axis] for axis in axes) > 1:
-        gradient.sub_(gradient.mean(dim=axes, keepdim=True))
+    if axes is None:
+        axes = tuple(range(1, gradient.dim()))
+        if math.prod(gradient.shape[1:]) == 1:
+            return
+    gradient.sub_(gradient.mean(dim=axes, keepdim=True))
 
 
 def configure(cfg: DictConfig, module: nn.Module, trainer: Any) -> dict[str, Any]:

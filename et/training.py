@@ -14,10 +14,10 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import LearningRateMonitor, RichProgressBar, Timer
+from pytorch_lightning.callbacks import LearningRateMonitor, RichProgressBar
 from pytorch_lightning.strategies import DDPStrategy
 
-from et.callbacks import CentralizedGradients, Checkpoints, FiniteLoss, SeededEpochs
+from et.callbacks import CentralizedGradients, Checkpoints, FiniteLoss, SeededEpochs, Stopwatch
 from et.errors import UserError
 from et.interrupt import StopOnSignal
 from et.launch import agreed, cluster_environment, local_processes, must_start_processes, run_processes
@@ -78,8 +78,8 @@ def train(cfg: DictConfig) -> Outcome:
         identity,
         cfg.callbacks.get("tie_break"),
     )
-    timer, metrics_file = Timer(interval="epoch"), MetricsFile(folder / "metrics.csv")
-    keepers = [checkpoints, timer, StopOnSignal(checkpoints)]
+    stopwatch, metrics_file = Stopwatch(), MetricsFile(folder / "metrics.csv")
+    keepers = [checkpoints, stopwatch, StopOnSignal(checkpoints)]
     trainer = build_trainer(cfg, folder, identity, network, keepers, metrics_file)
     with ExitStack() as held:
 
@@ -108,7 +108,7 @@ def train(cfg: DictConfig) -> Outcome:
             "num_params": sum(p.numel() for p in network.parameters()),
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step,
-            "seconds": round(timer.time_elapsed("train"), 2),
+            "seconds": round(stopwatch.seconds, 2),
             "peak_memory_mb": peak_memory_mb(),
             "device": device_name(trainer),
             "git_commit": git_commit(),

@@ -55,6 +55,13 @@ def test_a_layer_of_one_input_keeps_its_gradient():
     assert torch.equal(gradient, kept)
 
 
+def test_axes_that_are_asked_for_are_taken_whatever_their_extent():
+    """As optax does, under which a layer of one output never learns."""
+    gradient = torch.randn(1, 4)
+    centralize(gradient, (0,))
+    assert torch.equal(gradient, torch.zeros(1, 4))
+
+
 def test_other_axes_on_request():
     gradient, vector = torch.randn(4, 3) + 2, torch.randn(6) + 2
     centralize(gradient, (0,))

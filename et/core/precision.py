@@ -40,7 +40,7 @@ def no_autocast(x: Tensor) -> torch.autocast:
 def traced(x: Tensor) -> bool:
     """Whether something looks at the operations on ``x``, so that they must be plain ones without kernels of our own.
 
-    It may be a compiler or exporter, a transform of torch.func, or forward mode differentiation.
+    It may be a compiler or exporter, a transform of torch.func, or forward mode differentiation with respect to ``x``.
     """
     return (
         torch.compiler.is_compiling()

@@ -1,6 +1,6 @@
 """How a batch of graphs is laid out for attention: as one sparse graph, or padded to the largest graph and dense.
 
-Both answer the same four questions, so that the model does not know which of them it has. ``tokens`` are always given
+Both answer the same questions, so that the model does not know which of them it has. ``tokens`` are always given
 and taken as (N + G, D): for each graph its CLS token, then its nodes, in the order of the data.
 """
 

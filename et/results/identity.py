@@ -60,10 +60,10 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: a mandatory value is missing, or an interpolation leads nowhere.
     """
-    missing = [key for key in OmegaConf.missing_keys(cfg) if not key.startswith("hydra.")]
-    if missing:
-        raise UserError(f"the configuration lacks {', '.join(sorted(missing))}: choose an experiment=NAME or set them")
     try:
+        missing = [key for key in OmegaConf.missing_keys(cfg) if not key.startswith("hydra.")]
+        if missing:
+            raise UserError(f"the configuration lacks {', '.join(sorted(missing))}: choose experiment=NAME or set them")
         config = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration does not resolve: {_first_line(error)}") from error

@@ -32,6 +32,13 @@ def test_padded_tokens_come_back(graphs, sinks):
     assert (gaps == (7.0 if sinks else 0.0)).all()
 
 
+def test_cls_tokens_are_where_the_layout_says(graphs):
+    tokens = torch.randn(graphs.num_nodes + len(graphs), 3)
+    for layout in (SparseLayout(graphs), PaddedLayout(graphs, sinks=True)):
+        x = layout.place(tokens, padding=torch.zeros(3))
+        assert torch.equal(x.index_select(-2, layout.cls).flatten(0, -2), tokens[graphs.cls_tokens])
+
+
 def test_sinks_attend_to_the_real_tokens_and_nothing_attends_to_them(make_graphs):
     graphs = make_graphs(edge_features=2)
     adjacency = PaddedLayout(graphs, sinks=True).features

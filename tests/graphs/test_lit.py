@@ -3,11 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
 from et.errors import UserError
-from et.evaluation import evaluate
+from et.evaluation import evaluate, load_weights
 from et.graphs import lit
 from et.graphs.lit import GraphTask, Measures, seeded
 from et.graphs.protocol import released_accuracy
@@ -84,6 +85,16 @@ def test_edge_reconstruction_joins_the_loss(make_graphs):
     error = network.forward_with_edges(batch)[1].mean().item()
     assert losses[1] - losses[0] == pytest.approx(error, rel=1e-4)
     assert losses[2] - losses[0] == pytest.approx(3 * error, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_the_released_protocol_on_two_processes(toy_run):
+    outcome = train(
+        toy_run("protocol=released", "fidelity=released", "task.repetitions=2", "data.batch_size=8",
+                "trainer.devices=2", "trainer.strategy=ddp")
+    )  # fmt: skip
+    assert outcome.record["best_epoch"] is None and outcome.record["steps"] == 2 * 5
+    assert 0 <= outcome.record["metrics"]["test/accuracy_all"] <= 1
 
 
 @pytest.mark.slow
@@ -203,6 +214,30 @@ def test_evaluation_of_a_run_repeats_its_test_scores(toy_run, protocol):
     found = evaluate(OmegaConf.create(options | {"device": "cpu", "progress": False}))
     assert found["metrics"]["test/accuracy"] == pytest.approx(outcome.record["metrics"]["test/accuracy"])
     assert found["dataset"] == outcome.record["dataset"]
+
+
+def test_a_lost_checkpoint_is_not_replaced_by_another(toy_run):
+    outcome = train(toy_run())
+    (outcome.folder / "checkpoints" / "best.ckpt").unlink()
+    with pytest.raises(UserError, match=r"no checkpoint.*best\.ckpt"):
+        load_weights(outcome.folder, None)
+
+
+@pytest.mark.parametrize(
+    "experiment, fidelity, batch_size, label_smoothing, noise_std, standardize",
+    [
+        ("tu_proteins", "paper", 32, 0.05, 0.02, True), ("tu_proteins", "released", 64, 0.05, 0.02, False),
+        ("gnnbench_mnist", "paper", 128, 0.0, 0.02, False), ("gnnbench_mnist", "released", 512, 0.05, 0.02, False),
+        ("zinc", "paper", 128, 0.05, 0.005, True), ("zinc", "released", 1024, 0.05, 0.02, False),
+    ],
+)  # fmt: skip
+def test_what_the_released_notebooks_train_with(
+    config, experiment, fidelity, batch_size, label_smoothing, noise_std, standardize
+):
+    cfg = config(f"experiment={experiment}", f"fidelity={fidelity}")
+    data, model = instantiate(cfg.data), instantiate(cfg.model)
+    assert (data.batch_size, data.standardize) == (batch_size, standardize)
+    assert cfg.task.label_smoothing == label_smoothing and model.noise_std == noise_std
 
 
 def test_node_task_reports_both_accuracies_and_repeats_with_noise(config, tmp_path):

@@ -62,7 +62,8 @@ def test_differences_are_named_and_places_are_none():
         (["experiment=no_such_thing"], "does not compose.*no_such_thing"),
         (["experiment=demo_inpainting", "trainer.no_such_key=1"], "does not compose"),
         (["experiment=demo_inpainting", "data.fold=1"], "does not fit"),
-        (["seed=1"], "lacks name: choose an experiment"),
+        (["experiment=tu_mutag", "fidelity=bogus"], "does not resolve"),
+        (["seed=1"], "lacks name: choose experiment"),
     ],
 )
 def test_what_does_not_compose_is_an_error_for_people(overrides, message):
