@@ -80,7 +80,9 @@ class StopOnSignal(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         progress = trainer.fit_loop.epoch_loop.batch_progress
-        if not progress.is_last_batch and self._told(trainer):
+        # In the middle of an accumulation there are gradients, which no checkpoint holds.
+        stepped = progress.current.ready % trainer.accumulate_grad_batches == 0
+        if stepped and not progress.is_last_batch and self._told(trainer):
             self.batches, self.generators = progress.current.ready, gathered_generators(trainer.world_size)
             self.checkpoints.save_last(trainer)
             self._stop(trainer)

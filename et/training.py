@@ -155,6 +155,12 @@ def check_checkpoint_choice(cfg: DictConfig) -> None:
         raise UserError(f"checkpoint must be best or last, not {cfg.checkpoint!r}")
     if cfg.checkpoint == "best" and cfg.callbacks.monitor is None:
         raise UserError("checkpoint=best needs callbacks.monitor: the metric that names the best epoch")
+    every, epochs = cfg.trainer.get("check_val_every_n_epoch") or 1, cfg.trainer.max_epochs
+    if cfg.checkpoint == "best" and 0 <= epochs < every and not cfg.trainer.get("fast_dev_run"):
+        raise UserError(
+            f"checkpoint=best needs a validation, but trainer.check_val_every_n_epoch is {every} and "
+            f"trainer.max_epochs {epochs}: lower the one, raise the other, or set checkpoint=last"
+        )
 
 
 def quiet_libraries() -> None:

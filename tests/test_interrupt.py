@@ -65,6 +65,12 @@ def test_images(config, tmp_path, monkeypatch, batch, steps):
     assert stop.code == 143
 
 
+def test_gradients_that_are_being_accumulated_are_not_lost(config, tmp_path, monkeypatch):
+    """Told in the first of two batches that make a step, the run stops after the second."""
+    overrides = (*TINY, "+trainer.accumulate_grad_batches=2")
+    check_stop_and_resume(config, tmp_path, monkeypatch, InpaintingTask, overrides, 0, signal.SIGTERM, 3)
+
+
 def test_loader_processes(config, tmp_path, monkeypatch):
     overrides = (*TINY, "data.num_workers=1")
     stop = check_stop_and_resume(config, tmp_path, monkeypatch, InpaintingTask, overrides, 0, signal.SIGINT, 4)

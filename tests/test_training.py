@@ -14,13 +14,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from et.callbacks import Checkpoints
+from et.callbacks import Checkpoints, FiniteLoss
 from et.errors import UserError
+from et.optim import warmup_cosine
 from et.results.identity import resolve
 from et.results.record import RESULT_KEYS, read_result, run_id
 from et.run_folder import Start, find_start
 from et.training import train
-from tests.configs import ROOT, TINY
+from tests.configs import ROOT, TINY, compose_config
 
 
 @pytest.fixture
@@ -44,6 +45,41 @@ def test_a_run_leaves_what_the_contract_names(tiny):
     with (outcome.folder / "metrics.csv").open() as file:
         epochs = {row["epoch"] for row in csv.DictReader(file)}
     assert {"0", "1", "2"} <= {epoch.split(".")[0] for epoch in epochs}
+
+
+def test_clipping_and_schedule_act_on_every_step(tiny, monkeypatch):
+    seen = []
+
+    def before_zero_grad(self, trainer, pl_module, optimizer):
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        seen.append(
+            (optimizer.param_groups[0]["lr"], torch.cat([g.flatten() for g in grads]).norm().item() if grads else 0)
+        )
+
+    monkeypatch.setattr(FiniteLoss, "on_before_zero_grad", before_zero_grad)
+    outcomes = {}
+    for clip in (1e-3, None):
+        seen.clear()
+        overrides = ("optim.schedule.warmup_epochs=1", f"optim.clip_norm={'null' if clip is None else clip}")
+        outcomes[clip] = (train(tiny(*overrides)), list(seen))
+    steps = 9
+    schedule = outcomes[None][0].trainer.lr_scheduler_configs[0]
+    assert schedule.interval == "step"
+    optim = compose_config(*TINY, "optim.schedule.warmup_epochs=1").optim
+    peak, start, end = optim.optimizer.lr, optim.schedule.start_lr, optim.schedule.end_lr
+    for _, observed in outcomes.values():
+        rates = [warmup_cosine(step, steps, steps // 3, peak, start, end) for step in range(steps)]
+        assert [rate for rate, _ in observed] == pytest.approx(rates)
+    # What is left when the next step begins are the gradients that the last one was made with.
+    assert all(norm <= 1e-3 * (1 + 1e-4) for _, norm in outcomes[1e-3][1])
+    assert max(norm for _, norm in outcomes[None][1]) > 1e-3
+
+
+def test_the_best_epoch_is_the_best_of_metrics_csv(tiny):
+    outcome = train(tiny("checkpoint=best", "callbacks.monitor=val/mse", "optim.optimizer.lr=0.1"))
+    with (outcome.folder / "metrics.csv").open() as file:
+        curve = [float(row["val/mse"]) for row in csv.DictReader(file) if row["val/mse"]]
+    assert curve.index(min(curve)) == outcome.record["best_epoch"]
 
 
 def test_equally_good_epochs_are_told_apart_by_the_tie_break(tmp_path):
@@ -186,6 +222,8 @@ def test_errors_of_the_configuration(tiny):
         train(tiny("checkpoint=first"))
     with pytest.raises(UserError, match=r"needs callbacks\.monitor"):
         train(tiny("checkpoint=best"))
+    with pytest.raises(UserError, match="needs a validation"):
+        train(tiny("checkpoint=best", "callbacks.monitor=val/mse", "trainer.check_val_every_n_epoch=5"))
     with pytest.raises(UserError, match=r"tie_break is 'val/f1', but validation logs val/mse"):
         train(tiny("checkpoint=best", "callbacks.monitor=val/mse", "+callbacks.tie_break=val/f1"))
     with pytest.raises(UserError, match=r"monitor is 'val/f1', but validation logs val/mse"):

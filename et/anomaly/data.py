@@ -201,7 +201,7 @@ class NodeDataModule(pl.LightningDataModule):
         _, world = rank_and_world()
         if world > 1 and (self.sample_ratio is None or self.subgraphs % world or self.protocol == "released"):
             raise UserError(
-                f"{world} processes share out the subgraphs of a step: set data.sample_ratio, and data.subgraphs to a "
+                f"{world} processes share out the subgraphs of a step: set data.sample_ratio, and +data.subgraphs to a "
                 "multiple of them, under protocol=held_out. A step on one graph is one process's: trainer.devices=1"
             )
         if self.sample_ratio is None:

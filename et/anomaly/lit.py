@@ -156,6 +156,11 @@ class FittedTask(AnomalyTask):
     def configure_optimizers(self) -> None:
         return None
 
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.trainer.datamodule.sample_ratio is not None:
+            raise UserError("this network is fitted once, on the whole graph: set data.sample_ratio=null")
+
     def log_odds(self, batch: NodeBatch) -> Tensor:
         if not self.network.fitted:
             self.network.fit(batch.features, batch.topologies, batch.labels, batch.train)

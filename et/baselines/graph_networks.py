@@ -26,7 +26,7 @@ class GIN(nn.Module):
         readout: ``graph`` or ``nodes``.
         hidden: width of every layer.
         num_layers: layers of message passing.
-        dropout: before each readout.
+        dropout: of each layer's outputs, before they are added up.
     """
 
     def __init__(

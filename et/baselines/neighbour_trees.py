@@ -21,7 +21,7 @@ class NeighbourTrees(nn.Module):
         rounds: number of boosting rounds.
         learning_rate, max_leaf_nodes, min_samples_leaf, l2: of each round.
         balanced: weigh both classes alike.
-        seed: of the trees.
+        seed: of scikit-learn's choices, of which there are none but on large data, whose bins come from a sample.
     """
 
     def __init__(

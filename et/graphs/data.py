@@ -106,6 +106,10 @@ class GraphData(pl.LightningDataModule):
         """
         cache = sources.cache_folder(self.root, self.cache)
         readers = {"tu": sources.load_tu, "gnnbench": sources.load_gnn_benchmark, "zinc": sources.load_zinc}
+        if self.source not in ("generated", "extracted") and (self.sizes is not None or self.made_seed != 0):
+            raise UserError(
+                f"data.sizes and data.made_seed are of generated and extracted graphs: leave them out for {self.name}"
+            )
         if self.source in readers:
             return readers[self.source](self.name, self.root, cache)
         makers = {"zinc_variant": made.load_zinc_variant, "digits": made.load_digits}

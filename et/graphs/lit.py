@@ -60,6 +60,11 @@ class GraphTask(pl.LightningModule):
         super().__init__()
         if protocol not in ("held_out", "released"):
             raise UserError(f"protocol must be held_out or released, not {protocol!r}")
+        if (edge_loss_weight > 0) != (getattr(network, "edge_decoder", None) is not None):
+            raise UserError(
+                "model.edge_reconstruction=true and a task.edge_loss_weight above 0 go together: the one has no use "
+                "without the other"
+            )
         self.network, self.optim, self.num_classes = network, optim, num_classes
         self.protocol, self.repetitions, self.seed = protocol, repetitions, seed
         self.label_smoothing, self.edge_loss_weight = label_smoothing, edge_loss_weight

@@ -148,3 +148,9 @@ def test_missing_names_the_place_without_fetching(tmp_path, source, place):
     (tmp_path / place).mkdir(parents=True)
     assert data.missing() == []
     assert GraphData("digits", "digits", tmp_path, 1, 0, 10).missing() == []
+
+
+def test_made_datas_options_are_refused_elsewhere(toy):
+    for option in ({"sizes": [8, 4, 4]}, {"made_seed": 3}):
+        with pytest.raises(UserError, match=r"data\.sizes and data\.made_seed"):
+            toy(**option)

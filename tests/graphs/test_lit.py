@@ -79,12 +79,17 @@ def test_edge_reconstruction_joins_the_loss(make_graphs):
     ).eval()
     losses = []
     for weight in (0.0, 1.0, 3.0):
-        task = GraphTask(network, None, num_classes=2, edge_loss_weight=weight)
+        task = GraphTask(network, None, num_classes=2, edge_loss_weight=1.0)
+        task.edge_loss_weight = weight
         task.log = lambda *args, **kwargs: None
         losses.append(task.training_step(batch, 0).item())
     error = network.forward_with_edges(batch)[1].mean().item()
     assert losses[1] - losses[0] == pytest.approx(error, rel=1e-4)
     assert losses[2] - losses[0] == pytest.approx(3 * error, rel=1e-4)
+    with pytest.raises(UserError, match="go together"):
+        GraphTask(network, None, num_classes=2)
+    with pytest.raises(UserError, match="go together"):
+        GraphTask(nn.Identity(), None, num_classes=2, edge_loss_weight=1.0)
 
 
 @pytest.mark.slow

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hydra.utils import instantiate
+from torch import nn
 
 from et.results import paper
+from et.results.identity import Key, config_of
 from et.results.settings import compare, count_parameters, has_experiment, same
 
 CONFIGURATIONS = [number for number in paper.NUMBERS if paper.load(number).kind == "configuration"]
@@ -25,6 +28,21 @@ def test_an_experiment_file_has_the_papers_settings(number, experiment):
             wrong.append(f"{setting.parameter}: the paper has {setting.printed}, here {found.value} {found.why}")
     assert not wrong
     assert compared >= 7
+
+
+@pytest.mark.parametrize("number", [9, 11])
+def test_what_no_graph_configuration_holds_is_in_the_network(number):
+    """Rows whose keys a configuration may leave out: beta, whether it is trained, and the three biases."""
+    settings = {s.parameter: s for s in paper.load(number).settings}
+    for experiment in {e for s in settings.values() for e in s.experiments if has_experiment(e)}:
+        network = instantiate(config_of(Key(experiment, 0, "held_out", "paper").overrides())["model"])
+        for block in network.blocks:
+            attention, hopfield = block.attention, block.hopfield
+            assert attention.beta.tolist() == [pytest.approx(settings["β"].value)] * len(attention.beta)
+            assert isinstance(attention.beta, nn.Parameter) is settings["train_betas"].value
+            assert (hopfield.bias is not None) is settings["bias in HN"].value
+            assert (attention.b_query is not None or attention.b_key is not None) is settings["bias in ATT"].value
+            assert (block.norm.delta is not None) is settings["bias in LNORM"].value
 
 
 def setting(**changes):
