@@ -243,3 +243,8 @@ def test_trees_and_et_learn_the_small_graph(small_config):
         ("amazon_upu_40pct_trees", []),
     ):
         assert train(small_config(experiment, *overrides)).record["metrics"]["test/auc"] > 0.8
+
+
+def test_trees_are_not_fitted_on_samples(small_config):
+    with pytest.raises(UserError, match=r"data\.sample_ratio=null"):
+        train(small_config("amazon_upu_40pct_trees", "data.sample_ratio=0.5"))
