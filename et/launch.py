@@ -16,7 +16,6 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -31,7 +30,7 @@ from pytorch_lightning.plugins.environments import (
     TorchElasticEnvironment,
 )
 
-from et.errors import Interrupted, UserError, is_users, unwrapped
+from et.errors import Interrupted, UserError
 from et.interrupt import SIGNALS
 from et.slurm import device_count
 
@@ -144,7 +143,7 @@ def start_process(folder: Path, rank: int, count: int) -> subprocess.Popen:
     }  # fmt: skip
     # A session of its own: a Ctrl-C at the terminal reaches it through this process alone.
     return subprocess.Popen(
-        [sys.executable, "-m", "et.launch"], env=environment, stdin=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-m", "et.launched"], env=environment, stdin=subprocess.PIPE, start_new_session=True
     )
 
 
@@ -192,32 +191,3 @@ def raise_failure(folder: Path, codes: list[int], signum: int | None) -> NoRetur
     rank, code = next((rank, code) for rank, code in enumerate(codes) if code)
     ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
     raise UserError(f"process {rank} of {len(codes)} {ended} (out of memory?); start the same command again to resume")
-
-
-def main() -> None:
-    """What each process of :func:`run_processes` runs."""
-    from et.training import train
-
-    folder, rank = Path(os.environ[OWN]), os.environ["LOCAL_RANK"]
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    try:
-        outcome = train(OmegaConf.load(folder / "config.yaml"))
-    except Exception as error:
-        user = is_users(error)
-        message = str(unwrapped(error)) if user else f"process {rank}: {''.join(traceback.format_exception(error))}"
-        (folder / f"failure.{rank}.json").write_text(json.dumps({"user": user, "message": message}))
-        sys.stdout.flush()
-        os._exit(1)  # the others are in the middle of a collective operation: there is nothing to wait for
-    if rank == "0":
-        (folder / "record.json").write_text(json.dumps(outcome.record))
-
-
-def end_with_parent() -> None:
-    """Wait for the end of standard input, then end this process."""
-    while os.read(0, 1):
-        pass
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from et import launch
+from et import launch, launched
 from et.errors import Interrupted, UserError
 from et.launch import local_processes, must_start_processes, raise_failure, under_srun
 from et.training import train
@@ -132,7 +132,7 @@ def test_a_process_ends_with_the_one_that_started_it(tmp_path):
     if child == 0:
         os.dup2(read, 0)
         os.close(write)
-        launch.end_with_parent()
+        launched.end_with_parent()
     os.close(read)
     assert os.waitpid(child, os.WNOHANG) == (0, 0)
     os.close(write)
