@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -38,9 +39,9 @@ class SortedEdges:
         key, query = edge_index[0], edge_index[1]
         if torch.compiler.is_compiling():
             return cls._traced(key, query, num_nodes)
-        kernels = numba_kernels(edge_index.device)
-        if kernels is not None:
-            row_start, key, order = kernels.sort_edges(key, query, num_nodes)
+        compiled = compiled_orders(edge_index.device)
+        if compiled is not None:
+            row_start, key, order = compiled.sort_edges(key, query, num_nodes)
         else:
             _, order = torch.sort(query.long() * num_nodes + key, stable=True)
             key, row_start, order = key[order].int(), pointers(query, num_nodes), order.int()
@@ -78,9 +79,9 @@ class SortedEdges:
     @cached_property
     def by_key(self) -> tuple[Tensor, Tensor]:
         """The edges sorted by key: pointers (N + 1,) int64 and the queries (E,) int32 of each key, ascending."""
-        kernels = numba_kernels(self.device)
-        if kernels is not None:
-            start, query = kernels.queries_by_key(self.row_start, self.key)
+        compiled = compiled_orders(self.device)
+        if compiled is not None:
+            start, query = compiled.queries_by_key(self.row_start, self.key)
         else:
             start, query = pointers(self.key, self.num_nodes), self.query[self.key_position]
         if torch.equal(start, self.row_start) and torch.equal(query, self.key):
@@ -90,9 +91,9 @@ class SortedEdges:
     @cached_property
     def key_position(self) -> Tensor:
         """(E,) int32: the position, among the edges sorted by query, of each edge sorted by key."""
-        kernels = numba_kernels(self.device)
-        if kernels is not None:
-            return kernels.positions_by_key(self.row_start, self.key)
+        compiled = compiled_orders(self.device)
+        if compiled is not None:
+            return compiled.positions_by_key(self.row_start, self.key)
         return torch.sort(self.key, stable=True)[1].int()
 
     def to(self, device: torch.device | str) -> SortedEdges:
@@ -135,12 +136,12 @@ def pointers(node: Tensor, num_nodes: int) -> Tensor:
     return start
 
 
-def numba_kernels(device: torch.device):
-    """The module of numba kernels, where ``device`` is the CPU and numba is installed; else None, as in a compiler."""
+def compiled_orders(device: torch.device) -> ModuleType | None:
+    """What sorts edges on ``device`` in compiled code: None but on the CPU with numba, and None in a compiler."""
     if device.type != "cpu" or torch.compiler.is_compiling():
         return None
     try:
-        from et.core import kernels_numba
+        from et.core import numba_orders
     except ImportError:
         return None
-    return kernels_numba
+    return numba_orders

@@ -1,7 +1,7 @@
-"""CPU kernels, compiled by numba at their first call and cached on disk: orders of edges and primitives.
+"""CPU kernels, compiled by numba at their first call and cached on disk: the primitives.
 
-:mod:`et.core.kernels_numba_attention` has attention as a whole. Kernels that call each other share a file: numba
-compiles them anew when the file they stand in changes, and only then.
+:mod:`et.core.kernels_numba_attention` has attention as a whole, :mod:`et.core.numba_orders` the orders of edges.
+Kernels that call each other share a file: numba compiles them anew when the file they stand in changes, and only then.
 """
 
 from __future__ import annotations
@@ -19,78 +19,11 @@ __all__ = [
     "edge_aggregate",
     "edge_scores",
     "key_term",
-    "positions_by_key",
-    "queries_by_key",
     "query_term",
     "segment_logsumexp",
-    "sort_edges",
 ]
 
 PART = 64  # edges that are summed before they are added to their row: keeps hubs of 10^5 edges exact in float32
-
-
-# ---------------------------------------------------------------------------------------------------------- orders
-
-
-@kernel
-def _sort_edges(key, query, row_start, out_key, order):
-    num_nodes = len(row_start) - 1
-    column = np.zeros(num_nodes + 1, np.int64)
-    for e in range(len(key)):
-        column[key[e] + 1] += 1
-        row_start[query[e] + 1] += 1
-    for node in range(num_nodes):
-        column[node + 1] += column[node]
-        row_start[node + 1] += row_start[node]
-    by_key = np.empty(len(key), np.int32)
-    for e in range(len(key)):
-        by_key[column[key[e]]] = e
-        column[key[e]] += 1
-    cursor = row_start[:-1].copy()
-    for e in by_key:
-        slot = cursor[query[e]]
-        cursor[query[e]] += 1
-        out_key[slot] = key[e]
-        order[slot] = e
-
-
-@kernel
-def _transpose(row_start, key, start, out, positions):
-    num_nodes = len(row_start) - 1
-    for node in key:
-        start[node + 1] += 1
-    for node in range(num_nodes):
-        start[node + 1] += start[node]
-    cursor = start[:-1].copy()
-    for query in range(num_nodes):
-        for e in range(row_start[query], row_start[query + 1]):
-            out[cursor[key[e]]] = e if positions else query
-            cursor[key[e]] += 1
-
-
-def sort_edges(key: Tensor, query: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Counting sort by (query, key, position): row pointers (N + 1,) int64, keys (E,) and positions (E,) int32."""
-    row_start = torch.zeros(num_nodes + 1, dtype=torch.int64)
-    out_key, order = (torch.empty(key.numel(), dtype=torch.int32) for _ in range(2))
-    _sort_edges(*arrays(key, query), *arrays(row_start, out_key, order))
-    return row_start, out_key, order
-
-
-def queries_by_key(row_start: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """Pointers (N + 1,) int64 and queries (E,) int32 of the edges sorted by key."""
-    start, query = torch.zeros_like(row_start), torch.empty_like(key)
-    _transpose(*arrays(row_start, key, start, query), False)
-    return start, query
-
-
-def positions_by_key(row_start: Tensor, key: Tensor) -> Tensor:
-    """Positions (E,) int32, among the edges sorted by query, of the edges sorted by key."""
-    position = torch.empty_like(key)
-    _transpose(*arrays(row_start, key, torch.zeros_like(row_start), position), True)
-    return position
-
-
-# ------------------------------------------------------------------------------------------------------ primitives
 
 
 @kernel

@@ -15,7 +15,7 @@ from tests.core.sparse_cases import GRAPHS, random_graph, symmetric_graph
 def test_edges_are_sorted_both_ways(name, with_numba, monkeypatch):
     edge_index, num_nodes = GRAPHS[name]
     if not with_numba:
-        monkeypatch.setattr("et.core.edges.numba_kernels", lambda device: None)
+        monkeypatch.setattr("et.core.edges.compiled_orders", lambda device: None)
     edges = SortedEdges.from_edge_index(edge_index, num_nodes)
     order = torch.argsort(edge_index[1] * num_nodes + edge_index[0], stable=True)
     assert torch.equal(edges.order.long(), order)

@@ -255,7 +255,7 @@ def test_backend_comes_from_argument_environment_and_device(monkeypatch):
 
 def test_all_works_without_numba(monkeypatch):
     monkeypatch.delenv("ET_SPARSE_BACKEND", raising=False)
-    for module in ("kernels_numba", "kernels_numba_attention", "numba_runtime"):
+    for module in ("kernels_numba", "kernels_numba_attention", "numba_orders", "numba_runtime"):
         monkeypatch.delitem(sys.modules, f"et.core.{module}", raising=False)
         monkeypatch.delattr(f"et.core.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "numba", None)  # makes every import of it fail
