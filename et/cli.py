@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -47,8 +48,11 @@ def run_training(cfg: DictConfig) -> float | None:
             return run_cell(cfg)
         if OmegaConf.is_missing(cfg, "name"):
             raise UserError("no experiment chosen: python train.py experiment=NAME (conf/experiment has the names)")
+        from et.results.identity import check_effective
         from et.training import train
 
+        if HydraConfig.initialized():
+            check_effective(HydraConfig.get().overrides.task, cfg)
         outcome = train(cfg)
         print_record(outcome.record, str(outcome.folder), outcome.skipped)
         return outcome.record["metrics"].get(cfg.callbacks.monitor)

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from et.errors import UserError, unwrapped
 from et.results.collect import EXPERIMENTS
-from et.results.identity import config_of, resolve
+from et.results.identity import check_effective, config_of, resolve
 from et.results.record import read_result, run_dir, run_id, write_atomically
 from et.slurm import active, noted_job, queue
 
@@ -91,6 +91,7 @@ def run_cell(cfg: DictConfig) -> float | None:
     try:
         from et.training import train
 
+        check_effective(overrides, config)
         outcome = train(cfg)
     except Exception as error:
         error = unwrapped(error)

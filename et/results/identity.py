@@ -46,12 +46,29 @@ def config_of(overrides: Iterable[str]) -> dict[str, Any]:
     """The resolved configuration of ``python train.py OVERRIDES``, without Hydra's own part.
 
     Raises:
-        UserError: it does not compose (no such experiment, no such key) or lacks a mandatory value.
+        UserError: it does not compose (no such experiment, no such key), lacks a mandatory value, or an override is
+            without effect.
     """
     overrides = list(overrides)
     plain = [o for o in overrides if o.split("=")[0] in _PLAIN]
     rest = tuple(o for o in overrides if o not in plain)
-    return resolve(_with_values(_composed(rest), plain))
+    config = resolve(_with_values(_composed(rest), plain))
+    check_effective(overrides, config)
+    return config
+
+
+def check_effective(overrides: Iterable[str], config: Mapping[str, Any]) -> None:
+    """Refuse what would make another run id and the same run: a key that ``fidelity=released`` replaces.
+
+    Raises:
+        UserError: an override sets ``model.KEY`` where ``model.released.KEY`` counts.
+    """
+    replaced = (config.get("model") or {}).get("released") if config.get("fidelity") == "released" else None
+    for override in overrides:
+        key = override.lstrip("+").split("=", 1)[0]
+        if key.removeprefix("model.") in (replaced or {}) and key.startswith("model."):
+            own = f"model.released.{key.removeprefix('model.')}"
+            raise UserError(f"{override} does nothing under fidelity=released, where {own} counts: set that instead")
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:

@@ -64,9 +64,16 @@ def test_differences_are_named_and_places_are_none():
         (["experiment=demo_inpainting", "data.fold=1"], "does not fit"),
         (["experiment=tu_mutag", "fidelity=bogus"], "does not resolve"),
         (["seed=1"], "lacks name: choose experiment"),
+        (["experiment=tu_mutag", "fidelity=released", "model.step_size=0.2"], "model.released.step_size counts"),
+        (["experiment=tu_mutag", "fidelity=released", "+model.head_mix=false"], "model.released.head_mix counts"),
     ],
 )
 def test_what_does_not_compose_is_an_error_for_people(overrides, message):
     with pytest.raises(UserError, match=message):
         config_of(overrides)
     assert not reproduces(overrides, "0" * 12)
+
+
+def test_what_released_does_not_replace_can_be_set_and_its_own_values_too():
+    for overrides in (["model.dim=64"], ["model.released.step_size=0.2"], ["model.step_size=0.2", "fidelity=paper"]):
+        config_of(["experiment=tu_mutag", "fidelity=released", *overrides])
