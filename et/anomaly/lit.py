@@ -106,10 +106,10 @@ class AnomalyTask(pl.LightningModule):
     ) -> tuple[Tensor, float]:
         """:data:`MEASURES` of a part of the nodes and the threshold, chosen on this part unless given."""
         # On the CPU: a few numbers for each node, and sums whose order is fixed.
-        probabilities, labels = torch.sigmoid(log_odds[part].float()).cpu(), batch.labels[part].cpu()
+        log_odds, labels = log_odds[part].float().cpu(), batch.labels[part].cpu()
         if threshold is None:
-            threshold, _ = best_threshold(probabilities, labels)
-        found = {**measure(probabilities, labels, threshold), "threshold": threshold}
+            threshold, _ = best_threshold(log_odds.sigmoid(), labels)
+        found = {**measure(log_odds, labels, threshold), "threshold": threshold}
         return torch.tensor([found[name] for name in MEASURES]), threshold
 
     def _log_measures(self, part: str, values: Tensor) -> None:

@@ -42,22 +42,32 @@ def best_threshold(probabilities: Tensor, labels: Tensor) -> tuple[float, float]
     return float(THRESHOLDS[index]), float(scores[index])
 
 
-def measure(probabilities: Tensor, labels: Tensor, threshold: float) -> dict[str, float]:
+def measure(log_odds: Tensor, labels: Tensor, threshold: float) -> dict[str, float]:
     """All measures of a part: f1_macro, auc, average_precision, recall_at_k (k: the number of anomalies), each in 0..1.
 
     Args:
-        probabilities: (n,) of being anomalous.
+        log_odds: (n,) of being anomalous.
         labels: (n,) 0 or 1, both there.
-        threshold: for f1_macro.
+        threshold: of the probability, for f1_macro.
     """
     from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
     at = torch.tensor([threshold], dtype=torch.float64)
-    anomalies = int((labels == 1).sum())
-    top = probabilities.topk(anomalies).indices
+    ranks = relative_ranks(log_odds)
+    top = ranks.topk(int((labels == 1).sum())).indices
     return {
-        "f1_macro": float(macro_f1(probabilities, labels, at)[0]),
-        "auc": float(binary_auroc(probabilities, labels)),
-        "average_precision": float(binary_average_precision(probabilities, labels)),
+        "f1_macro": float(macro_f1(log_odds.sigmoid(), labels, at)[0]),
+        "auc": float(binary_auroc(ranks, labels)),
+        "average_precision": float(binary_average_precision(ranks, labels)),
         "recall_at_k": float((labels[top] == 1).double().mean()),
     }
+
+
+def relative_ranks(scores: Tensor) -> Tensor:
+    """The order of ``scores`` (n,) as numbers from 0 to 1, equal where they are; (n,) float64.
+
+    Measures without a threshold see nothing else of scores. Probabilities would not do: in float32 all log-odds from 17
+    on are 1, which a badly calibrated network easily has.
+    """
+    place = scores.unique(return_inverse=True)[1].double()
+    return place / place.max().clamp(min=1)

@@ -26,23 +26,33 @@ def test_measures_are_those_of_scikit_learn(seed, nodes, grid):
     np.testing.assert_allclose(found, expected, atol=1e-12)
     threshold, score = best_threshold(p, y)
     assert score == found.max() and threshold == THRESHOLDS[int(found.argmax())]
-    values = measure(p, y, 0.35)
-    assert np.isclose(values["f1_macro"], f1_score(labels, probabilities > 0.35, average="macro", zero_division=0))
+    values = measure(p.logit(), y, 0.349)
+    assert np.isclose(values["f1_macro"], f1_score(labels, probabilities > 0.349, average="macro", zero_division=0))
     assert np.isclose(values["auc"], roc_auc_score(labels, probabilities), atol=1e-6)
     assert np.isclose(values["average_precision"], average_precision_score(labels, probabilities), atol=1e-6)
 
 
+def test_log_odds_whose_probabilities_are_all_one_are_still_told_apart():
+    labels = np.array([0, 1] * 50)
+    log_odds = np.linspace(-400, 400, 100) + 40 * labels
+    values = measure(torch.from_numpy(log_odds).float(), torch.from_numpy(labels), 0.5)
+    assert np.isclose(values["auc"], roc_auc_score(labels, log_odds))
+    assert np.isclose(values["average_precision"], average_precision_score(labels, log_odds))
+    top = np.argsort(-log_odds)[:50]
+    assert np.isclose(values["recall_at_k"], labels[top].mean())
+
+
 def test_recall_at_k_by_hand():
-    probabilities = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.1])
+    log_odds = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.1])
     labels = torch.tensor([1, 0, 1, 0, 1])  # the top 3 hold 2 of the 3 anomalies
-    assert np.isclose(measure(probabilities, labels, 0.5)["recall_at_k"], 2 / 3)
+    assert np.isclose(measure(log_odds, labels, 0.5)["recall_at_k"], 2 / 3)
 
 
 def test_a_perfect_and_a_useless_score():
     labels = torch.tensor([0, 0, 0, 1])
-    perfect = measure(torch.tensor([0.1, 0.2, 0.3, 0.9]), labels, 0.5)
+    perfect = measure(torch.tensor([-3.0, -2.0, -1.0, 2.0]), labels, 0.5)
     assert all(np.isclose(value, 1) for value in perfect.values())
-    constant = measure(torch.full((4,), 0.2), labels, 0.5)
+    constant = measure(torch.full((4,), -1.4), labels, 0.5)
     assert np.isclose(constant["auc"], 0.5) and np.isclose(constant["f1_macro"], 0.5 * 2 * 3 / 7)
 
 
