@@ -145,8 +145,17 @@ def pack(
     """Graphs from concatenated arrays in which each graph numbers its nodes from 0.
 
     Raises:
-        UserError: a graph has no nodes, or an edge names a node that its graph does not have.
+        UserError: a graph has no nodes, an edge names a node that its graph does not have, or an array is too short or
+            too long.
     """
+    nodes, edges = int(sizes.sum()), int(edge_counts.sum())
+    lengths = {"x": (len(x), nodes), "edge_index": (edge_index.shape[1], edges)}
+    lengths["y"] = len(y), len(sizes) if level == "graph" else nodes
+    if edge_attr is not None:
+        lengths["edge_attr"] = len(edge_attr), edges
+    for key, (found, wanted) in lengths.items():
+        if found != wanted:
+            raise UserError(f"{key} is of {found} where the graphs need {wanted}: the files it comes from are damaged")
     if int(sizes.min()) < 1:
         raise UserError(f"graph {int(sizes.argmin())} has no nodes: remove it, or mend the files it comes from")
     ptr, edge_ptr = _pointers(sizes), _pointers(edge_counts)

@@ -47,7 +47,8 @@ class GraphData(pl.LightningDataModule):
             ``num_edge_features`` is 0 where edges have none; ``num_classes`` is 1 for regression.
         batch_size: graphs in a (global) batch.
         num_eigenvectors: k of eq. 23.
-        fold, folds: which part of the cross-validation is tested, for data without an official split.
+        fold, folds: which part of the cross-validation is tested, for data without an official split under
+            ``protocol=held_out``; elsewhere only fold 0 is taken.
         protocol: ``held_out``, or ``released`` (for data without an official split: train on all, score all).
         fidelity: ``released`` applies ``max_nodes``.
         max_nodes: the released code's limit; surplus nodes of larger graphs are dropped. None: no limit.
@@ -141,6 +142,7 @@ class GraphData(pl.LightningDataModule):
             encode_types(loaded.graphs, self.num_features, self.num_edge_features) if self.one_hot else loaded.graphs
         )
         self.check_counts(graphs)
+        self.check_fold(loaded.split is not None)
         if self.max_nodes is not None:
             graphs = graphs.truncate(self.max_nodes)
         self.has_official_split = loaded.split is not None
@@ -156,7 +158,9 @@ class GraphData(pl.LightningDataModule):
         found = {"num_features": graphs.x.shape[1], "num_edge_features": edge_features}
         if self.num_classes > 1:
             low, high = int(graphs.y.min()), int(graphs.y.max())
-            if low < 0 or high >= self.num_classes:
+            # Made and official data may lack a class where few graphs are taken; a folder of files holds all it has.
+            too_few = self.source == "tu" and high < self.num_classes - 1
+            if low < 0 or high >= self.num_classes or too_few:
                 raise UserError(
                     f"{self.name} has {graphs.level} labels {low} .. {high}, the configuration says "
                     f"num_classes={self.num_classes}: labels must be 0 .. {self.num_classes - 1}; check the label "
@@ -169,9 +173,15 @@ class GraphData(pl.LightningDataModule):
                     "out of range in the files adds columns, a missing file of labels or attributes takes some away; "
                     f"check them, or set data.{key}={count}"
                 )
-        for key, values in (("node features", graphs.x), ("edge features", graphs.edge_attr)):
+        for key, values in (("node features", graphs.x), ("edge features", graphs.edge_attr), ("targets", graphs.y)):
             if values is not None and not torch.isfinite(values).all():
                 raise UserError(f"the {key} of {self.name} contain NaN or infinite values: mend the files")
+
+    def check_fold(self, official: bool) -> None:
+        """Raise UserError for a fold where nothing has folds: runs that differ in it alone would be the same run."""
+        if self.fold != 0 and (official or self.protocol == "released"):
+            why = f"{self.name} has an official split" if official else "protocol=released trains on all graphs"
+            raise UserError(f"data.fold={self.fold}, but {why}: leave data.fold out (seed=N makes another run)")
 
     def make_split(self, graphs: GraphBatch, official: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """Numbers of the graphs in train, val and test."""
@@ -231,15 +241,19 @@ class GraphData(pl.LightningDataModule):
 
 
 def encode_types(graphs: GraphBatch, num_node_types: int, num_edge_types: int) -> GraphBatch:
-    """Integer node and edge types, one column each, as one-hot columns.
+    """Integer node and edge types, one column each, as one-hot columns; edges without features stay so.
 
     Raises:
-        UserError: a type is out of range.
+        UserError: a type is out of range or no whole number, or there are several columns.
     """
     encoded = {}
     for key, values, count in (("x", graphs.x, num_node_types), ("edge_attr", graphs.edge_attr, num_edge_types)):
+        if values is None:
+            continue
         types = values.long()
-        if types.shape[1] != 1 or int(types.min()) < 0 or int(types.max()) >= count:
+        if types.shape[1] != 1 or not torch.equal(types.to(values), values):
+            raise UserError(f"data.one_hot=true needs one column of whole numbers, and {key} is not that: leave it out")
+        if int(types.min()) < 0 or int(types.max()) >= count:
             raise UserError(
                 f"{key} holds types {int(types.min())} .. {int(types.max())}, the configuration has {count}"
             )
@@ -252,11 +266,12 @@ def standardized(graphs: GraphBatch, train: Tensor) -> GraphBatch:
 
     Columns that hold nothing but 0 and 1 (one-hot labels) stay as they are; constant ones are only shifted.
     """
-    seen = graphs.select(train).x
+    seen = graphs.select(train).x.double()
     mean, std = seen.mean(0), seen.std(0)
     one_hot = ((graphs.x == 0) | (graphs.x == 1)).all(0)
-    scale = torch.where(std > 0, std, torch.ones_like(std))
-    return replace(graphs, x=torch.where(one_hot, graphs.x, (graphs.x - mean) / scale))
+    constant = std <= 1e-6 * mean.abs()  # about the resolution of float32
+    scaled = (graphs.x - mean) / torch.where(constant, torch.ones_like(std), std)
+    return replace(graphs, x=torch.where(one_hot, graphs.x, scaled.float()))
 
 
 def _as_it_is(batch: GraphBatch) -> GraphBatch:

@@ -103,6 +103,11 @@ def extract_superpixels(name: str, root: Path, cache: Path, seed: int, sizes: tu
 
     def build() -> GraphBatch:
         (x_train, y_train), (x_test, y_test) = (_arrays(file, "x", "y") for file in files)
+        if sizes[0] + sizes[1] > len(x_train) or sizes[2] > len(x_test):
+            raise UserError(
+                f"data.sizes={list(sizes)} asks for more digits than there are: train and val together have "
+                f"{len(x_train)}, test {len(x_test)}"
+            )
         # The files are ordered by class: shuffle before taking parts.
         rng = np.random.default_rng(seed)
         order = rng.permutation(len(x_train))[: sizes[0] + sizes[1]]

@@ -27,10 +27,14 @@ def held_out_split(labels: Tensor, fold: int, folds: int, seed: int) -> dict[str
         Graph numbers, ascending, of ``train``, ``val`` and ``test``.
 
     Raises:
-        UserError: ``fold`` is not one of the folds, or a class is too small to be in each of them.
+        UserError: ``fold`` is not one of the folds, a class is too small to be in each part, or there are no classes.
     """
     from sklearn.model_selection import StratifiedKFold, train_test_split
 
+    if labels.is_floating_point():
+        raise UserError("the targets are real numbers: folds are stratified by class, and regression needs a split")
+    if folds < 2:
+        raise UserError(f"data.folds={folds}: cross-validation needs two folds or more")
     if not 0 <= fold < folds:
         raise UserError(f"data.fold={fold} is not one of the {folds} folds 0 .. {folds - 1}")
     labels = labels.numpy()
@@ -43,7 +47,10 @@ def held_out_split(labels: Tensor, fold: int, folds: int, seed: int) -> dict[str
         )
     splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
     rest, test = list(splitter.split(np.zeros(len(labels)), labels))[fold]
-    train, val = train_test_split(rest, test_size=0.1, stratify=labels[rest], random_state=seed)
+    try:
+        train, val = train_test_split(rest, test_size=0.1, stratify=labels[rest], random_state=seed)
+    except ValueError as error:
+        raise UserError(f"a tenth of {len(rest)} graphs cannot hold all {len(classes)} classes ({error})") from error
     return {name: torch.from_numpy(np.sort(part)) for name, part in (("train", train), ("val", val), ("test", test))}
 
 

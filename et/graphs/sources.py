@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from et.graphs.batch import GraphBatch, pack
 from et.graphs.plain_pickle import only_data
 
 SPLITS = ("train", "val", "test")
+MOST_LABELS = 10_000  # each becomes a column of the features: more are a damaged file
 TU_URL = "https://www.chrsmrrs.com/graphkerneldatasets"
 
 
@@ -44,7 +46,8 @@ def load_tu(name: str, root: Path, cache: Path) -> Source:
     """A data set of the TUDataset collection from <root>/tu/NAME/raw; downloaded where that folder is missing.
 
     Node features are the node attributes followed by the one-hot node labels; edge features likewise. Where nodes have
-    neither, ``x`` is the node degree (one column; see :func:`degree_features`).
+    neither, ``x`` is the node degree (one column; see :func:`degree_features`). As torch_geometric reads them, edges of
+    a node to itself are left out, and an edge that stands there twice counts once, with the sum of its features.
 
     Raises:
         UserError: files are missing and cannot be downloaded, are cut short or contradict each other.
@@ -61,13 +64,15 @@ def load_tu(name: str, root: Path, cache: Path) -> Source:
         )
     check_tu_folder(raw, name)
     digest = hash_files(sorted(raw.glob(f"{name}_*.txt")))
-    processed = cache / "tu" / f"{name}-{digest[:16]}"
 
-    class Cached(TUDataset):
-        # The data root may be read-only, and a processed file must never outlive the raw files it was made from.
-        processed_dir = property(lambda self: str(processed))
+    def read(processed: Path) -> list[Any]:
+        class Cached(TUDataset):
+            # The data root may be read-only, and a processed file must never outlive the raw files it was made from.
+            processed_dir = property(lambda self: str(processed))
 
-    data, slices = _read(lambda: Cached(str(root / "tu"), name, use_node_attr=True, use_edge_attr=True), processed)
+        return [Cached(str(root / "tu"), name, use_node_attr=True, use_edge_attr=True)]
+
+    ((data, slices),) = _read(read, cache / "tu" / f"{name}-{digest[:16]}", raw, f"{TU_URL}/{name}.zip")
     sizes = torch.from_numpy(np.bincount(_column(raw / f"{name}_graph_indicator.txt")[:, 0] - 1))
     # torch_geometric's slices end at the last graph that has an edge.
     edge_counts = F.pad(slices["edge_index"].diff(), (0, len(sizes) - len(slices["edge_index"]) + 1))
@@ -90,12 +95,14 @@ def load_gnn_benchmark(name: str, root: Path, cache: Path) -> Source:
     if not file.exists():
         _download(lambda: GNNBenchmarkDataset(str(root / "gnnbench"), name), file.name, url, raw)
     digest = hash_files([file])
-    processed = cache / "gnnbench" / f"{name}-{digest[:16]}"
 
-    class Cached(GNNBenchmarkDataset):
-        processed_dir = property(lambda self: str(processed))
+    def read(processed: Path) -> list[Any]:
+        class Cached(GNNBenchmarkDataset):
+            processed_dir = property(lambda self: str(processed))
 
-    parts = [_read(lambda s=s: Cached(str(root / "gnnbench"), name, split=s), processed) for s in SPLITS]
+        return [Cached(str(root / "gnnbench"), name, split=split) for split in SPLITS]
+
+    parts = _read(read, cache / "gnnbench" / f"{name}-{digest[:16]}", raw, url)
     graphs, split = _join(parts, "node" if name in ("PATTERN", "CLUSTER") else "graph")
     return Source(graphs, "exact", digest, split)
 
@@ -116,18 +123,20 @@ def load_zinc(name: str, root: Path, cache: Path) -> Source:
         # torch_geometric would delete the folder and download it again.
         raise UserError(f"{raw} lacks {', '.join(absent)}; they are in {ZINC.url} and {ZINC.split_url.format('train')}")
     digest, subset = hash_files(files), name == "ZINC12k"
-    processed = cache / "zinc" / f"{name}-{digest[:16]}"
 
-    class Cached(ZINC):
-        processed_dir = property(lambda self: str(processed))
+    def read(processed: Path) -> list[Any]:
+        class Cached(ZINC):
+            processed_dir = property(lambda self: str(processed))
 
-    parts = [_read(lambda s=s: Cached(str(root / "zinc"), subset=subset, split=s), processed) for s in SPLITS]
+        return [Cached(str(root / "zinc"), subset=subset, split=split) for split in SPLITS]
+
+    parts = _read(read, cache / "zinc" / f"{name}-{digest[:16]}", raw, ZINC.url)
     graphs, split = _join(parts, "graph")
     return Source(graphs, "exact", digest, split)
 
 
 def check_tu_folder(raw: Path, name: str) -> None:
-    """Raise UserError unless the files of a TU data set are there and agree in their lengths."""
+    """Raise UserError unless the files of a TU data set are there, whole, and agree in their lengths."""
     needed = ("A", "graph_indicator", "graph_labels")
     missing = [f"{name}_{kind}.txt" for kind in needed if not (raw / f"{name}_{kind}.txt").exists()]
     if missing:
@@ -141,8 +150,13 @@ def check_tu_folder(raw: Path, name: str) -> None:
         "edge_labels": lines["A"], "edge_attributes": lines["A"],
     }  # fmt: skip
     for kind, count in expected.items():
-        if kind in lines and lines[kind] != count:
+        if kind not in lines:
+            continue
+        if lines[kind] != count:
             raise _broken(raw, name, f"{name}_{kind}.txt has {lines[kind]} lines where {count} belong")
+        values = _column(raw / f"{name}_{kind}.txt", np.float64 if kind.endswith("attributes") else np.int64)
+        if kind.endswith("labels") and np.ptp(values) >= MOST_LABELS:
+            raise _broken(raw, name, f"{name}_{kind}.txt has labels from {values.min()} to {values.max()}")
     if (np.diff(indicator) < 0).any():
         raise _broken(raw, name, f"{name}_graph_indicator.txt does not list the nodes graph by graph")
     if indicator.min() < 1 or indicator.max() > len(graph_labels):
@@ -213,17 +227,38 @@ def _download(attempt: Callable[[], Any], files: str, address: str, folder: Path
         ) from error
 
 
-def _read(make: Callable[[], Any], processed: Path) -> tuple[Any, dict[str, Tensor]]:
-    """(data, slices) of an InMemoryDataset; processed files that do not load are made anew, once."""
+def _read(
+    read: Callable[[Path], list[Any]], processed: Path, raw: Path, address: str
+) -> list[tuple[Any, dict[str, Tensor]]]:
+    """(data, slices) of the InMemoryDatasets that ``read`` makes with their derived files in the folder it is given.
+
+    Several processes may come here at once, such as the first jobs of a sweep: each derives the files in a folder of
+    its own, and the first that is ready puts them to ``processed``. Files there that do not load are made anew.
+
+    Raises:
+        UserError: the published files in ``raw`` (from ``address``) cannot be read.
+    """
     with only_data():
+        if processed.exists():
+            try:
+                return [(dataset._data, dataset.slices) for dataset in read(processed)]
+            except Exception:  # whatever a damaged file leads to
+                shutil.rmtree(processed, ignore_errors=True)
+        processed.parent.mkdir(parents=True, exist_ok=True)
+        own = Path(tempfile.mkdtemp(prefix=f"{processed.name}.", dir=processed.parent))
         try:
-            dataset = make()
-        except Exception:
-            if not processed.exists():
-                raise
-            shutil.rmtree(processed)
-            dataset = make()
-    return dataset._data, dataset.slices
+            found = [(dataset._data, dataset.slices) for dataset in read(own)]
+        except Exception as error:
+            shutil.rmtree(own)
+            raise UserError(
+                f"the files in {raw} cannot be read ({type(error).__name__}: {error}): they are cut short or damaged; "
+                f"take them anew from {address}"
+            ) from error
+    try:
+        own.rename(processed)
+    except OSError:  # another process was first
+        shutil.rmtree(own)
+    return found
 
 
 def _join(parts: list[tuple[Any, dict[str, Tensor]]], level: str) -> tuple[GraphBatch, dict[str, Tensor]]:
@@ -245,16 +280,19 @@ def _join(parts: list[tuple[Any, dict[str, Tensor]]], level: str) -> tuple[Graph
     return graphs, dict(zip(SPLITS, torch.arange(sum(counts)).split(counts), strict=True))
 
 
-def _column(path: Path) -> np.ndarray:
-    """All integers of a text file, line by line, (lines, columns).
+def _column(path: Path, kind: type = np.int64) -> np.ndarray:
+    """All numbers of a text file, line by line, (lines, columns).
 
     Raises:
-        UserError: a line is cut short or does not hold integers.
+        UserError: a line is cut short, is blank, or does not hold numbers of that ``kind``.
     """
     import pandas as pd
 
     try:
-        return pd.read_csv(path, header=None, dtype=np.int64, skipinitialspace=True).to_numpy()
+        values = pd.read_csv(path, header=None, dtype=kind, skipinitialspace=True, skip_blank_lines=False).to_numpy()
+        if not np.isfinite(values).all():
+            raise ValueError("a number is missing")
+        return values
     except (ValueError, pd.errors.ParserError) as error:
         raise UserError(f"{path} is empty, cut short or damaged ({str(error).splitlines()[0]})") from error
 

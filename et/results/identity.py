@@ -19,6 +19,9 @@ from et.results.record import counted, run_id
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
+# What has a value in the files and does nothing under fidelity=released, by model; beside its section `released`.
+_UNUSED_BY_RELEASED = {"et.anomaly.model.AnomalyTransformer": ("step_size", "mlp_dim")}
+
 # Plain values: setting them after composition gives what an override gives, for a hundredth of the time.
 _PLAIN = ("seed", "data.fold", "protocol", "fidelity")
 
@@ -58,17 +61,23 @@ def config_of(overrides: Iterable[str]) -> dict[str, Any]:
 
 
 def check_effective(overrides: Iterable[str], config: Mapping[str, Any]) -> None:
-    """Refuse what would make another run id and the same run: a key that ``fidelity=released`` replaces.
+    """Refuse what would make another run id and the same run: a key of the model without use under ``released``.
 
     Raises:
-        UserError: an override sets ``model.KEY`` where ``model.released.KEY`` counts.
+        UserError: an override sets ``model.KEY`` where ``model.released.KEY`` counts, or no key does.
     """
-    replaced = (config.get("model") or {}).get("released") if config.get("fidelity") == "released" else None
+    model = config.get("model") or {}
+    if config.get("fidelity") != "released":
+        return
     for override in overrides:
-        key = override.lstrip("+").split("=", 1)[0]
-        if key.removeprefix("model.") in (replaced or {}) and key.startswith("model."):
-            own = f"model.released.{key.removeprefix('model.')}"
-            raise UserError(f"{override} does nothing under fidelity=released, where {own} counts: set that instead")
+        group, _, key = override.lstrip("+").split("=", 1)[0].partition(".")
+        if group == "model" and key in (model.get("released") or {}):
+            other = f"where model.released.{key} counts: set that instead"
+        elif group == "model" and key in _UNUSED_BY_RELEASED.get(model.get("_target_"), ()):
+            other = "whose model has no such part: leave it out"
+        else:
+            continue
+        raise UserError(f"{override} does nothing under fidelity=released, {other}")
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:

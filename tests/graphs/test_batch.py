@@ -83,3 +83,8 @@ def test_empty_graphs_and_edges_that_leave_their_graph_are_refused():
         pack(torch.tensor([3, 0]), torch.tensor([0, 0]), x, none, None, y)
     with pytest.raises(UserError, match=r"outside 0 \.\. 1"):
         pack(torch.tensor([2, 1]), torch.tensor([1, 0]), x, torch.tensor([[0], [2]]), None, y)
+    arrays = {"x": x, "edge_index": torch.tensor([[0], [1]]), "edge_attr": torch.zeros(1, 1), "y": y}
+    for key, axis in (("x", 0), ("edge_index", 1), ("edge_attr", 0), ("y", 0)):
+        longer = arrays | {key: torch.cat([arrays[key], arrays[key]], axis)}
+        with pytest.raises(UserError, match=f"{key} is of"):
+            pack(torch.tensor([2, 1]), torch.tensor([1, 0]), **longer)

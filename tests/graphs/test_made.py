@@ -130,6 +130,9 @@ def test_extraction_takes_disjoint_parts_of_the_files(tmp_path):
     assert len(source.graphs) == 11 and "extracted" in source.variant
     assert source.graphs.x.shape[1] == 3 and source.graphs.edge_attr.shape[1] == 1
     assert len(source.split["val"]) == 3
+    for sizes in ((10, 3, 2), (6, 3, 5)):
+        with pytest.raises(UserError, match="more digits than there are"):
+            extract_superpixels("MNIST", tmp_path, tmp_path / "cache", seed=0, sizes=sizes)
     (tmp_path / "mnist" / "test.npz").write_bytes((tmp_path / "mnist" / "test.npz").read_bytes()[:2000])
     with pytest.raises(UserError, match=r"test\.npz is cut short"):
         extract_superpixels("MNIST", tmp_path, tmp_path / "cache", seed=0, sizes=(6, 3, 2))

@@ -34,6 +34,12 @@ def test_a_class_absent_from_a_fold_and_a_fold_that_is_none_are_refused():
         held_out_split(torch.cat([LABELS, torch.tensor([3] * 4)]), 0, 10, seed=0)
     with pytest.raises(UserError, match=r"data\.fold=10"):
         held_out_split(LABELS, 10, 10, seed=0)
+    with pytest.raises(UserError, match="two folds or more"):
+        held_out_split(LABELS, 0, 1, seed=0)
+    with pytest.raises(UserError, match="cannot hold all 4 classes"):
+        held_out_split(torch.arange(4).repeat(3), 0, 3, seed=0)
+    with pytest.raises(UserError, match="real numbers"):
+        held_out_split(LABELS.float(), 0, 10, seed=0)
 
 
 def test_released_folds_look_at_the_first_of_both_parts():

@@ -64,18 +64,54 @@ def test_tu_missing_file_is_named_with_its_address(tmp_path, make_tu, kind):
         load_tu("TOY", tmp_path, tmp_path / "cache")
 
 
-KINDS = ("A", "graph_indicator", "graph_labels", "node_labels", "edge_labels")
+KINDS = ("A", "graph_indicator", "graph_labels", "node_labels", "edge_labels", "node_attributes")
+DAMAGES = {
+    "half": lambda text: "".join(text.splitlines(keepends=True)[: text.count("\n") // 2]),
+    "empty": lambda text: "",
+    "within a line": lambda text: text[: text.rfind(",") + 1],
+    "a column": lambda text: text[: text.rfind(",")] + "\n",
+    "the last line's end": lambda text: text.rstrip("\n"),
+    "a blank line": lambda text: text.replace("\n", "\n\n", 1),
+    "text": lambda text: text.replace("1", "one", 1),
+    "a fraction": lambda text: text.replace("1", "1.5", 1),
+    "a huge label": lambda text: text.replace("1", "1000000000", 1),
+}
 
 
-@pytest.mark.parametrize("kind, how", [*((k, h) for k in KINDS for h in ("half", "empty")), ("A", "within a line")])
-def test_tu_file_that_is_cut_short_is_refused(tmp_path, make_tu, kind, how):
-    path = make_tu(tmp_path) / f"TOY_{kind}.txt"
+@pytest.mark.parametrize(
+    "kind, how",
+    [
+        *((kind, how) for kind in KINDS for how in ("half", "empty", "text")),
+        *((kind, how) for kind in ("A", "node_attributes") for how in ("within a line", "a column")),
+        *(("node_labels", how) for how in ("a fraction", "a huge label", "a blank line", "the last line's end")),
+        ("edge_labels", "a huge label"), ("graph_labels", "a blank line"),
+    ],
+)  # fmt: skip
+def test_tu_file_that_is_cut_short_or_damaged_is_refused(tmp_path, make_tu, kind, how):
+    path = make_tu(tmp_path, attributes=True) / f"TOY_{kind}.txt"
     text = path.read_text()
-    lines = text.splitlines(keepends=True)
-    kept = {"half": "".join(lines[: len(lines) // 2]), "empty": "", "within a line": text[: text.rfind(",") + 1]}
-    path.write_text(kept[how])
-    with pytest.raises(UserError, match="TOY"):
+    damaged = DAMAGES[how](text)
+    assert damaged != text
+    path.write_text(damaged)
+    with pytest.raises(UserError, match=r"TOY|need"):
         load_tu("TOY", tmp_path, tmp_path / "cache")
+
+
+def test_the_first_of_several_processes_leaves_the_derived_files(tmp_path):
+    processed = tmp_path / "derived"
+
+    class Made:
+        _data, slices = "data", "slices"
+
+    def read(folder):
+        assert folder != processed
+        processed.mkdir()
+        (processed / "by").write_text("another process")
+        return [Made]
+
+    assert sources._read(read, processed, tmp_path, "address") == [("data", "slices")]
+    assert (processed / "by").read_text() == "another process"
+    assert [path.name for path in tmp_path.iterdir()] == ["derived"], "nothing of one's own is left"
 
 
 def test_tu_graph_without_nodes_and_edges_across_graphs_are_refused(tmp_path, make_tu):
@@ -156,6 +192,15 @@ def test_superpixels_have_coordinates_and_their_official_split(tmp_path):
     assert torch.equal(load_gnn_benchmark("MNIST", tmp_path, tmp_path / "cache").graphs.x, source.graphs.x)
 
 
+@pytest.mark.parametrize("damage", [lambda raw: raw[: len(raw) // 2], lambda raw: b""])
+def test_official_file_that_is_cut_short_is_refused_with_its_address(tmp_path, damage):
+    superpixel_file(tmp_path)
+    file = tmp_path / "gnnbench" / "MNIST" / "raw" / "MNIST_v2.pt"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(UserError, match=r"gnnbench/MNIST/raw cannot be read.*MNIST_v2\.zip"):
+        load_gnn_benchmark("MNIST", tmp_path, tmp_path / "cache")
+
+
 def test_pattern_is_a_task_about_nodes(tmp_path):
     superpixel_file(tmp_path, "PATTERN")
     graphs = load_gnn_benchmark("PATTERN", tmp_path, tmp_path / "cache").graphs
@@ -181,6 +226,13 @@ def test_zinc_subset_and_incomplete_folder(tmp_path):
     assert subset.graphs.y.tolist() == [0, 2, 0, 2, 0, 2]
     assert subset.graphs.x[:3, 0].tolist() == [0, 5, 2]
     assert sorted(subset.graphs.edge_attr[:4, 0].tolist()) == [1, 1, 2, 2]
+    whole = (raw / "val.pickle").read_bytes()
+    for name, damaged in (("val.pickle", whole[: len(whole) // 2]), ("val.index", b""), ("val.index", b"0,7\n")):
+        former = (raw / name).read_bytes()
+        (raw / name).write_bytes(damaged)
+        with pytest.raises(UserError, match=r"zinc/raw cannot be read"):
+            load_zinc("ZINC12k", tmp_path, tmp_path / "cache")
+        (raw / name).write_bytes(former)
     (raw / "val.index").unlink()
     with pytest.raises(UserError, match=r"lacks val\.index"):
         load_zinc("ZINC", tmp_path, tmp_path / "cache")

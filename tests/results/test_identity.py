@@ -66,6 +66,7 @@ def test_differences_are_named_and_places_are_none():
         (["seed=1"], "lacks name: choose experiment"),
         (["experiment=tu_mutag", "fidelity=released", "model.step_size=0.2"], "model.released.step_size counts"),
         (["experiment=tu_mutag", "fidelity=released", "+model.head_mix=false"], "model.released.head_mix counts"),
+        (["experiment=tolokers_40pct", "fidelity=released", "model.step_size=0.2"], "no such part"),
     ],
 )
 def test_what_does_not_compose_is_an_error_for_people(overrides, message):
