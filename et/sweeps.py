@@ -52,7 +52,6 @@ class Cell:
     state: str  # one of STATES
     folder: Path | None = None
     message: str = ""
-    seconds: float | None = None
     config: Mapping[str, Any] | None = None
 
     @property
@@ -178,8 +177,7 @@ def inspect(overrides: Sequence[str], queued: Mapping[str, str] | None = None) -
         state, message = "failed", f"{failure['error']}: {failure['message']}"
     else:
         state, message = ("interrupted", "") if (folder / "config.yaml").exists() else ("open", "")
-    seconds = None if record is None else float(record["seconds"])
-    return Cell(tuple(overrides), config["name"], state, folder, message, seconds, config)
+    return Cell(tuple(overrides), config["name"], state, folder, message, config)
 
 
 def needed(cells: Sequence[Cell]) -> dict[str, str]:

@@ -25,10 +25,7 @@ def neighbour_attention(block: EnergyTransformerBlock, g: Tensor, topology: Edge
     """Softmax over each query's neighbours, as the update mixes their keys (eq. 17): (E, H), edges in sorted order."""
     attention = block.attention
     q, k = attention.split_heads(F.linear(g, attention.stacked_weights(), attention.stacked_bias()))
-    scores = edge_scores(q, k, topology.edges) * attention.beta
-    if topology.clamp is not None:
-        scores = scores.clamp(-topology.clamp, topology.clamp)
-    return segment_softmax(scores, topology.edges)
+    return segment_softmax(edge_scores(q, k, topology.edges) * attention.beta, topology.edges)
 
 
 def share_of(weights: Tensor, chosen: Tensor, topology: EdgeTopology) -> Tensor:

@@ -21,15 +21,15 @@ class SortedEdges:
     Attributes:
         row_start: (N + 1,) int64: the edges of query C are ``row_start[C] .. row_start[C + 1]``.
         key: (E,) int32: node B whose key the edge offers (PyG's source).
-        order: (E,) int32: position of each sorted edge in the edge_index it was made from; None if not kept.
+        order: (E,) int32: position of each sorted edge in the edge_index it was made from.
         num_nodes: N.
     """
 
-    def __init__(self, row_start: Tensor, key: Tensor, order: Tensor | None, num_nodes: int):
+    def __init__(self, row_start: Tensor, key: Tensor, order: Tensor, num_nodes: int):
         self.row_start, self.key, self.order, self.num_nodes = row_start, key, order, num_nodes
 
     @classmethod
-    def from_edge_index(cls, edge_index: Tensor, num_nodes: int, keep_order: bool = True) -> SortedEdges:
+    def from_edge_index(cls, edge_index: Tensor, num_nodes: int) -> SortedEdges:
         """Sort ``edge_index`` (2, E), row 0 key and row 1 query; repeated edges stay.
 
         Raises:
@@ -45,7 +45,7 @@ class SortedEdges:
         else:
             _, order = torch.sort(query.long() * num_nodes + key, stable=True)
             key, row_start, order = key[order].int(), pointers(query, num_nodes), order.int()
-        return cls(row_start, key, order if keep_order else None, num_nodes)
+        return cls(row_start, key, order, num_nodes)
 
     @classmethod
     def _traced(cls, key: Tensor, query: Tensor, num_nodes: int) -> SortedEdges:
@@ -98,8 +98,7 @@ class SortedEdges:
 
     def to(self, device: torch.device | str) -> SortedEdges:
         """The same edges on ``device``, with whatever orders were already made."""
-        order = None if self.order is None else self.order.to(device)
-        moved = type(self)(self.row_start.to(device), self.key.to(device), order, self.num_nodes)
+        moved = type(self)(self.row_start.to(device), self.key.to(device), self.order.to(device), self.num_nodes)
         for name in ("query", "key_position"):
             if name in self.__dict__:
                 moved.__dict__[name] = self.__dict__[name].to(device)

@@ -34,21 +34,20 @@ def edge_aggregate(weight: Tensor, x: Tensor, edges: SortedEdges, to_keys: bool 
     return torch.zeros_like(x).index_add(0, target, weight[..., None] * x[source])
 
 
-def attention_scores(q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, clamp: float | None) -> Tensor:
-    """beta K_B . Q_C on the edges, limited to -clamp .. clamp where a limit is given: (E, H)."""
-    scores = edge_scores(q, k, edges) * beta
-    return scores if clamp is None else scores.clamp(-clamp, clamp)
-
-
-def log_partition(q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, clamp: float | None = None) -> Tensor:
+def log_partition(q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges) -> Tensor:
     """log sum_B exp(beta K_B . Q_C) for each query: q, k (N, H, Y), beta (H,) -> (N, H); 0 where there is no key."""
-    return segment_logsumexp(attention_scores(q, k, beta, edges, clamp), edges)
+    return segment_logsumexp(edge_scores(q, k, edges) * beta, edges)
 
 
 def attention(
     q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, clamp: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Both terms of the update, (sum_B P_CB K_B, sum_C P_CB Q_C), each (N, H, Y), P the softmax over a query's keys."""
-    scores = attention_scores(q, k, beta, edges, clamp)
+    """Both terms of the update, (sum_B P_CB K_B, sum_C P_CB Q_C), each (N, H, Y), P the softmax over a query's keys.
+
+    ``clamp`` limits the scores to -clamp .. clamp before the softmax.
+    """
+    scores = edge_scores(q, k, edges) * beta
+    if clamp is not None:
+        scores = scores.clamp(-clamp, clamp)
     p = (scores - segment_logsumexp(scores, edges)[edges.query]).exp()
     return edge_aggregate(p, k, edges), edge_aggregate(p, q, edges, to_keys=True)

@@ -100,9 +100,7 @@ def attention(
     return u.to(dtype), v.to(dtype)
 
 
-def log_partition(
-    q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, clamp: float | None = None, backend: str | None = None
-) -> Tensor:
+def log_partition(q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, backend: str | None = None) -> Tensor:
     """log sum_B exp(beta K_B . Q_C) of each query, (N, H) in float32 or better; 0 for a query without keys.
 
     Arguments as for :func:`attention`.
@@ -110,22 +108,13 @@ def log_partition(
     kernels = select_backend(backend, q)
     q, k, beta = _operands(q, k, beta)
     if kernels is kernels_reference:
-        return kernels.log_partition(q, k, beta, edges, clamp)
-    if clamp is not None:
-        return _log_partition_by_primitives(q, k, beta, edges, clamp, backend)
+        return kernels.log_partition(q, k, beta, edges)
     return _LogPartition.apply(q, k, beta, edges, backend)
 
 
 def _operands(q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     q, k = at_least_float32(q).contiguous(), at_least_float32(k).contiguous()
     return q, k, beta.to(q.dtype)
-
-
-def _log_partition_by_primitives(
-    q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, clamp: float | None, backend: str | None
-) -> Tensor:
-    scores = edge_scores(q, k, edges, backend) * beta
-    return segment_logsumexp(scores if clamp is None else scores.clamp(-clamp, clamp), edges, backend)
 
 
 def _attention_by_primitives(
@@ -173,7 +162,7 @@ class _LogPartition(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         q, k, beta, peak, total = ctx.saved_tensors
         if torch.is_grad_enabled():
-            outputs = _log_partition_by_primitives(q, k, beta, ctx.edges, None, ctx.backend)
+            outputs = segment_logsumexp(edge_scores(q, k, ctx.edges, ctx.backend) * beta, ctx.edges, ctx.backend)
             return *differentiable_gradient(outputs, (q, k, beta), ctx.needs_input_grad[:3], grad), None, None
         # The derivative with respect to beta K_B . Q_C is P_CB: the gradients are the terms of the update, weighted.
         kernels = select_backend(ctx.backend, q)

@@ -4,9 +4,8 @@ A topology answers two questions about queries q and keys k, both (..., N, H, Y)
 
 * ``log_partition``: log sum over B of exp(score of key B for query C), (..., N, H): the inside of eq. 3, 13, 20 and 25;
 * ``mix``: with c the derivative of sum_C log_partition / beta with respect to the products K_B . Q_C (for plain
-  attention the softmax over the keys; a clamp counts in the softmax, not in its derivative), the pair
-  (sum_B c_CB K_B, sum_C c_CB Q_C), each (..., N, H, Y): the two terms of the update, conventional attention and the one
-  that eq. 3 adds to it.
+  attention the softmax over the keys), the pair (sum_B c_CB K_B, sum_C c_CB Q_C), each (..., N, H, Y): the two terms of
+  the update, conventional attention and the one that eq. 3 adds to it.
 
 A query without any key contributes nothing to either.
 """
@@ -61,16 +60,15 @@ class EdgeTopology:
         edge_index: (2, E) integers as in PyG; row 0 is the key B (source), row 1 the query C (target). A repeated edge
             counts as often as it stands there; self-loops are edges like any other.
         num_nodes: N; nodes without an incoming edge are queries without keys.
-        clamp: limit the scores to -clamp .. clamp before the softmax; None for no limit (the paper).
         backend: who computes, one of :data:`et.core.sparse.BACKENDS`; None for ET_SPARSE_BACKEND, or ``auto``.
 
     Raises:
         ValueError: edge_index has another shape, is not integer, or names a node outside 0 .. N-1.
     """
 
-    def __init__(self, edge_index: Tensor, num_nodes: int, clamp: float | None = None, backend: str | None = None):
+    def __init__(self, edge_index: Tensor, num_nodes: int, backend: str | None = None):
         self.edges = SortedEdges.from_edge_index(edge_index, num_nodes)
-        self.clamp, self.backend = clamp, backend
+        self.backend = backend
 
     @property
     def num_nodes(self) -> int:
@@ -87,7 +85,7 @@ class EdgeTopology:
         return moved
 
     def log_partition(self, q: Tensor, k: Tensor, beta: Tensor) -> Tensor:
-        return sparse.log_partition(q, k, beta, self.edges, self.clamp, self.backend)
+        return sparse.log_partition(q, k, beta, self.edges, self.backend)
 
     def mix(self, q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-        return sparse.attention(q, k, beta, self.edges, self.clamp, self.backend)
+        return sparse.attention(q, k, beta, self.edges, backend=self.backend)

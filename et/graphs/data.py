@@ -105,30 +105,33 @@ class GraphData(pl.LightningDataModule):
         Raises:
             UserError: there is no such source, or its data are missing or damaged.
         """
-        cache = sources.cache_folder(self.root, self.cache)
-        readers = {"tu": sources.load_tu, "gnnbench": sources.load_gnn_benchmark, "zinc": sources.load_zinc}
+        name, root, cache = self.name, self.root, sources.cache_folder(self.root, self.cache)
         if self.source not in ("generated", "extracted") and (self.sizes is not None or self.made_seed != 0):
             raise UserError(
-                f"data.sizes and data.made_seed are of generated and extracted graphs: leave them out for {self.name}"
+                f"data.sizes and data.made_seed are of generated and extracted graphs: leave them out for {name}"
             )
-        if self.source in readers:
-            return readers[self.source](self.name, self.root, cache)
-        makers = {"zinc_variant": made.load_zinc_variant, "digits": made.load_digits}
-        if self.source in makers:
-            return makers[self.source](self.root)
-        makers = {"generated": made.generate_block_models, "extracted": made.extract_superpixels}
-        if self.source in makers:
-            return makers[self.source](self.name, self.root, cache, self.made_seed, self.sizes)
+        match self.source:
+            case "tu":
+                return sources.load_tu(name, root, cache)
+            case "gnnbench":
+                return sources.load_gnn_benchmark(name, root, cache)
+            case "zinc":
+                return sources.load_zinc(name, root, cache)
+            case "zinc_variant":
+                return made.load_zinc_variant(root)
+            case "generated":
+                return made.generate_block_models(name, cache, self.made_seed, self.sizes)
+            case "extracted":
+                return made.extract_superpixels(name, root, cache, self.made_seed, self.sizes)
+            case "digits":
+                return made.load_digits()
         raise UserError(f"data.source must be one of {', '.join(Kind.__args__)}, not {self.source!r}")
 
     def missing(self) -> list[str]:
-        """What ``setup`` would have to download or ask for; reads and fetches nothing."""
-        places = {
-            "tu": f"tu/{self.name}/raw", "gnnbench": f"gnnbench/{self.name}/raw", "zinc": "zinc/raw",
-            "zinc_variant": "zinc/zinc12k_variant.npz", "extracted": "mnist/train.npz",
-        }  # fmt: skip
-        place = places.get(self.source)
-        return [str(self.root / place)] if place is not None and not (self.root / place).exists() else []
+        """What ``setup`` would have to download or ask for, a folder or files in it; reads and fetches nothing."""
+        files = sources.files_of(self.source, self.name, self.root)
+        folders = {str(file.parent) for file in files if not file.parent.exists()}
+        return sorted(folders) or [str(file) for file in files if not file.exists()]
 
     def prepare_data(self) -> None:
         """Fill the caches in one process, so that the others of a node read them."""

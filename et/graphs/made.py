@@ -19,7 +19,7 @@ from torch import Tensor
 from et.errors import UserError
 from et.graphs.batch import GraphBatch, pack
 from et.graphs.processes import mapped
-from et.graphs.sources import Source, hash_files
+from et.graphs.sources import Source, files_of, hash_files
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray | None, Any]  # x, edge_index, edge_attr, y of one graph
 
@@ -29,9 +29,7 @@ PATTERNS, PATTERN_NODES = 100, 20  # of PATTERN: so many of this size, each in a
 MNIST_SIZES = (55_000, 5_000, 10_000)
 
 
-def generate_block_models(
-    name: str, root: Path, cache: Path, seed: int, sizes: tuple[int, ...] | None = None
-) -> Source:
+def generate_block_models(name: str, cache: Path, seed: int, sizes: tuple[int, ...] | None = None) -> Source:
     """PATTERN or CLUSTER by their published recipe (Dwivedi et al. 2020, arXiv 2003.00982); node classification.
 
     The graphs depend on the name, the sizes and the seed alone, and are kept in ``cache``.
@@ -93,7 +91,7 @@ def extract_superpixels(name: str, root: Path, cache: Path, seed: int, sizes: tu
     """
     if name != "MNIST":
         raise UserError(f"only MNIST's superpixels can be extracted, not {name!r}")
-    files = [root / "mnist" / f"{part}.npz" for part in ("train", "test")]
+    files = files_of("extracted", name, root)
     for file in files:
         if not file.exists():
             raise UserError(
@@ -158,7 +156,7 @@ def superpixel_graph(image_and_label: tuple[np.ndarray, int], segments: int = 75
 
 def load_zinc_variant(root: Path) -> Source:
     """Molecules rebuilt from SMILES, <root>/zinc/zinc12k_variant.npz; target logP - SA - cycles, not normalised."""
-    file = root / "zinc" / "zinc12k_variant.npz"
+    (file,) = files_of("zinc_variant", "ZINC", root)
     if not file.exists():
         raise UserError(f"{file} is missing; the published ZINC-12k is experiment=zinc, fetched by torch_geometric")
     keys = ("x", "edge_index", "edge_attr", "num_nodes", "num_edges", "score", "split")
@@ -169,7 +167,7 @@ def load_zinc_variant(root: Path) -> Source:
     return Source(graphs, variant, hash_files([file]), parts)
 
 
-def load_digits(root: Path) -> Source:
+def load_digits() -> Source:
     """scikit-learn's 1,797 digits of 8 x 8 pixels: a node for each pixel with ink, joined to those beside it."""
     from sklearn.datasets import load_digits
 

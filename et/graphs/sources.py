@@ -25,6 +25,21 @@ MOST_LABELS = 10_000  # each becomes a column of the features: more are a damage
 TU_URL = "https://www.chrsmrrs.com/graphkerneldatasets"
 
 
+# What each source reads below the data root.
+FILES = {
+    "tu": [f"tu/{{name}}/raw/{{name}}_{kind}.txt" for kind in ("A", "graph_indicator", "graph_labels")],
+    "gnnbench": ["gnnbench/{name}/raw/{name}_v2.pt"],
+    "zinc": [f"zinc/raw/{split}.{kind}" for split in SPLITS for kind in ("pickle", "index")],
+    "zinc_variant": ["zinc/zinc12k_variant.npz"],
+    "extracted": ["mnist/train.npz", "mnist/test.npz"],
+}
+
+
+def files_of(source: str, name: str, root: Path) -> list[Path]:
+    """The files that ``source`` cannot do without for the data set ``name``; none for what is made or embedded."""
+    return [root / file.format(name=name) for file in FILES.get(source, [])]
+
+
 @dataclass(frozen=True)
 class Source:
     """A data set as it was read.
@@ -58,10 +73,13 @@ def load_tu(name: str, root: Path, cache: Path) -> Source:
     if not raw.exists():
         _download(
             lambda: TUDataset(str(root / "tu"), name),
-            f"{name}_A.txt, {name}_graph_indicator.txt and {name}_graph_labels.txt",
+            ", ".join(file.name for file in files_of("tu", name, root)),
             f"{TU_URL}/{name}.zip",
             raw,
         )
+    absent = [file.name for file in files_of("tu", name, root) if not file.exists()]
+    if absent:
+        raise UserError(f"{raw} lacks {', '.join(absent)}: take it from {TU_URL}/{name}.zip")
     check_tu_folder(raw, name)
     digest = hash_files(sorted(raw.glob(f"{name}_*.txt")))
 
@@ -91,7 +109,7 @@ def load_gnn_benchmark(name: str, root: Path, cache: Path) -> Source:
         raise UserError(f"GNNBenchmark has {', '.join(GNNBenchmarkDataset.urls)}, not {name!r}")
     url = GNNBenchmarkDataset.urls[name]
     raw = root / "gnnbench" / name / "raw"
-    file = raw / (url.rsplit("/", 1)[1].removesuffix(".zip") + ".pt")
+    (file,) = files_of("gnnbench", name, root)
     if not file.exists():
         _download(lambda: GNNBenchmarkDataset(str(root / "gnnbench"), name), file.name, url, raw)
     digest = hash_files([file])
@@ -115,7 +133,7 @@ def load_zinc(name: str, root: Path, cache: Path) -> Source:
     from torch_geometric.datasets import ZINC
 
     raw = root / "zinc" / "raw"
-    files = [raw / f"{split}.{kind}" for split in SPLITS for kind in ("pickle", "index")]
+    files = files_of("zinc", name, root)
     if not raw.exists():
         _download(lambda: ZINC(str(root / "zinc")), "train.pickle, train.index, ...", ZINC.url, raw)
     absent = [file.name for file in files if not file.exists()]
@@ -136,11 +154,7 @@ def load_zinc(name: str, root: Path, cache: Path) -> Source:
 
 
 def check_tu_folder(raw: Path, name: str) -> None:
-    """Raise UserError unless the files of a TU data set are there, whole, and agree in their lengths."""
-    needed = ("A", "graph_indicator", "graph_labels")
-    missing = [f"{name}_{kind}.txt" for kind in needed if not (raw / f"{name}_{kind}.txt").exists()]
-    if missing:
-        raise UserError(f"{raw} lacks {', '.join(missing)}: take it from {TU_URL}/{name}.zip")
+    """Raise UserError unless the files of a TU data set are whole and agree in their lengths."""
     lines = {path.stem.removeprefix(f"{name}_"): _count_lines(path) for path in raw.glob(f"{name}_*.txt")}
     indicator = _column(raw / f"{name}_graph_indicator.txt")[:, 0]
     graph_labels = _column(raw / f"{name}_graph_labels.txt")[:, 0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -47,10 +47,6 @@ class Metric:
         """Whether the table has this metric under ``condition``."""
         return self.conditions is None or condition in self.conditions
 
-    def better(self, a: float, b: float) -> bool:
-        """Whether ``a`` is better than ``b``."""
-        return a > b if self.direction == "max" else a < b
-
 
 @dataclass(frozen=True)
 class Condition:
@@ -70,7 +66,6 @@ class Method:
     quoted: bool = False  # the paper has its numbers from prior work
     ours: bool = False  # an Energy Transformer, not a baseline
     in_paper: bool = True
-    traits: Mapping[str, Any] = field(default_factory=dict)
 
     def experiment_for(self, condition: str) -> str | None:
         """Name of the experiment that fills this method's cells under ``condition``."""
@@ -196,9 +191,8 @@ def _metric(name: str, entry: dict[str, Any], in_paper: bool = True) -> Metric:
 
 
 def _method(name: str, entry: dict[str, Any], in_paper: bool = True) -> Method:
-    traits = {key: value for key, value in entry.items() if key not in ("experiment", "quoted", "ours")}
     ours = entry.get("ours", in_paper and "ET" in name.replace("-", " ").split())
-    return Method(name, entry.get("experiment"), entry.get("quoted", False), ours, in_paper, traits)
+    return Method(name, entry.get("experiment"), entry.get("quoted", False), ours, in_paper)
 
 
 def _cells(raw: dict[str, Any], conditions: list, methods: list, metrics: list) -> list[Cell]:

@@ -37,10 +37,6 @@ def test_symmetric_graphs_share_one_order_also_after_a_move():
     assert directed.to("meta").by_key[1].device.type == "meta"
 
 
-def test_order_of_the_edges_can_be_left_out():
-    assert SortedEdges.from_edge_index(random_graph(3, 9), 3, keep_order=False).order is None
-
-
 @pytest.mark.parametrize(
     ("edge_index", "message"),
     [

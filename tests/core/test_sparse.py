@@ -43,12 +43,14 @@ def backend(request, monkeypatch) -> str:
 # ---------------------------------------------------------------------------------------- agreement with the reference
 
 
-@pytest.mark.parametrize("clamp", [None, 0.5])
-@pytest.mark.parametrize("operation", ["attention", "log_partition"])
-def test_attention_agrees_with_the_reference(graph, backend, operation, clamp):
+OPERATIONS = [("attention", {}), ("attention", {"clamp": 0.5}), ("log_partition", {})]
+
+
+@pytest.mark.parametrize(("operation", "options"), OPERATIONS)
+def test_attention_agrees_with_the_reference(graph, backend, operation, options):
     inputs = operands(graph)
-    actual = outputs_and_gradients(getattr(sparse, operation), inputs, graph, clamp, backend)
-    expected = outputs_and_gradients(getattr(kernels_reference, operation), in_double(inputs), graph, clamp)
+    actual = outputs_and_gradients(getattr(sparse, operation), inputs, graph, **options, backend=backend)
+    expected = outputs_and_gradients(getattr(kernels_reference, operation), in_double(inputs), graph, **options)
     assert_relative(actual, expected)
 
 
@@ -117,14 +119,13 @@ def test_any_graph_agrees_with_the_reference_in_any_order_of_its_edges(data, num
 
 
 @pytest.mark.parametrize("backend", ["reference", *FAST])
-@pytest.mark.parametrize("clamp", [None, 1.0])
-@pytest.mark.parametrize("operation", ["attention", "log_partition"])
-def test_first_and_second_derivatives_are_those_of_finite_differences(backend, operation, clamp):
+@pytest.mark.parametrize(("operation", "options"), OPERATIONS)
+def test_first_and_second_derivatives_are_those_of_finite_differences(backend, operation, options):
     edges = SortedEdges.from_edge_index(random_graph(5, 14), 6)
     inputs = operands(edges, heads=2, width=3, dtype=torch.float64)
 
     def function(q: Tensor, k: Tensor, beta: Tensor):
-        return getattr(sparse, operation)(q, k, beta, edges, clamp, backend)
+        return getattr(sparse, operation)(q, k, beta, edges, **options, backend=backend)
 
     assert torch.autograd.gradcheck(function, inputs)
     assert torch.autograd.gradgradcheck(function, inputs)

@@ -164,13 +164,28 @@ def test_workers_give_the_same_batches(toy):
         assert torch.equal(mine.x, theirs.x) and torch.equal(mine.edge_index, theirs.edge_index)
 
 
-@pytest.mark.parametrize(("source", "place"), [("tu", "tu/TOY/raw"), ("extracted", "mnist/train.npz")])
-def test_missing_names_the_place_without_fetching(tmp_path, source, place):
+@pytest.mark.parametrize(
+    ("source", "folder", "files"),
+    [
+        ("tu", "tu/TOY/raw", ["TOY_A.txt", "TOY_graph_indicator.txt", "TOY_graph_labels.txt"]),
+        ("gnnbench", "gnnbench/TOY/raw", ["TOY_v2.pt"]),
+        ("extracted", "mnist", ["train.npz", "test.npz"]),
+        ("zinc_variant", "zinc", ["zinc12k_variant.npz"]),
+    ],
+)
+def test_missing_names_the_place_without_fetching(tmp_path, source, folder, files):
     data = GraphData("TOY", source, tmp_path, num_features=5, num_edge_features=0, num_classes=2)
-    assert data.missing() == [str(tmp_path / place)]
-    (tmp_path / place).mkdir(parents=True)
+    assert data.missing() == [str(tmp_path / folder)]
+    (tmp_path / folder).mkdir(parents=True)
+    for left in range(len(files)):
+        assert data.missing() == [str(tmp_path / folder / file) for file in files[left:]]
+        (tmp_path / folder / files[left]).touch()
     assert data.missing() == []
-    assert GraphData("digits", "digits", tmp_path, 1, 0, 10).missing() == []
+
+
+def test_embedded_and_generated_data_miss_nothing(tmp_path):
+    for source in ("digits", "generated"):
+        assert GraphData("any", source, tmp_path, 1, 0, 10).missing() == []
 
 
 def test_made_datas_options_are_refused_elsewhere(toy):

@@ -78,7 +78,7 @@ def test_a_pattern_recurs_in_other_graphs():
 
 
 def test_patterns_are_shared_by_training_and_test(tmp_path):
-    graphs = generate_block_models("PATTERN", tmp_path, tmp_path, seed=0, sizes=(101, 1, 1)).graphs
+    graphs = generate_block_models("PATTERN", tmp_path, seed=0, sizes=(101, 1, 1)).graphs
     patterns = []
     for number in (0, 100, 101, 102, 1):  # the first of each part, and the 101st of training, have pattern 0
         graph = graphs.select(torch.tensor([number]))
@@ -89,18 +89,18 @@ def test_patterns_are_shared_by_training_and_test(tmp_path):
 
 
 def test_generated_data_is_reproducible_cached_and_says_so(tmp_path):
-    first = generate_block_models("CLUSTER", tmp_path, tmp_path / "a", seed=1, sizes=(5, 3, 2))
-    again = generate_block_models("CLUSTER", tmp_path, tmp_path / "b", seed=1, sizes=(5, 3, 2))
-    cached = generate_block_models("CLUSTER", tmp_path, tmp_path / "a", seed=1, sizes=(5, 3, 2))
-    other = generate_block_models("CLUSTER", tmp_path, tmp_path / "a", seed=2, sizes=(5, 3, 2))
+    first = generate_block_models("CLUSTER", tmp_path / "a", seed=1, sizes=(5, 3, 2))
+    again = generate_block_models("CLUSTER", tmp_path / "b", seed=1, sizes=(5, 3, 2))
+    cached = generate_block_models("CLUSTER", tmp_path / "a", seed=1, sizes=(5, 3, 2))
+    other = generate_block_models("CLUSTER", tmp_path / "a", seed=2, sizes=(5, 3, 2))
     assert first.sha256 == again.sha256 == cached.sha256 != other.sha256
     assert "generated" in first.variant and first.graphs.level == "node"
     assert [len(first.split[part]) for part in ("train", "val", "test")] == [5, 3, 2]
     (file,) = (path for path in (tmp_path / "a" / "made").iterdir() if "seed1" in path.name)
     file.write_bytes(b"damaged")
-    assert generate_block_models("CLUSTER", tmp_path, tmp_path / "a", 1, (5, 3, 2)).sha256 == first.sha256
+    assert generate_block_models("CLUSTER", tmp_path / "a", 1, (5, 3, 2)).sha256 == first.sha256
     with pytest.raises(UserError, match="PATTERN and CLUSTER"):
-        generate_block_models("MNIST", tmp_path, tmp_path, 0)
+        generate_block_models("MNIST", tmp_path, 0)
 
 
 def test_superpixels_of_one_image():
@@ -141,8 +141,8 @@ def test_extraction_takes_disjoint_parts_of_the_files(tmp_path):
         extract_superpixels("MNIST", tmp_path, tmp_path / "cache", seed=0, sizes=(6, 3, 2))
 
 
-def test_digits_need_no_files(tmp_path):
-    source = load_digits(tmp_path)
+def test_digits_need_no_files():
+    source = load_digits()
     assert len(source.graphs) == 1797 and source.graphs.x.shape[1] == 3
     assert torch.bincount(source.graphs.y, minlength=10).min() > 170
 
