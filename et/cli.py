@@ -48,7 +48,7 @@ def run_training(cfg: DictConfig) -> float | None:
             return run_cell(cfg)
         if OmegaConf.is_missing(cfg, "name"):
             raise UserError("no experiment chosen: python train.py experiment=NAME (conf/experiment has the names)")
-        from et.results.identity import check_effective
+        from et.identity import check_effective
         from et.training import train
 
         if HydraConfig.initialized():

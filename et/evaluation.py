@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from et.errors import UserError
-from et.results.record import read_result, write_atomically
+from et.record import read_result, write_atomically
 
 
 def load_weights(run: Path, checkpoint: str | None) -> tuple[DictConfig, dict[str, torch.Tensor], Path]:

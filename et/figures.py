@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from et.errors import UserError
 from et.evaluation import load_weights
-from et.results.identity import config_of, differences
-from et.results.record import run_dir, run_id, write_atomically
+from et.identity import config_of, differences
+from et.record import run_dir, run_id, write_atomically
 
 
 def find_run(path: Path) -> Path:

@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from et.errors import UserError
-from et.results.identity import Key, config_of, differences
-from et.results.record import RESULT_KEYS, run_id
+from et.identity import Key, config_of, differences
+from et.record import RESULT_KEYS, run_id
 
 # Metrics within this of each other agree: what another machine, or another number of threads, may change.
 TOLERANCE = 1e-3

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from et.errors import UserError
-from et.results.record import read_result
+from et.record import read_result
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from et.inpainting.inside import Convergence, converge
 from et.inpainting.lit import masked_mse
 from et.inpainting.model import InpaintingET
 from et.inpainting.patches import patchify
-from et.results.record import read_result
+from et.record import read_result
 
 Batch = dict[str, Tensor]
 SOURCE = ("experiment", "seed", "git_commit", "device", "versions")  # of a record: what its numbers can be traced by

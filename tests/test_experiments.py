@@ -7,7 +7,7 @@ import torch
 from hydra.utils import instantiate
 
 from et.errors import UserError
-from et.results.identity import resolve
+from et.identity import resolve
 from et.training import train
 from tests.configs import ROOT, compose_config
 

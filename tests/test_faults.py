@@ -11,10 +11,10 @@ import torch
 from torch.utils.data import get_worker_info
 
 from et.errors import UserError
+from et.identity import resolve
 from et.inpainting.data import MaskedImages
 from et.inpainting.lit import InpaintingTask
-from et.results.identity import resolve
-from et.results.record import read_result, run_id
+from et.record import read_result, run_id
 from et.training import train
 from tests import fault_runs
 from tests.configs import TINY

@@ -9,14 +9,14 @@ from PIL import Image
 from et.baselines.vit import InpaintingViT
 from et.errors import UserError
 from et.figures import own_run
+from et.identity import config_of
 from et.inpainting import inside
 from et.inpainting.data import InpaintingData
 from et.inpainting.figures import animate, draw_figures
 from et.inpainting.patches import patchify
 from et.inpainting.photos import Photos
+from et.record import run_dir, run_id
 from et.results.figures import main, parse
-from et.results.identity import config_of
-from et.results.record import run_dir, run_id
 from et.training import train
 from tests.configs import TINY
 

@@ -103,8 +103,8 @@ def test_a_killed_process_ends_the_run_which_resumes_on_one(tiny, tmp_path, monk
 def test_an_error_in_a_process_reaches_the_caller_and_a_held_folder_is_told_of(tiny, tmp_path):
     import fcntl
 
-    from et.results.identity import resolve
-    from et.results.record import run_id
+    from et.identity import resolve
+    from et.record import run_id
 
     cfg = tiny(*PAIR)
     folder = tmp_path / "runs" / "demo_inpainting" / run_id(resolve(cfg))

@@ -57,8 +57,8 @@ def test_what_is_no_run_or_another_one_is_refused(finished, tmp_path):
 
 
 def test_a_record_alone_is_composed_from_todays_files(config, tmp_path):
-    from et.results.identity import resolve
-    from et.results.record import RESULT_KEYS, run_id
+    from et.identity import resolve
+    from et.record import RESULT_KEYS, run_id
 
     identity = run_id(resolve(config("experiment=tu_mutag", "seed=1", "data.fold=3")))
     record = {**dict.fromkeys(RESULT_KEYS, ""), "experiment": "tu_mutag", "seed": 1, "protocol": "held_out"}

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from et import slurm, sweeps
-from et.results.record import read_result
+from et import slurm, sweep_cells
+from et.record import read_result
 from et.slurm import Resources, active, ended_jobs, packs, read_queue, resources
 from tests.configs import ROOT, TINY
 
@@ -52,10 +52,10 @@ def test_cells_are_packed_in_order():
 def test_a_submitted_cell_is_in_the_queue_until_its_job_ends(tmp_path, monkeypatch):
     monkeypatch.setenv("ET_RUNS_DIR", str(tmp_path))
     overrides = ["experiment=demo_inpainting", "seed=0"]
-    slurm.note_job(sweeps.inspect(overrides).folder, "7_2")
-    assert sweeps.inspect(overrides, {"7_2": "PENDING"}).state == "queued"
-    assert sweeps.inspect(overrides, {"7_2": "FAILED"}).state == "open"
-    assert sweeps.needed([sweeps.inspect(overrides, {"7_2": "RUNNING"})]) == {}
+    slurm.note_job(sweep_cells.inspect(overrides).folder, "7_2")
+    assert sweep_cells.inspect(overrides, {"7_2": "PENDING"}).state == "queued"
+    assert sweep_cells.inspect(overrides, {"7_2": "FAILED"}).state == "open"
+    assert sweep_cells.needed([sweep_cells.inspect(overrides, {"7_2": "RUNNING"})]) == {}
 
 
 def test_the_launcher_has_the_configuration_of_submitits(config):

@@ -1,4 +1,4 @@
-"""Sweeps: which cells they have, what state those are in, and that a sweep skips, retries and goes on."""
+"""The sweep files, and that a sweep skips, retries and goes on."""
 
 from __future__ import annotations
 
@@ -6,33 +6,18 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from et import sweeps
-from et.errors import UserError
+from et.identity import config_of
+from et.places import CONF, ROOT
+from et.record import run_id
 from et.results import paper
-from et.results.collect import EXPERIMENTS
-from et.results.identity import CONF, config_of
-from et.results.record import RESULT_KEYS, run_id, write_result
-from et.sweeps import (
-    Cell,
-    combinations,
-    estimate,
-    jobs,
-    missing_data,
-    needed,
-    read_failure,
-    record_failure,
-    recorded_seconds,
-    skipped,
-)
+from et.sweep_cells import jobs
 from tests.configs import TINY
 
-ROOT = Path(__file__).parents[1]
 SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("table*.yaml"))
 KNOWN = {path.stem for path in (CONF / "experiment").glob("*.yaml")}
 
@@ -105,139 +90,10 @@ def test_released_runs_the_released_model():
     assert config["fidelity"] == "released"
 
 
-def test_combinations_are_those_of_hydras_sweeper():
-    assert combinations({"seed": "range(0,2)", "experiment": "a, b"}, ["seed=7", "x=1"]) == [
-        ["seed=7", "experiment=a", "x=1"], ["seed=7", "experiment=b", "x=1"],
-    ]  # fmt: skip
-
-
-def test_a_rule_skips_what_all_its_patterns_match():
-    rules = [{"experiment": "*_mlp", "protocol": "released"}, {"data.fold": "[1-9]", "protocol": "released"}]
-    assert skipped(["experiment=a_mlp", "protocol=released"], rules)
-    assert not skipped(["experiment=a_mlp", "protocol=held_out"], rules)
-    assert skipped(["experiment=a", "protocol=released", "data.fold=3"], rules)
-    assert not skipped(["experiment=a", "protocol=released", "data.fold=0"], rules)
-    assert not skipped(["experiment=a", "protocol=released"], rules)
-
-
 def test_folds_and_protocols_of_table_2():
     cells = [dict(o.split("=", 1) for o in job) for job in jobs(sweep_file("table02"))]
     mutag = [(cell["protocol"], cell["data.fold"]) for cell in cells if cell["experiment"] == "tu_mutag"]
     assert sorted(mutag) == sorted([("held_out", str(fold)) for fold in range(10)] + [("released", "0")])
-
-
-def cell(state: str, experiment: str = "a", seed: int = 0) -> Cell:
-    return Cell((f"seed={seed}", f"experiment={experiment}"), experiment, state)
-
-
-def test_only_what_is_needed_is_launched():
-    cells = [
-        cell("done", "a", 0),
-        cell("done", "a", 1),
-        cell("done", "b", 0),
-        cell("failed", "b", 1),
-        cell("invalid", "c"),
-    ]
-    assert needed(cells) == {"seed": "1", "experiment": "b"}
-    assert needed([cell("done")]) == {}
-    assert needed([cell("invalid", "c")]) == {}
-
-
-def finished(runs: Path, experiment: str, name: str, seconds: float) -> None:
-    folder = runs / experiment / name
-    folder.mkdir(parents=True)
-    write_result(folder, {**dict.fromkeys(RESULT_KEYS, ""), "run_id": name, "seconds": seconds})
-
-
-def test_the_estimate_is_from_finished_runs_of_the_same_experiment(tmp_path):
-    finished(tmp_path, "a", "x", 10)
-    finished(tmp_path, "a", "y", 20)
-    cells = [cell("done"), cell("open", seed=1), cell("failed", seed=2), cell("open", "b")]
-    assert estimate(cells, tmp_path, {}) == (30, 1)
-
-
-def test_the_estimate_and_the_report_know_what_is_on_record(tmp_path, monkeypatch, capsys):
-    """Run y is here, too: its time here counts, and counts once."""
-    finished(tmp_path / "runs", "a", "y", 20)
-    (tmp_path / "table01").mkdir()
-    lines = [{"experiment": "a", "run_id": "x", "seconds": 10}, {"experiment": "a", "run_id": "y", "seconds": 99},
-             {"experiment": "b", "run_id": "z", "seconds": 7}, {"experiment": "b"}]  # fmt: skip
-    (tmp_path / "table01" / "results.jsonl").write_text("\n".join([*map(json.dumps, lines), "{half"]))
-    recorded = recorded_seconds(tmp_path)
-    assert recorded == {"a": {"x": 10, "y": 99}, "b": {"z": 7}}
-    cells = [
-        Cell((f"seed={number}",), name, state, tmp_path / identity)
-        for number, (name, state, identity) in enumerate(
-            [("a", "open", "x"), ("a", "done", "y"), ("a", "open", "w"), ("b", "failed", "z"), ("c", "open", "v")]
-        )
-    ]
-    assert estimate(cells, tmp_path / "runs", recorded) == (15 + 15 + 7, 1)
-    monkeypatch.setattr(sweeps, "recorded_seconds", lambda: recorded)
-    sweeps.report(cells, "sweep", tmp_path / "runs", verbose=False)
-    printed = capsys.readouterr().out
-    assert "left: 4 runs, about 37 s of training for 3 of them; 1 without an estimate" in printed
-    assert "2 of them are on record in experiments/" in printed
-
-
-def test_every_recorded_run_has_its_seconds():
-    lines = [line for file in EXPERIMENTS.glob("*/results.jsonl") for line in file.read_text().splitlines()]
-    assert sum(map(len, recorded_seconds().values())) == len({json.loads(line)["run_id"] for line in lines}) > 0
-
-
-def test_the_state_of_a_cell_is_read_from_its_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("ET_RUNS_DIR", str(tmp_path))
-    overrides = ["experiment=demo_inpainting", "seed=0"]
-    folder = sweeps.inspect(overrides).folder
-    assert sweeps.inspect(overrides).state == "open"
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text("")
-    assert sweeps.inspect(overrides).state == "interrupted"
-    record_failure(folder, UserError("no data"), overrides)
-    assert (sweeps.inspect(overrides).state, sweeps.inspect(overrides).message) == ("failed", "UserError: no data")
-    (folder / "result.json").write_text('{"half')
-    assert sweeps.inspect(overrides).state == "failed", "half a result is no result"
-    assert sweeps.inspect(["experiment=no_such"]).state == "invalid"
-
-
-def test_a_failure_keeps_the_traceback_of_what_is_no_users_error(tmp_path):
-    try:
-        raise ZeroDivisionError("division by zero")
-    except ZeroDivisionError as error:
-        record_failure(tmp_path, error, ["a=1"])
-    failure = read_failure(tmp_path)
-    assert failure["error"] == "ZeroDivisionError" and "test_sweeps.py" in failure["traceback"]
-    assert failure["overrides"] == ["a=1"]
-    record_failure(tmp_path, UserError("mend this"), [])
-    assert read_failure(tmp_path)["traceback"] == ""
-
-
-def test_a_failure_that_cannot_be_written_does_not_end_the_sweep(tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    record_failure(tmp_path / "file" / "folder", ValueError("x"), [])
-    assert "could not write" in capsys.readouterr().out
-
-
-def test_missing_data_are_named_with_who_needs_them(monkeypatch):
-    asked = []
-
-    def absent(data):
-        asked.append(data["name"])
-        return ["put x there"] if data["name"] != "here" else []
-
-    monkeypatch.setattr(sweeps, "absent_files", absent)
-    cells = [
-        Cell((), name, state, config={"data": {"name": data}})
-        for name, state, data in [("a", "open", "x"), ("a", "open", "x"), ("b", "failed", "x"), ("c", "open", "here"),
-                                  ("d", "done", "x")]
-    ]  # fmt: skip
-    assert missing_data(cells) == {"put x there": ["a", "b"]}
-    assert asked == ["x", "x", "here"], "each experiment is asked once, finished ones never"
-
-
-def test_a_constructor_that_misses_its_folder_says_so(tmp_path):
-    data = config_of(["experiment=imagenette_inpainting", f"paths.data={tmp_path}"])["data"]
-    (message,) = sweeps.absent_files(data)
-    assert str(tmp_path) in message
 
 
 SMALL = (

@@ -16,9 +16,9 @@ import torch
 
 from et.callbacks import Checkpoints, FiniteLoss
 from et.errors import UserError
+from et.identity import resolve
 from et.optim import warmup_cosine
-from et.results.identity import resolve
-from et.results.record import RESULT_KEYS, read_result, run_id
+from et.record import RESULT_KEYS, read_result, run_id
 from et.run_folder import Start, find_start
 from et.training import train
 from tests.configs import ROOT, TINY, compose_config

@@ -1,1 +1,1 @@
-"""Run records, the paper's numbers, tables and figures: reads files only."""
+"""The paper's numbers and the measured ones: tables, figures, the report page. A run does not need it."""

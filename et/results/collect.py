@@ -16,13 +16,12 @@ from typing import Any
 import yaml
 
 from et.errors import UserError
+from et.identity import Key, config_of, differences, key_of, reproduces
+from et.places import EXPERIMENTS, ROOT
+from et.record import read_result, run_id, write_atomically
 from et.results import paper
-from et.results.identity import Key, config_of, differences, key_of, reproduces
-from et.results.record import read_result, run_id, write_atomically
 from et.results.run_files import read_curves
 
-ROOT = Path(__file__).resolve().parents[2]
-EXPERIMENTS = ROOT / "experiments"
 STALE = "recorded with another configuration"
 
 

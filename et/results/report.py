@@ -17,11 +17,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from et.errors import UserError
+from et.places import EXPERIMENTS
+from et.record import git_commit, write_atomically
 from et.results import paper
-from et.results.collect import EXPERIMENTS, Collection, Run, relative
+from et.results.collect import Collection, Run, relative
 from et.results.evidence import Evidence
 from et.results.formats import Document, Grid, Section, Text
-from et.results.record import git_commit, write_atomically
 from et.results.results_table import Entry
 from et.results.tables import gather, render
 

@@ -19,8 +19,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from et.errors import UserError
-from et.results.collect import EXPERIMENTS, Run, append, collect, relative
-from et.results.identity import CONF
+from et.places import CONF, EXPERIMENTS
+from et.results.collect import Run, append, collect, relative
 
 FILE = EXPERIMENTS / "table01" / "searches.jsonl"
 SCORE = "val/f1_macro"  # of the best epoch: what a trial returned to the search

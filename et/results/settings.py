@@ -9,7 +9,8 @@ from functools import cache
 from typing import Any
 
 from et.errors import UserError
-from et.results.identity import CONF, Key, config_of
+from et.identity import Key, config_of
+from et.places import CONF
 from et.results.paper import Setting
 
 

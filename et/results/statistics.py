@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from et.errors import UserError
+from et.places import EXPERIMENTS
+from et.record import git_commit, write_atomically
 from et.results import paper
-from et.results.collect import EXPERIMENTS
-from et.results.record import git_commit, write_atomically
 
 if TYPE_CHECKING:
     from et.anomaly.graph import NodeGraph

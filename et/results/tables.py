@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from et.errors import UserError
+from et.places import EXPERIMENTS
+from et.record import write_atomically
 from et.results import paper
-from et.results.collect import EXPERIMENTS, Collection, collect, relative
+from et.results.collect import Collection, collect, relative
 from et.results.formats import Document, to_html, to_latex, to_markdown
 from et.results.paper import Table
-from et.results.record import write_atomically
 from et.results.reference_tables import (
     configuration_csv,
     configuration_document,

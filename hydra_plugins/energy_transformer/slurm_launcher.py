@@ -43,14 +43,14 @@ if SubmititLauncher is not None:
         def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
             from hydra.core.singleton import Singleton
 
-            from et import slurm, sweeps
+            from et import slurm, sweep_cells
             from et.errors import UserError
 
             if slurm.queue() is None:
                 raise UserError("Slurm does not answer: squeue is not there, or its controller is down")
             returns = [JobReturn(overrides=list(o), status=JobStatus.COMPLETED) for o in job_overrides]
             groups: dict[slurm.Resources, list[int]] = defaultdict(list)
-            found = sweeps.inspect_all(job_overrides)
+            found = sweep_cells.inspect_all(job_overrides)
             for number, cell in enumerate(found):
                 if self.wanted(cell):
                     groups[slurm.resources(cell.config["trainer"], self.params.get("gpus_per_node"))].append(number)
@@ -76,12 +76,12 @@ if SubmititLauncher is not None:
 
         def wanted(self, cell: Any) -> bool:
             """Whether a cell is to be submitted."""
-            from et import sweeps
+            from et import sweep_cells
 
             if cell.config is None:
                 return False
             sweep = cell.config.get("sweep") or {}
-            if sweeps.skipped(cell.overrides, sweep.get("skip", [])):
+            if sweep_cells.skipped(cell.overrides, sweep.get("skip", [])):
                 return False
             return cell.config["force"] or cell.state not in ("done", "queued")
 
@@ -125,7 +125,7 @@ if SubmititLauncher is not None:
             """Put what a job returned into ``returns``; note in the folders of its cells where it returned nothing."""
             from submitit.core.utils import FailedJobError, UncompletedJobError
 
-            from et import slurm, sweeps
+            from et import slurm, sweep_cells
             from et.errors import UserError
 
             job, problem = first_task(job), None
@@ -142,10 +142,10 @@ if SubmititLauncher is not None:
             except (FailedJobError, UncompletedJobError):
                 problem = "failed"
             if problem is not None:
-                for cell in sweeps.inspect_all(cell.overrides for cell in cells):
+                for cell in sweep_cells.inspect_all(cell.overrides for cell in cells):
                     if cell.state in ("open", "interrupted"):
                         message = f"Slurm job {job.job_id} {problem}; its log is {job.paths.stdout}"
-                        sweeps.record_failure(cell.folder, UserError(message), cell.overrides)
+                        sweep_cells.record_failure(cell.folder, UserError(message), cell.overrides)
 
 
 def first_task(job: Any) -> Any:

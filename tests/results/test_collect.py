@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from et.errors import UserError
+from et.identity import Key, config_of, reproduces
 from et.results import collect as collecting
 from et.results.collect import STALE, append, collect, from_folder, from_line, home
-from et.results.identity import Key, config_of, reproduces
 from tests.results.folders import write_metrics
 
 KEY = Key("amazon_1pct", 0, "held_out", "paper")

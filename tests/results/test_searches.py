@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from et.results.collect import EXPERIMENTS, collect, from_folder
-from et.results.identity import CONF, Key, config_of
+from et.identity import Key, config_of
+from et.places import CONF, EXPERIMENTS
+from et.results.collect import collect, from_folder
 from et.results.searches import FILE, SCORE, main, settings, trials
 
 KEY = Key("tolokers_40pct_mlp", 0, "held_out", "paper")

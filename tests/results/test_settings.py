@@ -8,8 +8,8 @@ import pytest
 from hydra.utils import instantiate
 from torch import nn
 
+from et.identity import Key, config_of
 from et.results import paper
-from et.results.identity import Key, config_of
 from et.results.settings import compare, count_parameters, has_experiment, same
 
 CONFIGURATIONS = [number for number in paper.NUMBERS if paper.load(number).kind == "configuration"]

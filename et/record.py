@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from et.places import ROOT
+
 RESULT_KEYS = (
     "experiment", "run_id", "seed", "fidelity", "protocol", "task", "dataset", "metrics", "num_params", "epochs",
     "seconds", "peak_memory_mb", "device", "git_commit", "versions",
@@ -91,7 +93,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 def git_commit(root: Path | None = None) -> str:
     """Commit of the source tree, with "+changes" where files differ from it; "unknown" outside a checkout."""
-    root = root or Path(__file__).resolve().parents[2]
+    root = root or ROOT
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
         status = subprocess.run(

@@ -6,8 +6,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from et.errors import UserError
-from et.results.identity import CONF, Key, config_of, differences, key_of, reproduces, resolve
-from et.results.record import run_id
+from et.identity import Key, config_of, differences, key_of, reproduces, resolve
+from et.places import CONF
+from et.record import run_id
 
 KEY = Key("demo_inpainting", 3, "held_out", "paper")
 

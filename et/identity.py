@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -15,9 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from et.errors import UserError
-from et.results.record import counted, run_id
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
+from et.places import CONF
+from et.record import counted, run_id
 
 # What has a value in the files and does nothing under fidelity=released, by model; beside its section `released`.
 _UNUSED_BY_RELEASED = {"et.anomaly.model.AnomalyTransformer": ("step_size", "mlp_dim")}
