@@ -1,4 +1,4 @@
-"""Figures of a finished run: its weights and data loaded, and what its task family can draw of them."""
+"""Figures of a finished run: what its task family can draw of its network and data."""
 
 from __future__ import annotations
 
@@ -7,50 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from et.errors import UserError
-from et.evaluation import load_weights
-from et.identity import config_of, differences
-from et.record import run_dir, run_id, write_atomically
-
-
-def find_run(path: Path) -> Path:
-    """``path`` itself where it is a run or a checkpoint; of a folder of runs the one that was started last."""
-    if path.is_file() or (path / "config.yaml").exists():
-        return path
-    runs = sorted(path.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
-    return runs[-1].parent if runs else path
-
-
-def own_run(experiment: str) -> Path:
-    """The folder of the run that ``python train.py experiment=EXPERIMENT`` makes, whatever other runs it has.
-
-    Raises:
-        UserError: there is no such experiment.
-    """
-    config = config_of([f"experiment={experiment}"])
-    return run_dir(config["paths"]["runs"], config["name"], run_id(config))
-
-
-def load_run(run: Path, checkpoint: str | None = None) -> tuple[DictConfig, torch.nn.Module]:
-    """Configuration and trained network, in evaluation mode, of a run's folder or of a converted checkpoint.
-
-    ``checkpoint`` is best or last; None: the one that the run was tested with.
-
-    Raises:
-        UserError: there is none, or its weights do not fit.
-    """
-    cfg, weights, _ = load_weights(run, checkpoint)
-    network = instantiate(cfg.model)
-    try:
-        prefix = "network."
-        network.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
-    except RuntimeError as error:
-        raise UserError(f"the weights do not fit the configuration of {run}: {error}") from error
-    return cfg, network.eval()
+from et.identity import differences
+from et.loading import family, find_run, load_run
+from et.record import write_atomically
 
 
 def draw_run(run: Path, output: Path | None = None, mask_seeds: int | None = None) -> Path:
@@ -67,13 +30,12 @@ def draw_run(run: Path, output: Path | None = None, mask_seeds: int | None = Non
     cfg, network = load_run(run)
     if output is None:
         output = run / "figures" if run.is_dir() else run.parent / f"{run.stem}_figures"
-    family = str(cfg.task._target_).split(".")[1]
-    if mask_seeds is not None and family == "inpainting":
+    if mask_seeds is not None and family(cfg) == "inpainting":
         cfg.data.mask_seeds = mask_seeds
     data = instantiate(cfg.data)
-    if family == "inpainting":
+    if family(cfg) == "inpainting":
         from et.inpainting.figures import draw_figures
-    elif family == "anomaly":
+    elif family(cfg) == "anomaly":
         from et.anomaly.figures import draw_figures
     else:
         raise UserError(f"{cfg.name}: there are figures of image completion and of node anomaly detection only")

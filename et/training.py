@@ -22,6 +22,7 @@ from et.errors import UserError
 from et.identity import resolve
 from et.interrupt import StopOnSignal
 from et.launch import agreed, cluster_environment, local_processes, must_start_processes, run_processes
+from et.loading import family
 from et.loggers import extra_loggers, log_outcome
 from et.metrics_file import MetricsFile
 from et.record import git_commit, read_result, run_dir, run_id, versions, write_atomically, write_result
@@ -101,7 +102,7 @@ def train(cfg: DictConfig) -> Outcome:
             "seed": cfg.seed,
             "fidelity": cfg.fidelity,
             "protocol": cfg.protocol,
-            "task": str(cfg.task._target_).split(".")[1],
+            "task": family(cfg),
             "dataset": data.describe(),
             "metrics": {**checkpoints.best_metrics, **tested},
             "best_epoch": checkpoints.best_epoch,

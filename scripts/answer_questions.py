@@ -19,12 +19,12 @@ from et.cli import told_plainly
 from et.core import descend
 from et.core.descent import speed
 from et.errors import UserError
-from et.figures import find_run, load_run
 from et.inpainting.figures import collate, draw_convergence, new_figure
 from et.inpainting.inside import Convergence, converge
 from et.inpainting.lit import masked_mse
 from et.inpainting.model import InpaintingET
 from et.inpainting.patches import patchify
+from et.loading import find_run, load_run
 from et.record import read_result
 
 Batch = dict[str, Tensor]

@@ -8,14 +8,11 @@ from PIL import Image
 
 from et.baselines.vit import InpaintingViT
 from et.errors import UserError
-from et.figures import own_run
-from et.identity import config_of
 from et.inpainting import inside
 from et.inpainting.data import InpaintingData
 from et.inpainting.figures import animate, draw_figures
 from et.inpainting.patches import patchify
 from et.inpainting.photos import Photos
-from et.record import run_dir, run_id
 from et.results.figures import main, parse
 from et.training import train
 from tests.configs import TINY
@@ -41,14 +38,6 @@ def test_figures_of_an_image_run(config, capsys):
     assert 0 <= numbers["energy_rises"] <= 1 and len(numbers["rest"]["steps"]) == 8
     assert main([f"run={run}", f"compare={run}", f"output={run}/compared"]) == 0
     assert (run / "compared" / "positions_compared.png").exists()
-
-
-def test_an_experiments_own_run_is_not_its_newest(monkeypatch, tmp_path):
-    monkeypatch.setenv("ET_RUNS_DIR", str(tmp_path))
-    config = config_of(["experiment=demo_inpainting"])
-    own = run_dir(tmp_path, "demo_inpainting", run_id(config))
-    assert own_run("demo_inpainting") == own
-    assert run_id(config_of(["experiment=demo_inpainting", "trainer.max_epochs=4"])) != own.name
 
 
 def test_a_vit_has_examples_only(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-import et.inpainting  # noqa: F401  (registers the model)
+import et.inpainting.timm_models  # noqa: F401  (registers the model)
 from et.core import EdgeTopology
 from et.graphs.conv import EnergyConv
 

@@ -67,13 +67,13 @@ def main(arguments: list[str]) -> None:
     """
     from hydra.utils import instantiate
 
-    from et.figures import load_run
+    from et.loading import family, load_run
 
     options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     if "run" not in options or set(options) - {"run", "orders", "checkpoint"} or len(options) != len(arguments):
         raise UserError("usage: python -m et.graphs.node_order run=PATH [orders=20] [checkpoint=best|last]")
     cfg, network = load_run(Path(options["run"]), options.get("checkpoint"))
-    if not str(cfg.task._target_).startswith("et.graphs."):
+    if family(cfg) != "graphs":
         raise UserError(f"{options['run']} is a run of {cfg.name}, which is not about graphs")
     data = instantiate(cfg.data)
     data.setup()

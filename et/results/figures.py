@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         options = parse(arguments)
-        from et.figures import compare_positions, draw_run, own_run
+        from et.figures import compare_positions, draw_run
+        from et.loading import own_run
 
         run = Path(options["run"]) if "run" in options else own_run(options["experiment"])
         output = options.get("output")

@@ -8,7 +8,8 @@ from et.anomaly.figures import NodesSeen, draw_neighbours, look, neighbour_atten
 from et.anomaly.model import AnomalyTransformer
 from et.core import EdgeTopology, EnergyTransformerBlock
 from et.errors import UserError
-from et.figures import draw_run, load_run
+from et.figures import draw_run
+from et.loading import load_run
 from et.training import train
 
 

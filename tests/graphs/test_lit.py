@@ -8,10 +8,11 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from et.errors import UserError
-from et.evaluation import evaluate, load_weights
+from et.evaluation import evaluate
 from et.graphs import lit
 from et.graphs.lit import GraphTask, Measures, seeded
 from et.graphs.protocol import released_accuracy
+from et.loading import load_weights
 from et.training import train
 
 SMALL = ["model.dim=16", "model.num_heads=2", "model.head_dim=4", "model.num_memories=8", "model.num_blocks=1"]
