@@ -11,8 +11,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from et.errors import UserError
+from et.files import write_atomically
 from et.loading import family, fill, load_weights
-from et.record import write_atomically
 
 
 def evaluate(options: DictConfig) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from et.errors import UserError
+from et.files import write_atomically
 from et.identity import differences
 from et.loading import family, find_run, load_run
-from et.record import write_atomically
 
 
 def draw_run(run: Path, output: Path | None = None, mask_seeds: int | None = None) -> Path:

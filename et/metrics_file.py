@@ -9,6 +9,8 @@ from typing import Any
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from et.files import replacing
+
 
 class MetricsFile(Logger):
     """Lightning logger that writes one csv file.
@@ -58,10 +60,8 @@ class MetricsFile(Logger):
         columns = ["step", *dict.fromkeys(name for row in self.rows.values() for name in row)]
         lines = [columns]
         lines += [[step, *(row.get(name, "") for name in columns[1:])] for step, row in sorted(self.rows.items())]
-        fresh = self.path.with_name(f".{self.path.name}.new")
-        with fresh.open("w", newline="") as file:
+        with replacing(self.path) as fresh, fresh.open("w", newline="") as file:
             csv.writer(file).writerows(lines)
-        fresh.replace(self.path)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

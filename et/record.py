@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from et.files import write_atomically
 from et.places import ROOT
 
 RESULT_KEYS = (
@@ -53,20 +53,6 @@ def _without(value: Any, names: tuple[str, ...]) -> Any:
 def run_dir(runs: str | Path, experiment: str, identity: str) -> Path:
     """Folder of a run: <runs>/<experiment>/<run_id>."""
     return Path(runs) / experiment / identity
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` so that ``path`` holds either its old content or all of the new, whatever happens in between."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_result(folder: Path, record: Mapping[str, Any]) -> None:

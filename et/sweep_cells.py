@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from et.errors import UserError
+from et.files import write_atomically
 from et.identity import config_of
-from et.record import read_result, run_dir, run_id, write_atomically
+from et.record import read_result, run_dir, run_id
 from et.slurm import active, noted_job, queue
 
 STATES = {

@@ -19,13 +19,14 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from et.callbacks import CentralizedGradients, Checkpoints, FiniteLoss, SeededEpochs, Stopwatch
 from et.errors import UserError
+from et.files import write_atomically
 from et.identity import resolve
 from et.interrupt import StopOnSignal
 from et.launch import agreed, cluster_environment, local_processes, must_start_processes, run_processes
 from et.loading import family
 from et.loggers import extra_loggers, log_outcome
 from et.metrics_file import MetricsFile
-from et.record import git_commit, read_result, run_dir, run_id, versions, write_atomically, write_result
+from et.record import git_commit, read_result, run_dir, run_id, versions, write_result
 from et.run_folder import Start, find_start, locked, start_over
 
 

@@ -6,7 +6,6 @@ None of them is the published data set of that name; each says in ``variant`` wh
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from et.errors import UserError
+from et.files import replacing
 from et.graphs.batch import GraphBatch, pack
 from et.graphs.processes import mapped
 from et.graphs.sources import Source, files_of, hash_files
@@ -237,9 +237,8 @@ def _cached(path: Path, build: Callable[[], GraphBatch]) -> GraphBatch:
             path.unlink()
     graphs = build()
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(f".{os.getpid()}.pt")
-    torch.save({field.name: getattr(graphs, field.name) for field in fields(graphs)}, fresh)
-    os.replace(fresh, path)
+    with replacing(path) as fresh:
+        torch.save({field.name: getattr(graphs, field.name) for field in fields(graphs)}, fresh)
     return graphs
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from et.files import replacing
 from et.graphs.batch import GraphBatch
 from et.graphs.processes import mapped
 
@@ -66,9 +66,8 @@ def with_eigenvectors(graphs: GraphBatch, k: int, cache: Path | None = None, pro
     pe = _compute(graphs, k, progress)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(f".{os.getpid()}.npy")
-        np.save(fresh, pe)
-        os.replace(fresh, path)
+        with replacing(path) as fresh:
+            np.save(fresh, pe)
     return replace(graphs, pe=torch.from_numpy(pe))
 
 

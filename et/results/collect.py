@@ -16,9 +16,10 @@ from typing import Any
 import yaml
 
 from et.errors import UserError
+from et.files import write_atomically
 from et.identity import Key, config_of, differences, key_of, reproduces
 from et.places import EXPERIMENTS, ROOT
-from et.record import read_result, run_id, write_atomically
+from et.record import read_result, run_id
 from et.results import paper
 from et.results.run_files import read_curves
 

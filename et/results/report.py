@@ -17,8 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from et.errors import UserError
+from et.files import write_atomically
 from et.places import EXPERIMENTS
-from et.record import git_commit, write_atomically
+from et.record import git_commit
 from et.results import paper
 from et.results.collect import Collection, Run, relative
 from et.results.evidence import Evidence

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from et.errors import UserError
+from et.files import write_atomically
 from et.places import EXPERIMENTS
-from et.record import git_commit, write_atomically
+from et.record import git_commit
 from et.results import paper
 
 if TYPE_CHECKING:

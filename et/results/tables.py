@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from et.errors import UserError
+from et.files import write_atomically
 from et.places import EXPERIMENTS
-from et.record import write_atomically
 from et.results import paper
 from et.results.collect import Collection, collect, relative
 from et.results.formats import Document, to_html, to_latex, to_markdown

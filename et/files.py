@@ -1,0 +1,28 @@
+"""Writing files so that whoever reads them finds the old content or the new one, never a part."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside ``path``, with its ending, to write to: it takes the place of ``path`` if the block succeeds."""
+    fresh = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield fresh
+        os.replace(fresh, path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` to ``path``, and to the disk before it is seen."""
+    with replacing(path) as fresh, fresh.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
