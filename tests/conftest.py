@@ -13,7 +13,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from tests.configs import ROOT, compose_config
+from tests.configs import ROOT, TINY, compose_config
 
 # Triton reads this when it is first imported, which torch.compile may do in any test: without a GPU its kernels run in
 # the interpreter.
@@ -51,6 +51,12 @@ def config(tmp_path: Path) -> Callable[..., DictConfig]:
         return compose_config(f"paths.runs={tmp_path}/runs", "callbacks.progress=false", *overrides)
 
     return build
+
+
+@pytest.fixture
+def tiny(config: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
+    """``config`` of the demo made so small that a run takes a second."""
+    return lambda *overrides: config(*TINY, *overrides)
 
 
 @pytest.fixture

@@ -13,43 +13,11 @@ from torch.utils.data import get_worker_info
 from et.errors import UserError
 from et.identity import resolve
 from et.inpainting.data import MaskedImages
-from et.inpainting.lit import InpaintingTask
 from et.record import read_result, run_id
 from et.training import train
 from tests import fault_runs
 from tests.configs import TINY
-
-
-@pytest.fixture
-def tiny(config):
-    return lambda *overrides: config(*TINY, *overrides)
-
-
-def weights(folder, name="last.ckpt"):
-    return torch.load(folder / "checkpoints" / name, weights_only=True)["state_dict"]
-
-
-def assert_same_run(first, second):
-    assert first.record["metrics"] == second.record["metrics"]
-    assert first.record["steps"] == second.record["steps"]
-    for name, value in weights(first.folder).items():
-        assert torch.equal(value, weights(second.folder)[name]), name
-
-
-class Stop(RuntimeError):
-    """Stands for whatever ends a process."""
-
-
-def stop_in(monkeypatch, epoch):
-    """Let training end in the middle of an epoch."""
-    original = InpaintingTask.training_step
-
-    def step(self, batch, batch_index):
-        if self.trainer.current_epoch == epoch and batch_index == 1:
-            raise Stop
-        return original(self, batch, batch_index)
-
-    monkeypatch.setattr(InpaintingTask, "training_step", step)
+from tests.runs import Stop, assert_same_run, stop_in, weights
 
 
 @pytest.mark.slow
@@ -177,18 +145,22 @@ def test_of_two_processes_on_one_run_one_wins_and_the_other_says_so(tiny, tmp_pa
     assert winner.exitcode == 0 and read_result(folder)["epochs"] == 60
 
 
-def test_nan_in_the_data_stops_before_it_reaches_the_weights(tiny, monkeypatch, tmp_path):
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_nan_in_the_data_stops_before_it_reaches_the_weights(tiny, monkeypatch, tmp_path, epoch):
     original = MaskedImages.__getitem__
 
     def item(self, key):
         found = original(self, key)
-        if key[0] == 1 and self.seed is not None:
+        if key[0] == epoch and self.seed is not None:
             found["image"][0, 3, 3] = float("nan")
         return found
 
     monkeypatch.setattr(MaskedImages, "__getitem__", item)
-    with pytest.raises(UserError, match=r"loss is nan at step 3 \(epoch 1\).*look for NaN in the data"):
+    with pytest.raises(UserError, match=rf"loss is nan at step {3 * epoch} \(epoch {epoch}\).*look for NaN"):
         train(tiny())
+    if epoch == 0:
+        assert not any((tmp_path / "runs" / "demo_inpainting").iterdir()), "there is nothing to resume from"
+        return
     (folder,) = (tmp_path / "runs" / "demo_inpainting").iterdir()
     assert all(torch.isfinite(value).all() for value in weights(folder).values())
 

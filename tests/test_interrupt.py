@@ -14,6 +14,7 @@ from et.inpainting.lit import InpaintingTask
 from et.interrupt import SIGNALS, generator_state, set_generators
 from et.training import train
 from tests.configs import TINY
+from tests.runs import weights
 
 # A graph network with dropout: the state of the random generators matters. Eight batches an epoch.
 GRAPHS = (
@@ -21,10 +22,6 @@ GRAPHS = (
     "trainer.max_epochs=3", "+trainer.limit_train_batches=8", "+trainer.limit_val_batches=1",
     "+trainer.limit_test_batches=2", "trainer.accelerator=cpu",
 )  # fmt: skip
-
-
-def weights(folder, name="last.ckpt"):
-    return torch.load(folder / "checkpoints" / name, weights_only=True)["state_dict"]
 
 
 def signal_at(monkeypatch, task, epoch, batch, signum):

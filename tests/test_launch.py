@@ -13,6 +13,7 @@ from et.errors import Interrupted, UserError
 from et.launch import local_processes, must_start_processes, raise_failure, under_srun
 from et.training import train
 from tests.configs import TINY
+from tests.runs import weights
 
 PAIR = ("trainer.devices=2", "trainer.strategy=ddp")
 
@@ -21,10 +22,6 @@ PAIR = ("trainer.devices=2", "trainer.strategy=ddp")
 def tiny(config):
     # 3 samples a process and step: of the 55 windows one process scores 10 batches, the other 9.
     return lambda *overrides: config(*TINY, "data.batch_size=6", *overrides)
-
-
-def weights(folder, name="last.ckpt"):
-    return torch.load(folder / "checkpoints" / name, weights_only=True)["state_dict"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,39 @@
+"""Runs of the tiny demo: stopped in the middle, compared with each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from et.inpainting.lit import InpaintingTask
+from et.training import Outcome
+
+
+class Stop(RuntimeError):
+    """Stands for whatever ends a process."""
+
+
+def stop_in(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
+    """Let training end in the middle of an epoch."""
+    original = InpaintingTask.training_step
+
+    def step(self, batch, batch_index):
+        if self.trainer.current_epoch == epoch and batch_index == 1:
+            raise Stop
+        return original(self, batch, batch_index)
+
+    monkeypatch.setattr(InpaintingTask, "training_step", step)
+
+
+def weights(folder: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
+    """The state dict of a run folder's checkpoint."""
+    return torch.load(folder / "checkpoints" / name, weights_only=True)["state_dict"]
+
+
+def assert_same_run(first: Outcome, second: Outcome) -> None:
+    assert first.record["metrics"] == second.record["metrics"]
+    assert first.record["steps"] == second.record["steps"]
+    for name, value in weights(first.folder).items():
+        assert torch.equal(value, weights(second.folder)[name]), name
