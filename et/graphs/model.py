@@ -46,6 +46,9 @@ class GraphEnergyTransformer(nn.Module):
         sink_padding: padded tokens attend to the real ones (appendix D.3 and released code; only in the padded layout).
         noise_in_evaluation: see ``noise_std``.
         edge_reconstruction: learn to rebuild the edge features from ahat (MNIST and CIFAR10, appendix D.3).
+        edge_decoder_init_std: of the layer that does so. It starts at 0, rebuilding nothing: ahat is of the size of D,
+            and the error of a random layer is some hundred times the classification's, so that the first hundreds of
+            steps would learn from it alone. None: 1/sqrt(H), as the released code has it.
         attention_init_std: of queries, keys and head mix. The images' 0.02 (algorithm 1) saturates the softmax here,
             where inner products of whole tokens multiply the scores; the released code has 0.002.
         memory_init_std: of the Hopfield network's memories (algorithm 1: 0.02; released code: 1/sqrt(D)).
@@ -75,6 +78,7 @@ class GraphEnergyTransformer(nn.Module):
         sink_padding: bool = False,
         noise_in_evaluation: bool = False,
         edge_reconstruction: bool = False,
+        edge_decoder_init_std: float | None = 0.0,
         attention_init_std: float = 0.002,
         memory_init_std: float = 0.02,
         flips: Literal["vectors", "entries"] | None = "vectors",
@@ -112,6 +116,8 @@ class GraphEnergyTransformer(nn.Module):
         mixes = [attention_init_std * torch.randn(num_heads, num_heads) for _ in range(num_blocks if head_mix else 0)]
         self.head_mix = nn.ParameterList(mixes) if head_mix else None
         self.edge_decoder = _linear(num_heads, edge_features, bias=False) if edge_reconstruction else None
+        if edge_reconstruction and edge_decoder_init_std is not None:
+            nn.init.normal_(self.edge_decoder.weight, std=edge_decoder_init_std)
         self.head = _linear(dim, num_outputs)
 
     @classmethod

@@ -150,11 +150,22 @@ def test_fidelity_replaces_what_the_configuration_lists(config):
 @pytest.mark.parametrize("changes", [{}, RELEASED])
 def test_edge_features_are_rebuilt_from_ahat(make_graphs, changes):
     graphs = make_graphs(edge_features=2)
-    model = tiny(edge_features=2, edge_reconstruction=True, **changes)
+    model = tiny(edge_features=2, edge_reconstruction=True, edge_decoder_init_std=None, **changes)
     outputs, errors = model.forward_with_edges(graphs)
     assert torch.equal(outputs, model(graphs)) and errors.shape == (len(graphs),)
     errors.sum().backward()
     assert model.kernel.grad.abs().sum() > 0 and model.edge_decoder.weight.grad.abs().sum() > 0
+
+
+def test_the_edge_decoder_starts_by_rebuilding_nothing_and_learns(make_graphs):
+    graphs = make_graphs(edge_features=2)
+    model = tiny(edge_features=2, edge_reconstruction=True)
+    errors = model.forward_with_edges(graphs)[1]
+    graph = graphs.graph_of_node[graphs.edge_index[1]]
+    for number in graph.unique().tolist():
+        assert errors[number] == pytest.approx(graphs.edge_attr[graph == number].square().mean().item())
+    errors.sum().backward()
+    assert model.edge_decoder.weight.grad.abs().min() > 0
 
 
 @pytest.mark.parametrize(
