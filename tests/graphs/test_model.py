@@ -163,7 +163,7 @@ def test_the_edge_decoder_starts_by_rebuilding_nothing_and_learns(make_graphs):
     errors = model.forward_with_edges(graphs)[1]
     graph = graphs.graph_of_node[graphs.edge_index[1]]
     for number in graph.unique().tolist():
-        assert errors[number] == pytest.approx(graphs.edge_attr[graph == number].square().mean().item())
+        assert errors[number].item() == pytest.approx(graphs.edge_attr[graph == number].square().mean().item())
     errors.sum().backward()
     assert model.edge_decoder.weight.grad.abs().min() > 0
 
