@@ -103,7 +103,7 @@ def key_of(config: Mapping[str, Any]) -> Key:
 
 def differences(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Leaves in which two resolved configurations differ, by dotted key, of those that a run id sees."""
-    a, b = _leaves(counted(config)), _leaves(counted(other))
+    a, b = leaves(counted(config)), leaves(counted(other))
     return {key: (a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)}
 
 
@@ -137,13 +137,14 @@ def _with_values(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
     return cfg
 
 
-def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    """What is at the ends of nested mappings, by dotted key."""
     if not isinstance(value, Mapping) or not value:
         return {prefix: value}
-    leaves: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, child in value.items():
-        leaves.update(_leaves(child, f"{prefix}.{name}" if prefix else str(name)))
-    return leaves
+        found.update(leaves(child, f"{prefix}.{name}" if prefix else str(name)))
+    return found
 
 
 def _first_line(error: Exception) -> str:

@@ -17,7 +17,7 @@ import yaml
 
 from et.errors import UserError
 from et.files import write_atomically
-from et.identity import Key, config_of, differences, key_of, reproduces
+from et.identity import Key, config_of, differences, key_of, leaves, reproduces
 from et.places import EXPERIMENTS, ROOT
 from et.record import read_result, run_id
 from et.results import paper
@@ -159,10 +159,12 @@ def _overrides_beyond(key: Key, own: Mapping[str, Any], config: Mapping[str, Any
     """What to give train.py beside the key's overrides to get ``config``; ``own`` is what the key alone gives.
 
     A value that follows another one (D from Y) may be the experiment's own and still have to be said, because the other
-    one has changed.
+    one has changed. Keys that the experiment does not have are added with a plus, as Hydra wants it.
     """
     extras: dict[str, str] = {}
-    while new := {name: _as_override(value) for name, (_, value) in differences(own, config).items()}:
+    there = leaves(own).keys()
+    while changed := differences(own, config):
+        new = {name if name in there else f"+{name}": _as_override(value) for name, (_, value) in changed.items()}
         if new.keys() <= extras.keys():
             break
         extras.update(new)
@@ -170,7 +172,7 @@ def _overrides_beyond(key: Key, own: Mapping[str, Any], config: Mapping[str, Any
             own = config_of([*key.overrides(), *(f"{name}={value}" for name, value in extras.items())])
         except UserError:  # a key that today's files lack: the run is shown with its label, and not recorded
             break
-    return [f"{name}={extras[name]}" for name in sorted(extras)]
+    return [f"{name}={extras[name]}" for name in sorted(extras, key=lambda name: name.lstrip("+"))]
 
 
 def from_line(line: str, source: str) -> Run:

@@ -111,9 +111,10 @@ def test_roots_are_merged_by_run_id_and_duplicates_reported(make_run, tmp_path):
 
 def test_collected_lines_read_back_as_the_same_runs(make_run, tmp_path):
     make_run(KEY, METRICS)
-    make_run(KEY, METRICS, "trainer.max_epochs=3")
+    make_run(KEY, METRICS, "trainer.max_epochs=3", "+trainer.limit_train_batches=8")
     make_run(Key("amazon_1pct", 2, "released", "released"), METRICS)
     runs = collect([tmp_path / "runs"]).runs
+    assert "+trainer.limit_train_batches=8, trainer.max_epochs=3" in {run.label for run in runs.values()}
     file = tmp_path / "table01" / "results.jsonl"
     assert append(runs.values(), file) == (3, [])
     assert append(runs.values(), file) == (0, [])
