@@ -13,12 +13,12 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from et.errors import Interrupted, UserError, is_users, unwrapped
+from et.errors import Interrupted, UserError, is_user_error, unwrapped
 
 T = TypeVar("T")
 
 
-def told_plainly(function: Callable[[], T]) -> T:
+def exit_on_user_error(function: Callable[[], T]) -> T:
     """Run ``function``; an error the user can mend becomes its message on stderr and exit status 1."""
     try:
         return function()
@@ -28,7 +28,7 @@ def told_plainly(function: Callable[[], T]) -> T:
     except OmegaConfBaseException as error:
         message = f"configuration: {error}"
     except (UserError, InstantiationException) as error:
-        if not is_users(error):
+        if not is_user_error(error):
             raise
         # A loader's worker process puts its own traceback before the message.
         message = str(unwrapped(error)).rstrip().rsplit("et.errors.UserError: ", 1)[-1]
@@ -57,7 +57,7 @@ def run_training(cfg: DictConfig) -> float | None:
         print_record(outcome.record, str(outcome.folder), outcome.skipped)
         return outcome.record["metrics"].get(cfg.callbacks.monitor)
 
-    return told_plainly(run)
+    return exit_on_user_error(run)
 
 
 def run_repetition(arguments: list[str]) -> int:
@@ -74,7 +74,7 @@ def run_repetition(arguments: list[str]) -> int:
         print_comparison(comparison)
         return 0 if comparison.agrees else 1
 
-    return told_plainly(run)
+    return exit_on_user_error(run)
 
 
 def print_comparison(comparison: Any) -> None:
@@ -104,7 +104,7 @@ def run_evaluation(cfg: DictConfig) -> None:
         print_metrics(f"evaluation of {record['run']}", record["dataset"], record["metrics"])
         print(record["output"])
 
-    told_plainly(run)
+    exit_on_user_error(run)
 
 
 def print_metrics(title: str, dataset: dict[str, Any], metrics: dict[str, float]) -> None:

@@ -39,7 +39,7 @@ def unwrapped(error: Exception) -> Exception:
     return cause if isinstance(error, InstantiationException) and isinstance(cause, Exception) else error
 
 
-def is_users(error: Exception) -> bool:
+def is_user_error(error: Exception) -> bool:
     """Whether the user can mend ``error``: a UserError, or what a constructor says about a configured value."""
     return isinstance(unwrapped(error), UserError) or (
         isinstance(error, InstantiationException) and isinstance(error.__cause__, ValueError)

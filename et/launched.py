@@ -11,7 +11,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from et.errors import is_users, unwrapped
+from et.errors import is_user_error, unwrapped
 from et.launch import OWN
 from et.training import train
 
@@ -23,7 +23,7 @@ def main() -> None:
     try:
         outcome = train(OmegaConf.load(folder / "config.yaml"))
     except Exception as error:
-        user = is_users(error)
+        user = is_user_error(error)
         message = str(unwrapped(error)) if user else f"process {rank}: {''.join(traceback.format_exception(error))}"
         (folder / f"failure.{rank}.json").write_text(json.dumps({"user": user, "message": message}))
         sys.stdout.flush()

@@ -23,25 +23,20 @@ class EpochSampler(Sampler[tuple[int, int]]):
     """Yields (epoch, index) pairs, shared out over the processes of a distributed run.
 
     Process r of W takes every W-th index starting at r, so W processes with batches of G / W see, together, the batches
-    of one process with batches of G. In training the indices that would not fill a last global batch are left out; in
-    evaluation every index comes exactly once, so the shares may differ by one.
+    of one process with batches of G.
 
     Args:
         length: number of samples.
         seed: of the order; the order of epoch e depends on (seed, e) only.
         shuffle: whether there is an order to draw.
-        batch_size: global batch size G in training; None in evaluation.
-        leave_out: how many indices to leave out in any case, the last ones of the order.
+        used: how many of the order come in an epoch, :func:`whole_batches` or :func:`shared_batches`; None: all, so
+            that the processes' shares may differ by one (evaluation).
     """
 
-    def __init__(
-        self, length: int, seed: int = 0, shuffle: bool = False, batch_size: int | None = None, leave_out: int = 0
-    ):
+    def __init__(self, length: int, seed: int = 0, shuffle: bool = False, used: int | None = None):
         self.length, self.seed, self.shuffle, self.epoch = length, seed, shuffle, 0
         self.skip = (-1, 0)  # an epoch, and how many of this process's samples it has seen before it was interrupted
-        _, world = rank_and_world()
-        unit = world if batch_size is None or length < batch_size else batch_size
-        self.used = (length if batch_size is None else length - length % unit) - leave_out
+        self.used = length if used is None else used
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before every epoch."""
@@ -59,6 +54,19 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __len__(self) -> int:
         rank, world = rank_and_world()
         return len(range(rank, self.used, world))
+
+
+def whole_batches(length: int, batch_size: int) -> int:
+    """How many of ``length`` samples fill global batches; of fewer than one batch, what the processes share evenly."""
+    _, world = rank_and_world()
+    return length - length % (world if length < batch_size else batch_size)
+
+
+def shared_batches(length: int, batch_size: int) -> int:
+    """How many of ``length`` samples make batches of which each process has a share: all but a last one too small."""
+    _, world = rank_and_world()
+    rest = length % batch_size
+    return length - rest if rest < world else length
 
 
 def per_process(batch_size: int) -> int:

@@ -15,7 +15,7 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor
 
-from et.cli import told_plainly
+from et.cli import exit_on_user_error
 from et.core import descend
 from et.core.descent import speed
 from et.errors import UserError
@@ -217,4 +217,4 @@ if __name__ == "__main__":
     parser.add_argument("output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(json.dumps(told_plainly(lambda: answer(options.real, options.questions, options.output)), indent=1))
+    print(json.dumps(exit_on_user_error(lambda: answer(options.real, options.questions, options.output)), indent=1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from et.cli import told_plainly
+from et.cli import exit_on_user_error
 
 
 def convert(source: Path, target: Path) -> None:
@@ -40,4 +40,4 @@ if __name__ == "__main__":
     parser.add_argument("source", type=Path, help="the authors' npz")
     parser.add_argument("target", type=Path, help="checkpoint to write")
     arguments = parser.parse_args()
-    told_plainly(lambda: convert(arguments.source, arguments.target))
+    exit_on_user_error(lambda: convert(arguments.source, arguments.target))

@@ -2,7 +2,7 @@ import pytest
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
-from et.cli import compare_with_fillings, print_record, run_evaluation, run_training, told_plainly
+from et.cli import compare_with_fillings, exit_on_user_error, print_record, run_evaluation, run_training
 from et.errors import UserError
 
 
@@ -27,7 +27,7 @@ def failing(error):
 )
 def test_errors_for_people_have_no_traceback(error, message, capsys):
     with pytest.raises(SystemExit) as stopped:
-        told_plainly(failing(error))
+        exit_on_user_error(failing(error))
     assert stopped.value.code == 1
     assert capsys.readouterr().err == message
 
@@ -37,10 +37,10 @@ def test_values_that_a_constructor_refuses_are_told_and_bugs_keep_their_tracebac
         wrapped = InstantiationException("Error in call to target")
         wrapped.__cause__ = cause
         with pytest.raises(raised):
-            told_plainly(failing(wrapped))
+            exit_on_user_error(failing(wrapped))
     assert capsys.readouterr().err == "error: no multiple\n"
     with pytest.raises(ZeroDivisionError):
-        told_plainly(lambda: 1 / 0)
+        exit_on_user_error(lambda: 1 / 0)
 
 
 def test_what_was_not_chosen_is_asked_for(capsys):

@@ -12,7 +12,7 @@ from torch.utils.data import get_worker_info
 
 from et.errors import UserError
 from et.identity import resolve
-from et.inpainting.data import MaskedImages
+from et.inpainting.data import TrainingImages
 from et.record import read_result, run_id
 from et.training import train
 from tests import fault_runs
@@ -147,15 +147,15 @@ def test_of_two_processes_on_one_run_one_wins_and_the_other_says_so(tiny, tmp_pa
 
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_nan_in_the_data_stops_before_it_reaches_the_weights(tiny, monkeypatch, tmp_path, epoch):
-    original = MaskedImages.__getitem__
+    original = TrainingImages.__getitem__
 
     def item(self, key):
         found = original(self, key)
-        if key[0] == epoch and self.seed is not None:
+        if key[0] == epoch:
             found["image"][0, 3, 3] = float("nan")
         return found
 
-    monkeypatch.setattr(MaskedImages, "__getitem__", item)
+    monkeypatch.setattr(TrainingImages, "__getitem__", item)
     with pytest.raises(UserError, match=rf"loss is nan at step {3 * epoch} \(epoch {epoch}\).*look for NaN"):
         train(tiny())
     if epoch == 0:
@@ -167,15 +167,15 @@ def test_nan_in_the_data_stops_before_it_reaches_the_weights(tiny, monkeypatch, 
 
 def test_a_loader_process_that_is_killed(tiny, tmp_path, monkeypatch):
     whole = train(tiny(f"paths.runs={tmp_path}/whole"))
-    original = MaskedImages.__getitem__
+    original = TrainingImages.__getitem__
 
     def item(self, key):
-        if key[0] == 2 and get_worker_info() is not None and self.seed is not None:
+        if key[0] == 2 and get_worker_info() is not None:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(self, key)
 
     with monkeypatch.context() as patched:
-        patched.setattr(MaskedImages, "__getitem__", item)
+        patched.setattr(TrainingImages, "__getitem__", item)
         with pytest.raises(UserError, match="a process of the data loader died at step"):
             train(tiny("data.num_workers=2"))
     assert_same_run(whole, train(tiny("data.num_workers=2")))

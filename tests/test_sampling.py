@@ -5,15 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from et import sampling
-from et.sampling import EpochSampler, per_process, sample_rng
+from et.sampling import EpochSampler, per_process, sample_rng, shared_batches, whole_batches
 
 
-def shares(world, epoch=0, **arguments):
+def shares(world, length, epoch=0, used=None, **arguments):
     """What each of ``world`` processes gets."""
     found = []
     for rank in range(world):
         with patch.object(sampling, "rank_and_world", return_value=(rank, world)):
-            sampler = EpochSampler(**arguments)
+            sampler = EpochSampler(length, used=used and used(length), **arguments)
             sampler.set_epoch(epoch)
             found.append(list(sampler))
             assert len(sampler) == len(found[-1])
@@ -23,16 +23,16 @@ def shares(world, epoch=0, **arguments):
 @given(length=st.integers(0, 40), world=st.integers(1, 4))
 @settings(max_examples=50, deadline=None)
 def test_evaluation_sees_every_sample_exactly_once(length, world):
-    indices = [index for share in shares(world, length=length) for _, index in share]
+    indices = [index for share in shares(world, length) for _, index in share]
     assert sorted(indices) == list(range(length))
 
 
 @given(length=st.integers(8, 60), epoch=st.integers(0, 5))
 @settings(max_examples=30, deadline=None)
 def test_two_processes_see_the_batches_of_one(length, epoch):
-    arguments = {"length": length, "seed": 3, "shuffle": True, "batch_size": 4}
-    (alone,) = shares(1, epoch, **arguments)
-    first, second = shares(2, epoch, **arguments)
+    arguments = {"seed": 3, "shuffle": True, "used": lambda length: whole_batches(length, 4)}
+    (alone,) = shares(1, length, epoch, **arguments)
+    first, second = shares(2, length, epoch, **arguments)
     assert len(first) == len(second)
     for start in range(0, len(alone), 4):
         half = start // 2
@@ -45,14 +45,14 @@ def test_an_incomplete_last_batch_is_shared_out(length, world):
     batch = 4 * world
     rest = length % batch
     left_out = rest if rest < world else 0
-    found = shares(world, length=length, shuffle=True, leave_out=left_out)
+    found = shares(world, length, shuffle=True, used=lambda length: shared_batches(length, batch))
     assert len({-(-len(share) // 4) for share in found}) == 1, "every process takes equally many steps"
     assert len({index for share in found for _, index in share}) == length - left_out
 
 
 def test_the_order_depends_on_seed_and_epoch():
     def order(seed, epoch):
-        return [index for _, index in shares(1, epoch, length=20, seed=seed, shuffle=True, batch_size=5)[0]]
+        return [index for _, index in shares(1, 20, epoch, seed=seed, shuffle=True)[0]]
 
     assert order(0, 1) == order(0, 1)
     assert order(0, 1) != order(0, 2) and order(0, 1) != order(1, 1)
@@ -60,12 +60,12 @@ def test_the_order_depends_on_seed_and_epoch():
 
 
 def test_training_leaves_out_what_does_not_fill_a_batch_but_keeps_a_small_set_whole():
-    assert len(shares(1, length=10, shuffle=True, batch_size=4)[0]) == 8
-    assert len(shares(1, length=3, shuffle=True, batch_size=4)[0]) == 3
+    for length, used in ((10, 8), (3, 3)):
+        assert len(shares(1, length, shuffle=True, used=lambda length: whole_batches(length, 4))[0]) == used
 
 
 def test_the_epoch_comes_with_the_index():
-    assert shares(1, epoch=7, length=2)[0] == [(7, 0), (7, 1)]
+    assert shares(1, 2, epoch=7)[0] == [(7, 0), (7, 1)]
 
 
 def test_a_batch_that_does_not_divide_over_the_processes_is_refused():

@@ -18,7 +18,7 @@ from et.graphs import made, sources
 from et.graphs.batch import GraphBatch
 from et.graphs.positional import with_eigenvectors
 from et.graphs.protocol import everything_split, held_out_split
-from et.sampling import EpochSampler, per_process, rank_and_world
+from et.sampling import EpochSampler, per_process, shared_batches
 
 Kind = Literal["tu", "gnnbench", "zinc", "generated", "extracted", "zinc_variant", "digits"]
 
@@ -197,12 +197,9 @@ class GraphData(pl.LightningDataModule):
         return held_out_split(graphs.y, self.fold, self.folds, self.seed)
 
     def train_dataloader(self) -> DataLoader:
-        _, world = rank_and_world()
         subset = GraphSubset(self.graphs, self.split["train"])
-        # An incomplete last batch is shared out as well. One of fewer graphs than processes cannot be: left out.
-        rest = len(subset) % self.batch_size
-        sampler = EpochSampler(len(subset), self.seed, shuffle=True, leave_out=rest if rest < world else 0)
-        return self._loader(subset, sampler)
+        used = shared_batches(len(subset), self.batch_size)
+        return self._loader(subset, EpochSampler(len(subset), self.seed, shuffle=True, used=used))
 
     def val_dataloader(self) -> DataLoader | list:
         """Nothing under the released protocol on data without an official split."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from et.cli import told_plainly
+from et.cli import exit_on_user_error
 from et.errors import UserError
 from et.graphs.data import GraphData
 from et.graphs.lit import Measures, seeded
@@ -83,4 +83,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    told_plainly(lambda: main(sys.argv[1:]))
+    exit_on_user_error(lambda: main(sys.argv[1:]))

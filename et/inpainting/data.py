@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from et.errors import UserError
 from et.inpainting.patches import draw_masks, grid_shape
-from et.sampling import EpochSampler, per_process, sample_rng
+from et.sampling import EpochSampler, per_process, sample_rng, whole_batches
 
 
 class ImageSource(Protocol):
@@ -28,31 +28,43 @@ class ImageSource(Protocol):
     def describe(self) -> dict[str, object]: ...
 
 
-class MaskedImages(Dataset):
-    """Images with masks, addressed by (epoch, index).
+class TrainingImages(Dataset):
+    """Images with masks, addressed by (epoch, index): a sample depends on (seed, epoch, index) alone.
 
-    In training a sample depends on (seed, epoch, index). In evaluation there are ``mask_seeds`` masks an image, and
-    those depend on (number of the mask, image) alone: every model, epoch and batch size meets the same ones.
+    Args:
+        counts: patches of an image, how many of them are occluded, and how many of those stay visible.
     """
 
-    def __init__(self, source: ImageSource, num_patches: int, num_occluded: int, num_kept: int, seed: int | None):
-        self.source, self.seed = source, seed
-        self.counts = (num_patches, num_occluded, num_kept)
-        self.mask_seeds = 1
+    def __init__(self, source: ImageSource, counts: tuple[int, int, int], seed: int):
+        self.source, self.counts, self.seed = source, counts, seed
 
     def __len__(self) -> int:
-        return self.source.train_length if self.seed is not None else self.source.eval_length * self.mask_seeds
+        return self.source.train_length
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor | int]:
         epoch, index = key
-        if self.seed is not None:
-            rng = sample_rng(self.seed, epoch, index)
-            image, mask_seed = self.source.train_item(index, rng), 0
-        else:
-            mask_seed, index = divmod(index, self.source.eval_length)
-            rng = sample_rng(mask_seed, 0, index)
-            image = self.source.eval_item(index)
+        rng = sample_rng(self.seed, epoch, index)
+        image = self.source.train_item(index, rng)
         occluded, masked = draw_masks(rng, *self.counts)
+        return {"image": image, "occluded": occluded, "masked": masked, "index": index, "mask_seed": 0}
+
+
+class EvaluationImages(Dataset):
+    """Each image with ``mask_seeds`` masks, addressed by (epoch, index).
+
+    Masks depend on (number of the mask, image) alone: every model, epoch and batch size meets the same ones.
+    """
+
+    def __init__(self, source: ImageSource, counts: tuple[int, int, int], mask_seeds: int = 1):
+        self.source, self.counts, self.mask_seeds = source, counts, mask_seeds
+
+    def __len__(self) -> int:
+        return self.source.eval_length * self.mask_seeds
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor | int]:
+        mask_seed, index = divmod(key[1], self.source.eval_length)
+        occluded, masked = draw_masks(sample_rng(mask_seed, 0, index), *self.counts)
+        image = self.source.eval_item(index)
         return {"image": image, "occluded": occluded, "masked": masked, "index": index, "mask_seed": mask_seed}
 
 
@@ -98,28 +110,32 @@ class InpaintingData(pl.LightningDataModule):
             )
         self.batch_size, self.num_workers, self.mask_seeds, self.seed = batch_size, num_workers, mask_seeds, seed
 
-    def _loader(self, seed: int | None, mask_seeds: int = 1) -> DataLoader[Any]:
-        training = seed is not None
-        dataset = MaskedImages(self.source, self.num_patches, self.num_occluded, self.num_kept, seed)
-        dataset.mask_seeds = mask_seeds
-        if not len(dataset):
-            raise UserError(f"the {'training' if training else 'evaluation'} set of {self.source.name!r} has no images")
-        sampler = EpochSampler(
-            len(dataset), seed or 0, shuffle=training, batch_size=self.batch_size if training else None
-        )
-        return DataLoader(
-            dataset, per_process(self.batch_size), sampler=sampler, num_workers=self.num_workers,
-            persistent_workers=training and self.num_workers > 0,
-        )  # fmt: skip
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Patches of an image, how many of them are occluded, and how many of those stay visible."""
+        return self.num_patches, self.num_occluded, self.num_kept
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.seed)
+        images = TrainingImages(self.source, self.counts, self.seed)
+        used = whole_batches(len(images), self.batch_size)
+        return self._loader(images, EpochSampler(len(images), self.seed, shuffle=True, used=used))
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader(None)
+        images = EvaluationImages(self.source, self.counts)
+        return self._loader(images, EpochSampler(len(images)))
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._loader(None, self.mask_seeds)
+        images = EvaluationImages(self.source, self.counts, self.mask_seeds)
+        return self._loader(images, EpochSampler(len(images)))
+
+    def _loader(self, images: TrainingImages | EvaluationImages, sampler: EpochSampler) -> DataLoader[Any]:
+        training = isinstance(images, TrainingImages)
+        if not len(images):
+            raise UserError(f"the {'training' if training else 'evaluation'} set of {self.source.name!r} has no images")
+        return DataLoader(
+            images, per_process(self.batch_size), sampler=sampler, num_workers=self.num_workers,
+            persistent_workers=training and self.num_workers > 0,
+        )  # fmt: skip
 
     def describe(self) -> dict[str, object]:
         """What the run's record says of the data."""
