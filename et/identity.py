@@ -47,15 +47,12 @@ def config_of(overrides: Iterable[str]) -> dict[str, Any]:
     """The resolved configuration of ``python train.py OVERRIDES``, without Hydra's own part.
 
     Raises:
-        UserError: it does not compose (no such experiment, no such key), lacks a mandatory value, or an override is
-            without effect.
+        UserError: it does not compose (no such experiment, no such key) or lacks a mandatory value.
     """
     overrides = list(overrides)
     plain = [o for o in overrides if o.split("=")[0] in _PLAIN]
     rest = tuple(o for o in overrides if o not in plain)
-    config = resolve(_with_values(_composed(rest), plain))
-    check_effective(overrides, config)
-    return config
+    return resolve(_with_values(_composed(rest), plain))
 
 
 def check_effective(overrides: Iterable[str], config: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from et.errors import UserError
 from et.files import write_atomically
-from et.identity import config_of
+from et.identity import check_effective, config_of
 from et.record import read_result, run_dir, run_id
 from et.slurm import active, noted_job, queue
 
@@ -92,6 +92,10 @@ def inspect(overrides: Sequence[str], queued: Mapping[str, str] | None = None) -
     except UserError as error:
         return Cell(tuple(overrides), named.get("experiment", "?"), "invalid", message=str(error))
     folder = run_dir(config["paths"]["runs"], config["name"], run_id(config))
+    try:
+        check_effective(overrides, config)
+    except UserError as error:
+        return Cell(tuple(overrides), config["name"], "failed", folder, str(error), config)
     record, failure = read_result(folder), read_failure(folder)
     if record is not None:
         state, message = "done", ""

@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from et.errors import UserError
-from et.identity import Key, config_of, differences, key_of, reproduces, resolve
+from et.identity import Key, check_effective, config_of, differences, key_of, reproduces, resolve
 from et.places import CONF
 from et.record import run_id
 
@@ -65,9 +65,6 @@ def test_differences_are_named_and_places_are_none():
         (["experiment=demo_inpainting", "data.fold=1"], "does not fit"),
         (["experiment=tu_mutag", "fidelity=bogus"], "does not resolve"),
         (["seed=1"], "lacks name: choose experiment"),
-        (["experiment=tu_mutag", "fidelity=released", "model.step_size=0.2"], "model.released.step_size counts"),
-        (["experiment=tu_mutag", "fidelity=released", "+model.head_mix=false"], "model.released.head_mix counts"),
-        (["experiment=tolokers_40pct", "fidelity=released", "model.step_size=0.2"], "no such part"),
     ],
 )
 def test_what_does_not_compose_is_an_error_for_people(overrides, message):
@@ -76,6 +73,22 @@ def test_what_does_not_compose_is_an_error_for_people(overrides, message):
     assert not reproduces(overrides, "0" * 12)
 
 
-def test_what_released_does_not_replace_can_be_set_and_its_own_values_too():
-    for overrides in (["model.dim=64"], ["model.released.step_size=0.2"], ["model.step_size=0.2", "fidelity=paper"]):
-        config_of(["experiment=tu_mutag", "fidelity=released", *overrides])
+@pytest.mark.parametrize(
+    ("experiment", "override", "message"),
+    [
+        ("tu_mutag", "model.step_size=0.2", "model.released.step_size counts"),
+        ("tu_mutag", "+model.head_mix=false", "model.released.head_mix counts"),
+        ("tolokers_40pct", "model.step_size=0.2", "no such part"),
+    ],
+)
+def test_what_does_nothing_under_released_is_refused(experiment, override, message):
+    overrides = [f"experiment={experiment}", "fidelity=released", override]
+    with pytest.raises(UserError, match=message):
+        check_effective(overrides, config_of(overrides))
+    check_effective(overrides, config_of([*overrides, "fidelity=paper"]))
+
+
+def test_what_counts_under_released_can_be_set():
+    for override in ("model.dim=64", "model.released.step_size=0.2"):
+        overrides = ["experiment=tu_mutag", "fidelity=released", override]
+        check_effective(overrides, config_of(overrides))

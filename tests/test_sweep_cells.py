@@ -51,6 +51,9 @@ def test_the_state_of_a_cell_is_read_from_its_folder(tmp_path, monkeypatch):
     (folder / "result.json").write_text('{"half')
     assert inspect(overrides).state == "failed", "half a result is no result"
     assert inspect(["experiment=no_such"]).state == "invalid"
+    refused = inspect(["experiment=tu_mutag", "fidelity=released", "model.step_size=0.2"])
+    assert refused.state == "failed" and "model.released.step_size counts" in refused.message
+    assert needed([refused]), "running it says so again; the other cells of its experiment are not held up"
 
 
 def test_a_failure_keeps_the_traceback_of_what_is_no_users_error(tmp_path):

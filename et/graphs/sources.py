@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
-import tempfile
+import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from et.graphs.plain_pickle import only_data
 
 SPLITS = ("train", "val", "test")
 MOST_LABELS = 10_000  # each becomes a column of the features: more are a damaged file
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
 TU_URL = "https://www.chrsmrrs.com/graphkerneldatasets"
 
 
@@ -80,17 +82,19 @@ def load_tu(name: str, root: Path, cache: Path) -> Source:
     absent = [file.name for file in files_of("tu", name, root) if not file.exists()]
     if absent:
         raise UserError(f"{raw} lacks {', '.join(absent)}: take it from {TU_URL}/{name}.zip")
-    check_tu_folder(raw, name)
     digest = hash_files(sorted(raw.glob(f"{name}_*.txt")))
+    processed = cache / "tu" / f"{name}-{digest[:16]}"
+    if not processed.exists():  # else these very files have been checked before
+        check_tu_folder(raw, name)
 
-    def read(processed: Path) -> list[Any]:
+    def read(folder: Path) -> list[Any]:
         class Cached(TUDataset):
             # The data root may be read-only, and a processed file must never outlive the raw files it was made from.
-            processed_dir = property(lambda self: str(processed))
+            processed_dir = property(lambda self: str(folder))
 
         return [Cached(str(root / "tu"), name, use_node_attr=True, use_edge_attr=True)]
 
-    ((data, slices),) = _read(read, cache / "tu" / f"{name}-{digest[:16]}", raw, f"{TU_URL}/{name}.zip")
+    ((data, slices),) = _read(read, processed, raw, f"{TU_URL}/{name}.zip")
     sizes = torch.from_numpy(np.bincount(_column(raw / f"{name}_graph_indicator.txt")[:, 0] - 1))
     # torch_geometric's slices end at the last graph that has an edge.
     edge_counts = F.pad(slices["edge_index"].diff(), (0, len(sizes) - len(slices["edge_index"]) + 1))
@@ -258,12 +262,15 @@ def _read(
                 return [(dataset._data, dataset.slices) for dataset in read(processed)]
             except Exception:  # whatever a damaged file leads to
                 shutil.rmtree(processed, ignore_errors=True)
-        processed.parent.mkdir(parents=True, exist_ok=True)
-        own = Path(tempfile.mkdtemp(prefix=f"{processed.name}.", dir=processed.parent))
+        own = processed.with_name(f"{processed.name}.{socket.gethostname()}.{os.getpid()}")
+        own.mkdir(parents=True, exist_ok=True)
         try:
             found = [(dataset._data, dataset.slices) for dataset in read(own)]
-        except Exception as error:
-            shutil.rmtree(own)
+        except BaseException as error:
+            shutil.rmtree(own, ignore_errors=True)
+            of_the_machine = isinstance(error, MemoryError) or getattr(error, "errno", None) in MACHINE_ERRORS
+            if of_the_machine or not isinstance(error, Exception):
+                raise
             raise UserError(
                 f"the files in {raw} cannot be read ({type(error).__name__}: {error}): they are cut short or damaged; "
                 f"take them anew from {address}"

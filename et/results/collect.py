@@ -152,7 +152,9 @@ def from_folder(folder: Path) -> Run:
     except UserError:
         return Run(record, key, tuple(key.overrides()), STALE, where, folder)
     extras = _overrides_beyond(key, own, config)
-    return Run(record, key, (*key.overrides(), *extras), ", ".join(extras), where, folder)
+    # A key that is null in one and absent in the other is no difference, and yet may be another model.
+    same = bool(extras) or run_id(own) == record["run_id"]
+    return Run(record, key, (*key.overrides(), *extras), ", ".join(extras) if same else STALE, where, folder)
 
 
 def _overrides_beyond(key: Key, own: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:

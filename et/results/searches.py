@@ -41,7 +41,8 @@ def settings(run: Run) -> dict[str, Any]:
 
     Left out: the trainer's part, since how long a trial may train is a budget and not a finding.
     """
-    changed = [o for o in run.overrides[len(run.key.overrides()) :] if not o.startswith("trainer.")]
+    extras = [override.lstrip("+") for override in run.overrides[len(run.key.overrides()) :]]
+    changed = [override for override in extras if not override.startswith("trainer.")]
     return OmegaConf.to_container(OmegaConf.from_dotlist(changed))
 
 

@@ -68,6 +68,17 @@ def test_a_record_of_another_configuration_is_foreign(make_run, tmp_path):
     assert not found.runs and found.problems[0].startswith("foreign")
 
 
+def test_a_key_that_was_absent_and_is_null_now_marks_another_configuration(make_run, monkeypatch):
+    folder = make_run(KEY, METRICS)
+
+    def with_a_new_key(overrides):
+        config = config_of(overrides)
+        return {**config, "model": {**config["model"], "new_key": None}}
+
+    monkeypatch.setattr(collecting, "config_of", with_a_new_key)
+    assert from_folder(folder).label == STALE
+
+
 @pytest.mark.parametrize("change", [{"seed": 4}, {"experiment": "amazon_40pct"}, {"protocol": "released"}])
 def test_a_record_that_claims_another_cell_is_foreign(make_run, change):
     with pytest.raises(UserError, match="foreign"):
