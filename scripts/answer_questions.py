@@ -19,7 +19,8 @@ from et.cli import exit_on_user_error
 from et.core import descend
 from et.core.descent import speed
 from et.errors import UserError
-from et.inpainting.figures import collate, draw_convergence, new_figure
+from et.inpainting.data import evaluation_batch
+from et.inpainting.figures import draw_convergence, new_figure
 from et.inpainting.inside import Convergence, converge
 from et.inpainting.lit import masked_mse
 from et.inpainting.model import InpaintingET
@@ -35,7 +36,7 @@ def examples(cfg: Any, count: int) -> Batch:
     """``count`` evaluation images of a run, spread over all of them, with their first masks."""
     data = instantiate(cfg.data)
     indices = torch.linspace(0, data.source.eval_length - 1, min(count, data.source.eval_length)).long().tolist()
-    return collate(data, indices)
+    return evaluation_batch(data, indices)
 
 
 @torch.no_grad()

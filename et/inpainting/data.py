@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
 import pytorch_lightning as pl
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from et.errors import UserError
 from et.inpainting.patches import draw_masks, grid_shape
@@ -66,6 +67,12 @@ class EvaluationImages(Dataset):
         occluded, masked = draw_masks(sample_rng(mask_seed, 0, index), *self.counts)
         image = self.source.eval_item(index)
         return {"image": image, "occluded": occluded, "masked": masked, "index": index, "mask_seed": mask_seed}
+
+
+def evaluation_batch(data: pl.LightningDataModule, indices: Iterable[int]) -> dict[str, Tensor]:
+    """Evaluation images with their first masks, as a batch."""
+    images = data.val_dataloader().dataset
+    return default_collate([images[0, int(index)] for index in indices])
 
 
 class InpaintingData(pl.LightningDataModule):

@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from et.inpainting.data import evaluation_batch
 from et.inpainting.lit import masked_mse
 from et.inpainting.patches import fill, hide, join_tiles, patchify
 from et.inpainting.pixels import to_pixels
@@ -64,10 +65,10 @@ def record_descents(
     Returns:
         The path of descent.json.
     """
-    dataset, pictures = data.val_dataloader().dataset, []
+    pictures = []
     (folder / "descent").mkdir(exist_ok=True)
     for number, subject in enumerate(subjects_of(data, count)):
-        batch = torch.utils.data.default_collate([dataset[0, index] for index in subject.indices])
+        batch = evaluation_batch(data, subject.indices)
         parts = list(_descents(network, batch, steps))
         frames, attention, hopfield, errors = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
         original = to_pixels(batch["image"])

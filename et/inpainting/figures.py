@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from et.inpainting import inside
+from et.inpainting.data import evaluation_batch
 from et.inpainting.model import InpaintingET
-from et.inpainting.patches import hide, unpatchify
-from et.inpainting.pictures import draw_completions
+from et.inpainting.patches import unpatchify
+from et.inpainting.pictures import complete, draw_completions
 from et.inpainting.pixels import to_pixels
 
 TOLERANCE = 0.01  # speed, in units of g per unit of time, at which an image counts as come to rest
@@ -170,25 +171,6 @@ def animate(pixels: Tensor, original: Tensor, path: Path, scale: int = 3, millis
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
 
 
-def collate(data: pl.LightningDataModule, indices: list[int]) -> dict[str, Tensor]:
-    """Evaluation images with their first masks, as a batch."""
-    dataset = data.val_dataloader().dataset
-    return torch.utils.data.default_collate([dataset[0, index] for index in indices])
-
-
-def draw_rows(network: torch.nn.Module, batch: dict[str, Tensor], path: Path, title: str = "") -> None:
-    """Figures 3, 8 and 9: masked, completed and original images."""
-    images, masked = batch["image"], batch["masked"]
-    with torch.no_grad():
-        completed = network.complete(images, masked)
-    original = to_pixels(images)
-    rows = {
-        "masked": hide(original, masked, network.patch_size), "completed": to_pixels(completed),
-        "original": original,
-    }  # fmt: skip
-    draw_completions(rows, path, title)
-
-
 def draw_figures(
     network: torch.nn.Module, data: pl.LightningDataModule, folder: Path, count: int = 8
 ) -> dict[str, Any]:
@@ -203,12 +185,12 @@ def draw_figures(
     errors = inside.errors_by_image(network, data)
     order = errors.argsort().tolist()
     spread = np.linspace(0, len(order) - 1, min(count, len(order))).astype(int).tolist()
-    batch = collate(data, spread)
-    draw_rows(network, batch, folder / "examples.png")
+    batch = evaluation_batch(data, spread)
+    draw_completions(complete(network, batch), folder / "examples.png")
     chosen = {"best": order[:count], "worst": order[::-1][:count]}
     for name, indices in chosen.items():
         title = f"{name} of {len(order)} images by mean squared error over {data.mask_seeds} masks"
-        draw_rows(network, collate(data, indices), folder / f"{name}.png", title)
+        draw_completions(complete(network, evaluation_batch(data, indices)), folder / f"{name}.png", title)
     numbers = {name: [[index, float(errors[index])] for index in indices] for name, indices in chosen.items()}
     return {**numbers, **draw_inside(network, batch, folder)} if isinstance(network, InpaintingET) else numbers
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from et.core import Descent
+from et.inpainting.data import evaluation_batch
 from et.inpainting.descents import record_descents, subjects_of
 from et.inpainting.patches import hide, join_tiles
 from et.inpainting.pixels import to_pixels
@@ -54,7 +55,7 @@ def whole_photos(network: torch.nn.Module, data: pl.LightningDataModule) -> list
     Returns:
         (name, {masked, completed, original}) for each photograph at its full size, pixels (3, H, W) in 0 .. 1.
     """
-    batches = [_complete(network, batch) for batch in data.val_dataloader()]
+    batches = [complete(network, batch) for batch in data.val_dataloader()]
     rows = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
     pictures = []
     for photo in subjects_of(data):
@@ -63,7 +64,7 @@ def whole_photos(network: torch.nn.Module, data: pl.LightningDataModule) -> list
     return pictures
 
 
-def _complete(network: torch.nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def complete(network: torch.nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Masked, completed and original pixels 0 .. 1 of a batch, on the CPU."""
     device = next(network.parameters()).device
     images, masked = batch["image"].to(device), batch["masked"].to(device)
@@ -99,11 +100,10 @@ def draw_report(network: torch.nn.Module, data: pl.LightningDataModule, folder: 
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = next(network.parameters()).device
-    loader = data.val_dataloader()
-    chosen = np.linspace(0, len(loader.dataset) - 1, min(count, len(loader.dataset))).astype(int)
-    batch = torch.utils.data.default_collate([loader.dataset[0, int(index)] for index in chosen])
+    available = len(data.val_dataloader().dataset)
+    batch = evaluation_batch(data, np.linspace(0, available - 1, min(count, available)))
     network.eval()
-    draw_completions(_complete(network, batch), folder / "completions.png")
+    draw_completions(complete(network, batch), folder / "completions.png")
     paths = [folder / "completions.png"]
     if hasattr(network, "trajectory"):  # baselines have no energy
         with torch.no_grad():
