@@ -53,8 +53,8 @@ def make_split(labels: np.ndarray, train_ratio: float, seed: int, protocol: str)
     """
     from sklearn.model_selection import train_test_split
 
-    if not 0 < train_ratio < 1:
-        raise UserError(f"data.train_ratio must lie between 0 and 1, not be {train_ratio}")
+    if not isinstance(train_ratio, int | float) or not 0 < train_ratio < 1:
+        raise UserError(f"data.train_ratio must be a number between 0 and 1, not {train_ratio!r}")
     state, test_share = (RELEASED_STATE, RELEASED_TEST_SHARE) if protocol == "released" else (seed, 2 / 3)
     nodes = np.flatnonzero(labels != UNLABELLED)
     try:

@@ -74,9 +74,9 @@ def test_saved_parts_are_those_of_the_split(tmp_path):
         assert np.array_equal(np.flatnonzero(parts == code), ids)
 
 
-@pytest.mark.parametrize("ratio", [0, 1, -0.1, 40])
-def test_a_ratio_outside_0_to_1_is_an_error(ratio):
-    with pytest.raises(UserError, match="train_ratio must lie between 0 and 1"):
+@pytest.mark.parametrize("ratio", [0, 1, -0.1, 40, "half"])
+def test_a_ratio_that_is_no_number_between_0_and_1_is_an_error(ratio):
+    with pytest.raises(UserError, match="train_ratio must be a number between 0 and 1"):
         make_split(labels_with(100, 20), ratio, 0, "held_out")
 
 
