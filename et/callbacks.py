@@ -126,6 +126,8 @@ class Checkpoints(Checkpoint):
         if self.monitor is None or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        # Saving takes all processes, so they must agree; each may have computed its own, equal up to rounding.
+        metrics = trainer.strategy.broadcast(metrics)
         for key, name in (("monitor", self.monitor), ("tie_break", self.tie_break)):
             if name is not None and name not in metrics:
                 raise UserError(f"callbacks.{key} is {name!r}, but validation logs {', '.join(sorted(metrics))}")

@@ -142,7 +142,7 @@ def generator_state() -> dict[str, Any]:
         "numpy": (torch.from_numpy(words.astype(np.int64)), *rest),
         "python": random.getstate(),
     }
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 

@@ -50,11 +50,18 @@ def under_srun(environment: Mapping[str, str] = os.environ) -> bool:
     return "SLURM_STEP_ID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1
 
 
+def one_of_several(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether srun or torchrun started this process as one of several of a run."""
+    torchrun = "TORCHELASTIC_RUN_ID" in environment and int(environment.get("WORLD_SIZE", "1")) > 1
+    return under_srun(environment) or torchrun
+
+
 def must_start_processes(trainer: Mapping[str, Any]) -> bool:
     """Whether the run needs processes that nobody has started yet.
 
     Raises:
-        UserError: srun or torchrun started another number of them than the configuration asks for.
+        UserError: srun or torchrun started another number of them than the configuration asks for, or there are not
+            as many GPUs.
     """
     local, nodes = local_processes(trainer), int(trainer["num_nodes"])
     if OWN in os.environ:
@@ -69,6 +76,11 @@ def must_start_processes(trainer: Mapping[str, Any]) -> bool:
         return False
     if nodes > 1:
         raise UserError(f"trainer.num_nodes={nodes}: start the run on every node with srun or torchrun")
+    gpus = torch.cuda.device_count()
+    if gpus and trainer["accelerator"] in ("auto", "gpu", "cuda") and local > gpus:
+        raise UserError(
+            f"trainer.devices={trainer['devices']}: there are {gpus} GPUs here; trainer.devices=-1 takes all"
+        )
     return local > 1
 
 

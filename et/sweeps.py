@@ -7,6 +7,7 @@ so it does not matter which process, or which Slurm job, ran a cell.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,9 +55,23 @@ def run_cell(cfg: DictConfig) -> float | None:
         error = unwrapped(error)
         record_failure(folder, error, overrides)
         say(f"   failed: {_first_line(error)}")
+        end_if_others_wait(error)
         return None
     say(f"   {outcome.record['seconds']:.0f} s, {folder}")
     return _monitored(cfg, outcome.record)
+
+
+def end_if_others_wait(error: Exception) -> None:
+    """End this process at once if it is one of several of a run and the only one that may have failed.
+
+    The others would wait for it for ever, and the sweep's next cell would find them out of step. Their starter ends
+    them when one process fails. What all of them meet alike is raised as a UserError without a cause.
+    """
+    from et.launch import one_of_several
+
+    if one_of_several() and not (isinstance(error, UserError) and error.__cause__ is None):
+        sys.stdout.flush()
+        os._exit(1)  # an ordinary exit would wait for the others
 
 
 def plan(config: DictConfig) -> list[Cell]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import resource
 import warnings
@@ -15,6 +16,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import LearningRateMonitor, RichProgressBar
+from pytorch_lightning.plugins.environments import TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 
 from et.callbacks import CentralizedGradients, Checkpoints, FiniteLoss, SeededEpochs, Stopwatch
@@ -93,7 +95,7 @@ def train(cfg: DictConfig) -> Outcome:
             return find_start(folder / "checkpoints", identity)
 
         start = agreed(trainer, take_folder)
-        reset_peak_memory()
+        reset_peak_memory(trainer.strategy.root_device)
         fit(trainer, task, data, start, metrics_file)
         tested = test(cfg, trainer, task, data, checkpoints)
         log_outcome(trainer.loggers, cfg, tested)
@@ -111,14 +113,14 @@ def train(cfg: DictConfig) -> Outcome:
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step,
             "seconds": round(stopwatch.seconds, 2),
-            "peak_memory_mb": peak_memory_mb(),
+            "peak_memory_mb": peak_memory_mb(trainer.strategy.root_device),
             "device": device_name(trainer),
             "git_commit": git_commit(),
             "versions": versions(),
         }
         if trainer.is_global_zero and not trainer.fast_dev_run:
             write_result(folder, record)
-    if trainer.world_size > 1:
+    if trainer.world_size > 1 and not TorchElasticEnvironment.detect():  # whose store serves one group only
         torch.distributed.destroy_process_group()  # the next cell of a sweep makes its own
     return Outcome(record, folder, task=task, data=data, trainer=trainer)
 
@@ -224,7 +226,7 @@ def distributed_options(cfg: DictConfig, network: torch.nn.Module) -> dict[str, 
     if local_processes(cfg.trainer) * cfg.trainer.num_nodes == 1:
         return options
     if any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in network.modules()):
-        if not torch.cuda.is_available():
+        if cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available():
             raise UserError("batch norm over several processes needs GPUs: set trainer.devices=1")
         options["sync_batchnorm"] = True
     if cfg.trainer.strategy in ("auto", "ddp"):
@@ -247,18 +249,20 @@ def test(
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
 
 
-def reset_peak_memory() -> None:
+def reset_peak_memory(device: torch.device) -> None:
     """Start the kernel's and CUDA's peak counters anew, so that a sweep in one process measures each run."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    if device.type == "cuda":
+        gc.collect()  # what the run before left in circles of references
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
-def peak_memory_mb() -> float:
-    """Peak memory in MB: of the GPU where there is one, else of this process."""
-    if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory in MB: of the GPU if the run was on one, else of this process."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     try:
         status = Path("/proc/self/status").read_text()
         return round(int(status.split("VmHWM:")[1].split()[0]) / 1024, 1)

@@ -51,6 +51,16 @@ def test_who_starts_the_processes(monkeypatch):
     assert not must_start_processes(two)
 
 
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    for name in ("SLURM_STEP_ID", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID", launch.OWN):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    eight = {"devices": 8, "num_nodes": 1, "accelerator": "auto"}
+    with pytest.raises(UserError, match="there are 4 GPUs here"):
+        must_start_processes(eight)
+    assert must_start_processes({**eight, "accelerator": "cpu"}) and must_start_processes({**eight, "devices": -1})
+
+
 @pytest.mark.slow
 def test_two_processes_train_and_score_as_one(tiny, tmp_path):
     alone = train(tiny(f"paths.runs={tmp_path}/alone", "callbacks.monitor=val/mse", "checkpoint=best"))

@@ -11,11 +11,13 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from et.errors import UserError
 from et.identity import config_of
 from et.places import CONF, ROOT
 from et.record import run_id
 from et.results import paper
 from et.sweep_cells import jobs
+from et.sweeps import end_if_others_wait
 from tests.configs import TINY
 
 SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("table*.yaml"))
@@ -106,6 +108,30 @@ BOTH = f"{ONE},imagenette_inpainting"
 
 def started(printed: str) -> list[str]:
     return [line for line in printed.splitlines() if line.startswith("-- ")]
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("tasks", "error", "ends"),
+    (
+        ("1", RuntimeError("out of memory"), False),
+        ("2", RuntimeError("out of memory"), True),
+        ("2", caused(UserError("a process of the data loader died"), RuntimeError()), True),
+        ("2", UserError("the data are not there"), False),
+    ),
+)
+def test_one_of_several_processes_that_fails_alone_ends(monkeypatch, tasks, error, ends):
+    """srun and torchrun then end the others, which would wait for it."""
+    statuses = []
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setenv("SLURM_NTASKS", tasks)
+    monkeypatch.setattr(os, "_exit", statuses.append)
+    end_if_others_wait(error)
+    assert statuses == ([1] if ends else [])
 
 
 @pytest.mark.slow

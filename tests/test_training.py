@@ -81,6 +81,7 @@ def test_equally_good_epochs_are_told_apart_by_the_tie_break(tmp_path):
             trainer = SimpleNamespace(
                 callback_metrics={"val/accuracy": accuracy, "val/loss": loss}, current_epoch=epoch, fast_dev_run=True,
                 sanity_checking=False, state=SimpleNamespace(fn="fit"),
+                strategy=SimpleNamespace(broadcast=lambda metrics: metrics),
             )  # fmt: skip
             checkpoints.on_validation_end(trainer, None)
         assert checkpoints.best_epoch == best

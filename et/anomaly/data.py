@@ -116,6 +116,7 @@ class NodeDataModule(pl.LightningDataModule):
         self.one_way_edges, self.sample_ratio, self.subgraphs = one_way_edges, sample_ratio, subgraphs
         self.standardize, self.scaling = standardize, scaling
         self.whole: NodeBatch | None = None
+        self._moved: NodeBatch | None = None  # the same on the device where it is trained
 
     def missing(self) -> list[str]:
         """What ``setup`` would have to download or ask for; reads and fetches nothing."""
@@ -219,13 +220,16 @@ class NodeDataModule(pl.LightningDataModule):
         return whole_graph_loader(self.whole)
 
     def transfer_batch_to_device(self, batch: NodeBatch, device: torch.device, dataloader_idx: int) -> NodeBatch:
-        """Move a batch; the whole graph is moved once and then stays there."""
-        if batch.features.device == device:
-            return batch
-        moved = batch.to(device)
-        if batch is self.whole:
-            self.whole = moved
-        return moved
+        """Move a batch; the whole graph is moved once and then stays there, with its sorted edges."""
+        if batch is not self.whole or batch.features.device == device:
+            return batch.to(device)
+        if self._moved is None or self._moved.features.device != device:
+            with torch.inference_mode(False):  # a validation may come first, and training has to work on it after that
+                self._moved = batch.to(device)
+        return self._moved
+
+    def teardown(self, stage: str) -> None:
+        self._moved = None
 
 
 def nearby_order(relations: Iterable[Tensor], num_nodes: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from et import optim as optimizers
 from et.anomaly.data import NodeBatch
 from et.anomaly.metrics import best_threshold, measure
+from et.core.precision import at_least_float32
 from et.errors import UserError
 
 MEASURES = ("f1_macro", "auc", "average_precision", "recall_at_k", "threshold")
@@ -26,6 +27,7 @@ def weighted_cross_entropy(log_odds: Tensor, labels: Tensor, anomaly_weight: flo
         log_odds, labels: (n,).
         anomaly_weight: omega.
     """
+    log_odds = at_least_float32(log_odds)  # the sum of the weights is more than float16 can hold
     anomalous = (labels == 1).to(log_odds.dtype)
     weight = 1 + (anomaly_weight - 1) * anomalous
     return F.binary_cross_entropy_with_logits(log_odds, anomalous, weight, reduction="sum") / weight.sum()

@@ -33,7 +33,7 @@ def beta_wavelets(order: int) -> Tensor:
 def laplacian_times(x: Tensor, topology: EdgeTopology) -> Tensor:
     """(I - D^-1/2 A D^-1/2) x, (n, F) -> (n, F); a node without edges keeps its value."""
     edges = topology.edges
-    scale = edges.degree.clamp(min=1).to(x.dtype).rsqrt()[:, None]
+    scale = edges.degree.clamp(min=1).to(torch.promote_types(x.dtype, torch.float32)).rsqrt().to(x.dtype)[:, None]
     ones = x.new_ones(edges.num_edges, 1)
     return x - scale * edge_aggregate(ones, (scale * x)[:, None], edges)[:, 0]
 

@@ -136,6 +136,10 @@ class GraphTransformer(nn.Module):
             TransformerConv(hidden, hidden // num_heads, num_heads, edge_dim=edge_features or None, root_weight=False)
             for _ in range(num_layers)
         )
+        for attention in self.attentions:
+            # torch_geometric makes this layer without root_weight too, and leaves it out: processes that share their
+            # gradients (DDP) would wait for it.
+            attention.lin_skip.requires_grad_(False)
         self.feed_forwards = nn.ModuleList(_mlp(hidden, 2 * hidden, hidden) for _ in range(num_layers))
         self.attention_norms = nn.ModuleList(nn.BatchNorm1d(hidden) for _ in range(num_layers))
         self.feed_forward_norms = nn.ModuleList(nn.BatchNorm1d(hidden) for _ in range(num_layers))

@@ -26,6 +26,7 @@ from et.core import kernels_flex
 from et.core.precision import at_least_float32, differentiable_gradient, no_autocast, watched
 
 PART = 1 << 20  # numbers of a map that are computed at a time, 4 MB in float32
+PART_ON_GPU = 1 << 26  # there it is to fill the processor, not to fit in a cache
 MIN_ROWS = 16  # rows of a map that are computed together at least, however long they are
 KEPT = 1 << 24  # numbers of the maps of one step up to which they are kept for the backward pass, 64 MB in float32
 
@@ -73,7 +74,7 @@ def log_partition(q: Tensor, k: Tensor, beta: Tensor, self_attention: bool = Fal
     n, width = q.shape[-2:]
     (q, k), shape = (x.reshape(-1, n, width) for x in (q, k)), q.shape[:-1]
     found, buffer = q.new_empty(len(q), n), _Buffer(q, len(q), n)
-    for part in _parts(len(q), n):
+    for part in _parts(q, n):
         scores = torch.bmm(q[part], k[part.maps].mT, out=buffer.maps(part))
         torch.logsumexp(_mask_diagonal_(scores, part, self_attention), dim=-1, out=found[part])
     return found.view(shape).mT
@@ -92,9 +93,14 @@ class _Part(NamedTuple):
     rows: slice
 
 
-def _parts(count: int, n: int) -> Iterator[_Part]:
-    """Cut ``count`` maps of (n, n) into parts of about PART numbers: several maps, or some rows of one."""
-    together, rows = max(1, PART // (n * n)), min(n, max(MIN_ROWS, PART // n))
+def _part_size(like: Tensor) -> int:
+    return PART if like.device.type == "cpu" else PART_ON_GPU
+
+
+def _parts(q: Tensor, n: int) -> Iterator[_Part]:
+    """Cut the maps (n, n) of all ``q`` into parts of about PART numbers: several maps, or some rows of one."""
+    count, size = len(q), _part_size(q)
+    together, rows = max(1, size // (n * n)), min(n, max(MIN_ROWS, size // n))
     for first in range(0, count, together):
         for row in range(0, n, rows):
             yield _Part(slice(first, min(first + together, count)), slice(row, min(row + rows, n)))
@@ -128,7 +134,7 @@ class _Buffer:
     """Memory for the maps of one part, used again for the next."""
 
     def __init__(self, like: Tensor, count: int, n: int):
-        self.n, self.memory = n, like.new_empty(min(count * n * n, max(PART, MIN_ROWS * n)))
+        self.n, self.memory = n, like.new_empty(min(count * n * n, max(_part_size(like), MIN_ROWS * n)))
 
     def maps(self, part: _Part) -> Tensor:
         shape = part.maps.stop - part.maps.start, part.rows.stop - part.rows.start, self.n
@@ -146,7 +152,7 @@ class _Attention(Function):
         u, v = uv.view(2, -1, n, width)
         kept = qk.new_empty(len(k), n, n) if keep_maps and any(ctx.needs_input_grad) else None
         buffer = _Buffer(qk, len(k), n) if kept is None else None
-        for part in _parts(len(k), n):
+        for part in _parts(k, n):
             p = buffer.maps(part) if kept is None else kept[part]
             torch.bmm(scaled[part], k[part.maps].mT, out=p)
             _softmax_(p, part, self_attention)
@@ -182,7 +188,7 @@ def _gradient(
     grad_q, grad_k = grad_by_head.view(2, -1, n, width)
     grad_beta = from_u.new_zeros(len(q))
     buffers = [_Buffer(qk, len(q), n) for _ in range(1 if kept is not None else 2)]
-    for part in _parts(len(q), n):
+    for part in _parts(q, n):
         if kept is None:
             p = torch.bmm(scaled[part], k[part.maps].mT, out=buffers[1].maps(part))
             _softmax_(p, part, self_attention)

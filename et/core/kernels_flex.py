@@ -34,7 +34,12 @@ def attention(qk: Tensor, beta: Tensor, self_attention: bool = False, attend: At
 
 
 def suits(qk: Tensor) -> bool:
-    """Whether FlexAttention computes ``qk``: on a GPU, in float32 or less, with heads that fill its tiles."""
+    """Whether FlexAttention computes ``qk``: on a GPU, in float32 or less, with heads that fill its tiles.
+
+    Not where torch is to be deterministic: the gradient of the bias is added up in no particular order.
+    """
+    if torch.are_deterministic_algorithms_enabled():
+        return False
     return qk.is_cuda and qk.dtype != torch.float64 and qk.shape[-1] >= 16 and _has_flex()
 
 
@@ -58,7 +63,9 @@ def _compiled_flex() -> Callable:
 def compiled_attend(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, diagonal: bool
 ) -> tuple[Tensor, Tensor]:  # pragma: no cover (GPU)
-    return flex_attend(q, k, v, bias, diagonal, _compiled_flex())
+    # Each shape, with bias or without, is compiled by itself. Beyond the limit torch goes over to whole maps.
+    with torch._dynamo.config.patch(recompile_limit=64):
+        return flex_attend(q, k, v, bias, diagonal, _compiled_flex())
 
 
 def flex_attend(

@@ -6,6 +6,10 @@ query. Without a GPU they run in Triton's interpreter (TRITON_INTERPRET=1 before
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
 import torch
 import triton
 import triton.language as tl
@@ -13,6 +17,7 @@ from torch import Tensor
 
 from et.core.edges import SortedEdges
 
+P, R = ParamSpec("P"), TypeVar("R")
 BLOCK = 16  # edges a program takes at a time
 
 
@@ -196,10 +201,23 @@ def _key_gradient_kernel(
     _store_row(gk, row, h, heads, width, sums, BLOCK_Y)
 
 
+def _on_its_device(function: Callable[P, R]) -> Callable[P, R]:
+    """``function`` with the device of its first argument as the current one, on which Triton launches."""
+
+    @wraps(function)
+    def launch(*args: P.args, **kwargs: P.kwargs) -> R:
+        first = args[0] if args else next(iter(kwargs.values()))
+        with torch.cuda.device_of(first):
+            return function(*args, **kwargs)
+
+    return launch
+
+
 def _blocks(width: int) -> dict[str, int]:
     return {"BLOCK_E": BLOCK, "BLOCK_Y": triton.next_power_of_2(max(1, width))}
 
 
+@_on_its_device
 def edge_scores(q: Tensor, k: Tensor, edges: SortedEdges) -> Tensor:
     """See :func:`et.core.kernels_reference.edge_scores`."""
     (_, heads, width), q, k = q.shape, q.contiguous(), k.contiguous()
@@ -210,6 +228,7 @@ def edge_scores(q: Tensor, k: Tensor, edges: SortedEdges) -> Tensor:
     return out
 
 
+@_on_its_device
 def edge_aggregate(weight: Tensor, x: Tensor, edges: SortedEdges, to_keys: bool = False) -> Tensor:
     """See :func:`et.core.kernels_reference.edge_aggregate`."""
     weight, x = weight.contiguous(), x.contiguous()
@@ -220,6 +239,7 @@ def edge_aggregate(weight: Tensor, x: Tensor, edges: SortedEdges, to_keys: bool 
     return out
 
 
+@_on_its_device
 def segment_logsumexp(scores: Tensor, edges: SortedEdges) -> Tensor:
     """See :func:`et.core.kernels_reference.segment_logsumexp`."""
     out = scores.new_empty(edges.num_nodes, scores.shape[1])
@@ -228,6 +248,7 @@ def segment_logsumexp(scores: Tensor, edges: SortedEdges) -> Tensor:
     return out
 
 
+@_on_its_device
 def query_term(
     q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, only_partition: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -241,6 +262,7 @@ def query_term(
     return u, peak, total
 
 
+@_on_its_device
 def key_term(
     q: Tensor, values: Tensor, k: Tensor, beta: Tensor, peak: Tensor, total: Tensor, edges: SortedEdges
 ) -> Tensor:
@@ -252,6 +274,7 @@ def key_term(
     return v
 
 
+@_on_its_device
 def attention_gradient(
     q: Tensor, k: Tensor, beta: Tensor, peak: Tensor, total: Tensor, grad_u: Tensor, grad_v: Tensor, edges: SortedEdges
 ) -> tuple[Tensor, Tensor, Tensor]:

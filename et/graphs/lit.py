@@ -137,7 +137,8 @@ class GraphTask(pl.LightningModule):
 
         def correct(numbers: Tensor) -> Tensor:
             batch = data.graphs.select(numbers).to(self.device)
-            return self.network(batch).argmax(-1) == batch.y
+            with self.trainer.precision_plugin.forward_context():
+                return self.network(batch).argmax(-1) == batch.y
 
         with seeded(self.seed, self.device):
             mean, std = released_accuracy(correct, len(data.graphs), repetitions, self.seed)
@@ -152,7 +153,9 @@ class GraphTask(pl.LightningModule):
             with seeded(self.seed + repetition, self.device):
                 for batch in data.test_dataloader():
                     batch = batch.to(self.device)
-                    again.update(self.network(batch), batch.y)
+                    with self.trainer.precision_plugin.forward_context():
+                        outputs = self.network(batch)
+                    again.update(outputs, batch.y)
             scorings.append(self.measured(again))
         for name in first:
             values = torch.tensor([found[name] for found in scorings], dtype=torch.float64)

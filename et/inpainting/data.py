@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
@@ -141,7 +142,7 @@ class InpaintingData(pl.LightningDataModule):
             raise UserError(f"the {'training' if training else 'evaluation'} set of {self.source.name!r} has no images")
         return DataLoader(
             images, per_process(self.batch_size), sampler=sampler, num_workers=self.num_workers,
-            persistent_workers=training and self.num_workers > 0,
+            persistent_workers=training and self.num_workers > 0, pin_memory=torch.cuda.is_available(),
         )  # fmt: skip
 
     def describe(self) -> dict[str, object]:

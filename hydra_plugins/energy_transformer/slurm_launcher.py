@@ -54,6 +54,9 @@ if SubmititLauncher is not None:
             for number, cell in enumerate(found):
                 if self.wanted(cell):
                     groups[slurm.resources(cell.config["trainer"], self.params.get("gpus_per_node"))].append(number)
+            gpu_options = (self.params.get(key) for key in ("gres", "mem_per_gpu", "additional_parameters"))
+            if groups and not any(needs.gpus_per_node for needs in groups) and not any(gpu_options):
+                print("these jobs ask for no GPU; hydra.launcher.gpus_per_node=1 does")
             jobs: dict[str, tuple[Any, list[int]]] = {}
             state = Singleton.get_state()
             for needs, members in groups.items():

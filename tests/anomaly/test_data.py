@@ -202,11 +202,18 @@ def test_without_sampling_every_loader_gives_the_whole_graph(graph_file):
         assert [batch is data.whole for batch in loader] == [True]
 
 
-def test_the_whole_graph_is_moved_once(graph_file):
-    data = module(graph_file)
-    first = data.transfer_batch_to_device(data.whole, torch.device("meta"), 0)
-    assert first.features.device.type == "meta" and data.whole is first
-    assert data.transfer_batch_to_device(first, torch.device("meta"), 0) is first
+def test_the_whole_graph_is_moved_once_though_loaders_keep_it_where_it_was(graph_file):
+    data, device = module(graph_file), torch.device("meta")
+    loaders = data.train_dataloader(), data.val_dataloader()
+    with torch.inference_mode():  # a validation that comes first
+        first = data.transfer_batch_to_device(data.whole, device, 0)
+    assert first.features.device.type == "meta" and not first.features.is_inference()
+    for _ in range(2):  # epochs
+        for loader in loaders:
+            assert [data.transfer_batch_to_device(batch, device, 0) is first for batch in loader] == [True]
+    assert data.transfer_batch_to_device(first, device, 0).features is first.features
+    data.teardown("fit")
+    assert data.transfer_batch_to_device(data.whole, device, 0) is not first, "its memory is given back"
 
 
 def test_a_graph_with_one_relation_needs_no_name(tmp_path):

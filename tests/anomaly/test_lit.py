@@ -32,6 +32,15 @@ def val_by_epoch(outcome) -> list[dict[str, float]]:
     ]
 
 
+def test_loss_of_many_nodes_in_half_precision_is_that_in_single():
+    """The sum of 40,000 weights is beyond float16."""
+    torch.manual_seed(0)
+    log_odds, labels = torch.randn(40_000).half(), (torch.rand(40_000) < 0.03).long()
+    expected = weighted_cross_entropy(log_odds.float(), labels, 30.0)
+    assert expected > 0.5
+    torch.testing.assert_close(weighted_cross_entropy(log_odds, labels, 30.0), expected)
+
+
 @pytest.mark.parametrize("weight", [0.5, 1.0, 17.3])
 def test_loss_is_the_class_weighted_cross_entropy_of_two_logits(weight):
     torch.manual_seed(0)

@@ -31,6 +31,15 @@ NETWORKS = {
 
 @pytest.mark.parametrize("edge_features", [0, 2])
 @pytest.mark.parametrize("name", NETWORKS)
+def test_every_trained_parameter_has_a_gradient(name, edge_features):
+    """Processes that share their gradients wait for all of them."""
+    network = NETWORKS[name](edge_features)
+    network(graphs(edge_features)).sum().backward()
+    assert [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize("edge_features", [0, 2])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_outputs_depend_neither_on_the_batch_nor_on_the_node_order(name, edge_features):
     torch.manual_seed(0)
     network, batch = NETWORKS[name](edge_features), graphs(edge_features)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -33,8 +35,16 @@ def test_flex_attention_forward_agrees_on_the_cpu(self_attention):
     torch.testing.assert_close(found, kernels_dense.composed(qk, beta, self_attention), rtol=1e-5, atol=1e-5)
 
 
-def test_cpus_and_double_precision_are_not_for_flex_attention():
+def test_cpus_double_precision_and_determinism_are_not_for_flex_attention(monkeypatch):
     assert not kernels_flex.suits(torch.zeros(1, 8, 2, 2, 64))
+    monkeypatch.setattr(kernels_flex, "_has_flex", lambda: True)
+    on_gpu = SimpleNamespace(is_cuda=True, dtype=torch.float32, shape=(1, 8, 2, 2, 64))
+    assert kernels_flex.suits(on_gpu)
+    on_gpu.dtype = torch.float64
+    assert not kernels_flex.suits(on_gpu)
+    on_gpu.dtype = torch.bfloat16
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert not kernels_flex.suits(on_gpu)
 
 
 def test_where_it_suits_it_computes_a_descent_unless_maps_are_asked_for(monkeypatch):
