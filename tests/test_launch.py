@@ -64,7 +64,8 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 @pytest.mark.slow
 def test_two_processes_train_and_score_as_one(tiny, tmp_path):
     alone = train(tiny(f"paths.runs={tmp_path}/alone", "callbacks.monitor=val/mse", "checkpoint=best"))
-    pair = train(tiny(*PAIR, "callbacks.monitor=val/mse", "checkpoint=best", "logger.extra=[tensorboard]"))
+    extras = "logger.extra=[tensorboard]", "+callbacks.pictures.all._target_=et.inpainting.pictures.Pictures"
+    pair = train(tiny(*PAIR, "callbacks.monitor=val/mse", "checkpoint=best", *extras))
     assert pair.record["run_id"] == alone.record["run_id"]
     assert pair.record["steps"] == alone.record["steps"] and pair.record["device"].startswith("2 x cpu")
     for name, value in weights(alone.folder).items():
@@ -76,6 +77,7 @@ def test_two_processes_train_and_score_as_one(tiny, tmp_path):
     assert lines[0] == lines[1]
     writers = {path.name.split(".")[-2] for path in (pair.folder / "tensorboard").glob("events.*")}
     assert len(writers) == 1, "event files carry the number of the process that wrote them"
+    assert list((pair.folder / "pictures").glob("photo_*.png")), "a process has only a share of their windows to score"
     assert len(list(tmp_path.rglob("result.json"))) == 2
     assert train(tiny(*PAIR, "callbacks.monitor=val/mse", "checkpoint=best")).skipped
 

@@ -55,12 +55,11 @@ def whole_photos(network: torch.nn.Module, data: pl.LightningDataModule) -> list
     Returns:
         (name, {masked, completed, original}) for each photograph at its full size, pixels (3, H, W) in 0 .. 1.
     """
-    batches = [complete(network, batch) for batch in data.val_dataloader()]
-    rows = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
     pictures = []
     for photo in subjects_of(data):
-        tiles = {row: pixels[list(photo.indices)] for row, pixels in rows.items()}
-        pictures.append((photo.name, {row: join_tiles(pixels, photo.grid) for row, pixels in tiles.items()}))
+        # Not from the loader: of several processes each has only its share of the windows there.
+        rows = complete(network, evaluation_batch(data, photo.indices))
+        pictures.append((photo.name, {row: join_tiles(pixels, photo.grid) for row, pixels in rows.items()}))
     return pictures
 
 
