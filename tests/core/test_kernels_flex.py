@@ -12,6 +12,12 @@ from et.core import EnergyTransformerBlock, descend, kernels_dense, kernels_flex
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention has gradients on a GPU only")
 
 
+@pytest.fixture(autouse=True)
+def any_order(monkeypatch):
+    """As without deterministic=true, which a training in another test may have left on."""
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
+
+
 @pytest.mark.parametrize("self_attention", (False, True))
 @pytest.mark.parametrize("shape", ((7, 2, 3, 4), (2, 6, 2, 3, 4)))
 def test_two_passes_are_both_terms_with_their_gradients(shape, self_attention):
