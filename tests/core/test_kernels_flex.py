@@ -13,9 +13,12 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttent
 
 
 @pytest.fixture(autouse=True)
-def any_order(monkeypatch):
-    """As without deterministic=true, which a training in another test may have left on."""
-    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
+def any_order():
+    """Without deterministic=true, which a training in another test may have left on."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(before)
 
 
 @pytest.mark.parametrize("self_attention", (False, True))
