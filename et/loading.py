@@ -31,7 +31,7 @@ def own_run(experiment: str) -> Path:
     return run_dir(config["paths"]["runs"], config["name"], run_id(config))
 
 
-def load_run(run: Path, checkpoint: str | None = None) -> tuple[DictConfig, torch.nn.Module]:
+def load_run(run: Path | str, checkpoint: str | None = None) -> tuple[DictConfig, torch.nn.Module]:
     """Configuration and trained network, in evaluation mode, of a run's folder or of a converted checkpoint.
 
     ``checkpoint`` is best or last; None: the one that the run was tested with.
@@ -45,12 +45,13 @@ def load_run(run: Path, checkpoint: str | None = None) -> tuple[DictConfig, torc
     return cfg, network.eval()
 
 
-def load_weights(run: Path, checkpoint: str | None) -> tuple[DictConfig, dict[str, torch.Tensor], Path]:
+def load_weights(run: Path | str, checkpoint: str | None) -> tuple[DictConfig, dict[str, torch.Tensor], Path]:
     """Configuration and weights of a run's folder or of a converted checkpoint, and where output belongs.
 
     Raises:
         UserError: nothing there, or nothing that loads as plain tensors.
     """
+    run = Path(run)
     if run.is_dir():
         if not (run / "config.yaml").exists():
             raise UserError(f"{run} is no run folder: it has no config.yaml")

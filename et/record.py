@@ -83,7 +83,7 @@ def git_commit(root: Path | None = None) -> str:
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
         status = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no", "--", "et", "conf", "train.py"],
+            ["git", "status", "--porcelain", "--untracked-files=normal", "--", "et", "conf", "train.py"],
             cwd=root, capture_output=True, text=True, timeout=10,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):

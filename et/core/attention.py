@@ -79,7 +79,7 @@ class EnergyAttention(nn.Module):
         if topology is None and self.terms == "both":
             qk = qk.unflatten(-1, (2, self.num_heads, self.head_dim))
             return self.all_pairs.mix_joined(qk, self.beta).flatten(-3)
-        to_query, to_key = (topology or self.all_pairs).mix(*self.split_heads(qk), self.beta)
+        to_query, to_key = (self.all_pairs if topology is None else topology).mix(*self.split_heads(qk), self.beta)
         if self.terms == "query":
             to_key = torch.zeros_like(to_key)
         elif self.terms == "key":
@@ -91,7 +91,7 @@ class EnergyAttention(nn.Module):
         with no_autocast(g):
             g = at_least_float32(g)
             q, k = self.split_heads(torch.nn.functional.linear(g, self.stacked_weights(), self.stacked_bias()))
-            log_partition = (topology or self.all_pairs).log_partition(q, k, self.beta)
+            log_partition = (self.all_pairs if topology is None else topology).log_partition(q, k, self.beta)
             return -(log_partition / self.beta).sum(-1)
 
     def energy(self, g: Tensor, topology: Topology | None = None) -> Tensor:

@@ -29,7 +29,9 @@ class EnergyLayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D); half precision input is normalised in float32 (eq. 1)."""
-        return F.layer_norm(at_least_float32(x), (self.dim,), self.gamma.expand(self.dim), self.delta, self.eps)
+        x = at_least_float32(x)
+        delta = None if self.delta is None else self.delta.to(x.dtype)
+        return F.layer_norm(x, (self.dim,), self.gamma.to(x.dtype).expand(self.dim), delta, self.eps)
 
     def lagrangian(self, x: Tensor) -> Tensor:
         """L with dL/dx = g (eq. 2), one value a token: (..., D) -> (...)."""

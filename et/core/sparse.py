@@ -90,7 +90,7 @@ def attention(
         backend: see the module's text.
     """
     kernels, dtype = select_backend(backend, q), q.dtype
-    q, k, beta = _operands(q, k, beta)
+    q, k, beta = _operands(q, k, beta, edges)
     if kernels is kernels_reference:
         u, v = kernels.attention(q, k, beta, edges, clamp)
     elif clamp is not None:
@@ -106,13 +106,27 @@ def log_partition(q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, backen
     Arguments as for :func:`attention`.
     """
     kernels = select_backend(backend, q)
-    q, k, beta = _operands(q, k, beta)
+    q, k, beta = _operands(q, k, beta, edges)
     if kernels is kernels_reference:
         return kernels.log_partition(q, k, beta, edges)
     return _LogPartition.apply(q, k, beta, edges, backend)
 
 
-def _operands(q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def check_fit(q: Tensor, edges: SortedEdges) -> None:
+    """Refuse tokens that the edges are not about: the compiled kernels would read beyond them.
+
+    Raises:
+        ValueError: ``q`` is not (N, H, Y) with the edges' N.
+    """
+    if q.dim() != 3 or q.shape[0] != edges.num_nodes:
+        raise ValueError(
+            f"the edges join {edges.num_nodes} nodes, but queries and keys are {tuple(q.shape)} instead of (nodes, "
+            "heads, head dim); a batch of graphs is one graph whose nodes are those of all"
+        )
+
+
+def _operands(q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges) -> tuple[Tensor, Tensor, Tensor]:
+    check_fit(q, edges)
     q, k = at_least_float32(q).contiguous(), at_least_float32(k).contiguous()
     return q, k, beta.to(q.dtype)
 

@@ -38,3 +38,10 @@ def test_without_bias_there_is_no_delta():
 def test_half_precision_is_normalised_in_float32():
     norm = EnergyLayerNorm(8)
     assert norm(torch.randn(2, 8).bfloat16()).dtype == torch.float32
+
+
+def test_a_layer_of_half_precision_takes_any_input():
+    norm, x = EnergyLayerNorm(6).bfloat16(), torch.randn(4, 6)
+    expected = EnergyLayerNorm(6)(x)
+    torch.testing.assert_close(norm(x), expected)
+    torch.testing.assert_close(norm(x.bfloat16()), EnergyLayerNorm(6)(x.bfloat16().float()))

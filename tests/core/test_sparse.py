@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from et.core import EdgeTopology, EnergyAttention, kernels_reference, kernels_torch, sparse
 from et.core.edges import SortedEdges
+from et.core.weighted import WeightedEdges
 from tests.core.sparse_cases import (
     GRAPHS,
     assert_relative,
@@ -285,3 +286,18 @@ def test_kernels_run_in_forked_workers():
     here = torch.stack([dataset[index] for index in range(4)])  # compiles, and starts threads if it ever does
     loader = torch.utils.data.DataLoader(dataset, num_workers=2, multiprocessing_context="fork", timeout=60)
     assert torch.equal(torch.cat(list(loader)), here)
+
+
+@pytest.mark.parametrize("nodes", [3, 4, 6])
+@pytest.mark.parametrize("kind", ["plain", "weighted"])
+def test_tokens_that_the_edges_are_not_about_are_refused(kind, nodes):
+    """The compiled kernels would read beyond them, or give an answer."""
+    edge_index = torch.tensor([[0, 1, 1, 4], [1, 0, 4, 1]])
+    topology = EdgeTopology(edge_index, 5) if kind == "plain" else WeightedEdges(edge_index, torch.ones(4, 2), 5)
+    q, beta = torch.randn(nodes, 2, 3), torch.ones(2)
+    for call in (topology.mix, topology.log_partition):
+        with pytest.raises(ValueError, match="the edges join 5 nodes"):
+            call(q, q, beta)
+        with pytest.raises(ValueError, match="a batch of graphs is one graph"):
+            call(torch.randn(2, 5, 2, 3), torch.randn(2, 5, 2, 3), beta)
+        call(torch.randn(5, 2, 3), torch.randn(5, 2, 3), beta)
