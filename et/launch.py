@@ -41,8 +41,12 @@ GRACE = 10.0  # seconds the others get to end by themselves after one has failed
 
 def local_processes(trainer: Mapping[str, Any]) -> int:
     """Processes on each node that a trainer's configuration asks for: one a device."""
-    on_gpus = trainer["accelerator"] in ("auto", "gpu", "cuda")
-    return device_count(trainer["devices"], max(1, torch.cuda.device_count()) if on_gpus else 1)
+    return device_count(trainer["devices"], max(1, usable_gpus(trainer)))
+
+
+def usable_gpus(trainer: Mapping[str, Any]) -> int:
+    """GPUs of this machine that a trainer's configuration may use."""
+    return torch.cuda.device_count() if trainer["accelerator"] in ("auto", "gpu", "cuda") else 0
 
 
 def under_srun(environment: Mapping[str, str] = os.environ) -> bool:
@@ -50,10 +54,9 @@ def under_srun(environment: Mapping[str, str] = os.environ) -> bool:
     return "SLURM_STEP_ID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1
 
 
-def one_of_several(environment: Mapping[str, str] = os.environ) -> bool:
+def one_of_several() -> bool:
     """Whether srun or torchrun started this process as one of several of a run."""
-    torchrun = "TORCHELASTIC_RUN_ID" in environment and int(environment.get("WORLD_SIZE", "1")) > 1
-    return under_srun(environment) or torchrun
+    return under_srun() or (TorchElasticEnvironment.detect() and int(os.environ["WORLD_SIZE"]) > 1)
 
 
 def must_start_processes(trainer: Mapping[str, Any]) -> bool:
@@ -76,8 +79,8 @@ def must_start_processes(trainer: Mapping[str, Any]) -> bool:
         return False
     if nodes > 1:
         raise UserError(f"trainer.num_nodes={nodes}: start the run on every node with srun or torchrun")
-    gpus = torch.cuda.device_count()
-    if gpus and trainer["accelerator"] in ("auto", "gpu", "cuda") and local > gpus:
+    gpus = usable_gpus(trainer)
+    if gpus and local > gpus:
         raise UserError(
             f"trainer.devices={trainer['devices']}: there are {gpus} GPUs here; trainer.devices=-1 takes all"
         )

@@ -221,7 +221,9 @@ class NodeDataModule(pl.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: NodeBatch, device: torch.device, dataloader_idx: int) -> NodeBatch:
         """Move a batch; the whole graph is moved once and then stays there, with its sorted edges."""
-        if batch is not self.whole or batch.features.device == device:
+        if batch.features.device == device:
+            return batch
+        if batch is not self.whole:
             return batch.to(device)
         if self._moved is None or self._moved.features.device != device:
             with torch.inference_mode(False):  # a validation may come first, and training has to work on it after that

@@ -211,7 +211,8 @@ def test_the_whole_graph_is_moved_once_though_loaders_keep_it_where_it_was(graph
     for _ in range(2):  # epochs
         for loader in loaders:
             assert [data.transfer_batch_to_device(batch, device, 0) is first for batch in loader] == [True]
-    assert data.transfer_batch_to_device(first, device, 0).features is first.features
+    assert data.transfer_batch_to_device(first, device, 0) is first
+    assert data.transfer_batch_to_device(data.whole, torch.device("cpu"), 0) is data.whole, "with its sorted edges"
     data.teardown("fit")
     assert data.transfer_batch_to_device(data.whole, device, 0) is not first, "its memory is given back"
 
