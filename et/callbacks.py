@@ -94,8 +94,8 @@ class Checkpoints(Checkpoint):
     """Keeps ``last.ckpt`` (to resume from), ``previous.ckpt`` (should last be damaged) and ``best.ckpt``.
 
     A checkpoint is written beside its place and moved there, so a file under its own name is always whole. The state
-    remembers the best epoch and all of its ``val/`` metrics, and which run it is of. Lightning's ModelCheckpoint has no
-    ``previous.ckpt``, knows nothing of run ids, and ends in a traceback where the disk is full.
+    remembers the best epoch and all of its ``val/`` metrics, and which run it is of and on which data. Lightning's
+    ModelCheckpoint has no ``previous.ckpt``, knows nothing of run ids, and ends in a traceback where the disk is full.
 
     Args:
         folder: where the files go.
@@ -121,6 +121,11 @@ class Checkpoints(Checkpoint):
         self.folder, self.monitor, self.mode, self.every_n_epochs = Path(folder), monitor, mode, every_n_epochs
         self.tie_break, self.identity = tie_break, identity
         self.best_epoch, self.best_metrics = None, {}
+        self.data_sha256: str | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and hasattr(trainer.datamodule, "describe"):  # which has been set up already
+            self.data_sha256 = trainer.datamodule.describe().get("sha256")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor is None or trainer.sanity_checking or trainer.state.fn != "fit":
@@ -151,6 +156,15 @@ class Checkpoints(Checkpoint):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["run_id"] = self.identity
+        checkpoint["data_sha256"] = self.data_sha256
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        before, now = checkpoint.get("data_sha256"), self.data_sha256
+        if trainer.state.fn == "fit" and before is not None and now is not None and before != now:
+            raise UserError(
+                f"the data have changed since {trainer.ckpt_path} was written (their hash was {before[:12]}, it is "
+                f"{now[:12]}): put the old files back to resume, or set force=true to start over on the new ones"
+            )
 
     def _save(self, trainer: Trainer, name: str, weights_only: bool = False) -> None:
         if trainer.fast_dev_run:

@@ -18,6 +18,9 @@ RESULT_KEYS = (
     "seconds", "peak_memory_mb", "device", "git_commit", "versions",
 )  # fmt: skip
 
+# What a record calls data that are nobody's published ones, and that may change under the same name.
+USER_DATA = "user data"
+
 # What does not change a run's result, and so has no part in its id: where things are, what is shown, what it runs on.
 NOT_IN_ID: Mapping[str, tuple[str, ...] | None] = {
     "paths": None,

@@ -16,6 +16,7 @@ from et.errors import UserError
 from et.files import write_atomically
 from et.identity import check_effective, config_of
 from et.record import read_result, run_dir, run_id
+from et.same_data import check_same_data
 from et.slurm import active, noted_job, queue
 
 STATES = {
@@ -92,11 +93,13 @@ def inspect(overrides: Sequence[str], queued: Mapping[str, str] | None = None) -
     except UserError as error:
         return Cell(tuple(overrides), named.get("experiment", "?"), "invalid", message=str(error))
     folder = run_dir(config["paths"]["runs"], config["name"], run_id(config))
+    record, failure = read_result(folder), read_failure(folder)
     try:
         check_effective(overrides, config)
+        if record is not None:
+            check_same_data(config, record)
     except UserError as error:
         return Cell(tuple(overrides), config["name"], "failed", folder, str(error), config)
-    record, failure = read_result(folder), read_failure(folder)
     if record is not None:
         state, message = "done", ""
     elif queued and active(noted_job(folder), queued):

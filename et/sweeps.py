@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from et.errors import UserError, unwrapped
 from et.identity import check_effective, resolve
 from et.record import read_result, run_dir, run_id
+from et.same_data import of_user_data
 from et.sweep_cells import Cell, inspect_all, jobs, label_of, needed, record_failure, skipped
 from et.sweep_report import missing_data, report, say
 
@@ -42,7 +43,7 @@ def run_cell(cfg: DictConfig) -> float | None:
     config = resolve(cfg)
     folder = run_dir(cfg.paths.runs, cfg.name, run_id(config))
     finished = read_result(folder)
-    if finished is not None and not cfg.force:
+    if finished is not None and not cfg.force and not of_user_data(finished):
         return _monitored(cfg, finished)
     say(f"-- {label_of(overrides)}")
     (folder / "failure.json").unlink(missing_ok=True)
@@ -50,14 +51,15 @@ def run_cell(cfg: DictConfig) -> float | None:
         from et.training import train
 
         check_effective(overrides, config)
-        outcome = train(cfg)
+        outcome = train(cfg)  # which looks whether a user's own data are still those of the finished run
     except Exception as error:
         error = unwrapped(error)
         record_failure(folder, error, overrides)
         say(f"   failed: {_first_line(error)}")
         end_if_others_wait(error)
         return None
-    say(f"   {outcome.record['seconds']:.0f} s, {folder}")
+    if not outcome.skipped:
+        say(f"   {outcome.record['seconds']:.0f} s, {folder}")
     return _monitored(cfg, outcome.record)
 
 

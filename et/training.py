@@ -30,6 +30,7 @@ from et.loggers import extra_loggers, log_outcome
 from et.metrics_file import MetricsFile
 from et.record import git_commit, read_result, run_dir, run_id, versions, write_result
 from et.run_folder import Start, find_start, locked, start_over
+from et.same_data import check_same_data
 
 
 @dataclass
@@ -68,6 +69,7 @@ def train(cfg: DictConfig) -> Outcome:
     folder = run_dir(cfg.paths.runs, cfg.name, identity)
     finished = read_result(folder)
     if finished is not None and not cfg.force:
+        check_same_data(config, finished)
         return Outcome(finished, folder, skipped=True)
     if must_start_processes(cfg.trainer):
         return Outcome(run_processes(cfg), folder)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from et.anomaly.graph import UNLABELLED, NodeGraph, edge_keys, without_repeats
 from et.errors import UserError
+from et.record import USER_DATA
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def load_graph(source: str, root: str | Path, path: str | Path | None = None, ne
         path = Path(path)
         if not path.is_file():
             raise UserError(f"there is no file {path}: set data.path to a .npz, .mat or .pt graph file")
-        return NodeGraph(path.stem, *read_graph_file(path), variant="user file")
+        return NodeGraph(path.stem, *read_graph_file(path), variant=USER_DATA)
     if source not in PUBLISHED:
         raise UserError(f"data.source must be one of {', '.join(SOURCES)}, not {source!r}")
     return published_graph(source, Path(root) / "node")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from et.errors import UserError
 from et.inpainting.patches import pair
+from et.record import USER_DATA
 
 EXTENSIONS = {".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -70,7 +71,7 @@ class ImageFolders:
         train, evaluation: names of the two folders below ``root``; no ``train`` for evaluation alone.
         name: what the run's record calls the data.
         expected: numbers of training and evaluation images of the published data; a tree of other numbers is recorded
-            as a variant.
+            as a variant. None: the images are the user's own.
         address: where the data comes from, for the message when it is absent.
         augmentation: arguments of ``timm.data.create_transform`` for training (table 4).
         crop_pct: share of the shorter side that the centre crop of evaluation keeps.
@@ -104,8 +105,11 @@ class ImageFolders:
         self.train_files = list_images(self.root / train) if train else []
         self.eval_files = list_images(self.root / evaluation)
         self.train_length, self.eval_length = len(self.train_files), len(self.eval_files)
-        exact = expected is None or tuple(expected) == (self.train_length, self.eval_length)
-        self.variant = "exact" if exact else f"{self.train_length} + {self.eval_length} images"
+        numbers = (self.train_length, self.eval_length)
+        if expected is None:
+            self.variant = USER_DATA
+        else:
+            self.variant = "exact" if tuple(expected) == numbers else f"{numbers[0]} + {numbers[1]} images"
         size = pair(image_size)
         self.train_transform = create_transform((3, *size), is_training=True, **(augmentation or {}))
         self.eval_transform = create_transform((3, *size), is_training=False, crop_pct=crop_pct)

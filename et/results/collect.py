@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from et.places import EXPERIMENTS, ROOT
 from et.record import read_result, run_id
 from et.results import paper
 from et.results.run_files import read_curves
+from et.same_data import of_user_data
 
 STALE = "recorded with another configuration"
 
@@ -134,12 +136,15 @@ def from_folder(folder: Path) -> Run:
     """The run of a folder with result.json and config.yaml.
 
     Raises:
-        UserError: the result is corrupt or half-written, or is not of the configuration beside it.
+        UserError: the result is corrupt or half-written, is not of the configuration beside it, or is of data of the
+            user's own.
     """
     where = relative(folder)
     record = read_result(folder)
     if record is None:
         raise UserError(f"corrupt: {where}/result.json is no whole record; treated as missing")
+    if of_user_data(record):
+        raise UserError(f"user data: {where} is of {record['dataset'].get('name')}, which no table is about; left out")
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text())
         key, identity = key_of(config), run_id(config)
@@ -278,7 +283,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Append finished runs to experiments/tableNN/results.jsonl."""
     parser = argparse.ArgumentParser(prog="python -m et.results.collect", description=main.__doc__)
     parser.add_argument("tables", nargs="*", type=int, help="table numbers; default: all")
-    parser.add_argument("--runs", nargs="*", default=["runs"], help="run folders, searched at any depth")
+    runs = os.environ.get("ET_RUNS_DIR", "runs")
+    parser.add_argument("--runs", nargs="*", default=[runs], help="run folders, searched at any depth")
     parser.add_argument("--experiments", type=Path, default=EXPERIMENTS, help="where tableNN/ folders are")
     options = parser.parse_args(arguments)
     absent = [root for root in options.runs if not Path(root).is_dir()]

@@ -51,7 +51,7 @@ def test_npz_returns_what_was_saved(graph, graph_file):
     assert {name: e.tolist() for name, e in read.relations.items()} == {
         name: e.tolist() for name, e in graph.relations.items()
     }
-    assert (read.name, read.variant, read.sha256()) == ("small", "user file", graph.sha256())
+    assert (read.name, read.variant, read.sha256()) == ("small", "user data", graph.sha256())
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64, np.int16, np.int32])

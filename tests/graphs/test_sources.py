@@ -10,14 +10,14 @@ import torch
 
 from et.errors import UserError
 from et.graphs import sources
-from et.graphs.sources import cache_folder, load_gnn_benchmark, load_tu, load_zinc
+from et.graphs.sources import cache_folder, load_gnn_benchmark, load_tu, load_zinc, tu_variant
 
 
 def test_tu_features_are_attributes_then_labels_and_edges_are_those_of_the_file(tmp_path, make_tu):
     raw = make_tu(tmp_path, attributes=True)
     source = load_tu("TOY", tmp_path, tmp_path / "cache")
     graphs = source.graphs
-    assert source.variant == "exact" and source.split is None
+    assert source.variant == "user data in TUDataset's form" and source.split is None
     assert len(graphs) == 40 and graphs.x.shape[1] == 5 and graphs.edge_attr.shape[1] == 2
     attributes = np.loadtxt(raw / "TOY_node_attributes.txt", delimiter=",")
     labels = np.loadtxt(raw / "TOY_node_labels.txt", dtype=int)
@@ -42,6 +42,12 @@ def test_tu_raw_folder_stays_as_it_was_and_may_be_read_only(tmp_path, make_tu):
     load_tu("TOY", tmp_path, tmp_path.parent / f"{tmp_path.name}-cache")
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
     raw.chmod(stat.S_IRWXU)
+
+
+def test_tu_variant_tells_published_data_from_others():
+    assert tu_variant("MUTAG", 188) == "exact"
+    assert tu_variant("MUTAG", 187) == "187 graphs where the published data set has 188"
+    assert tu_variant("MINE", 188).startswith("user data")
 
 
 def test_tu_processed_file_is_made_anew_when_the_raw_files_change_or_it_is_damaged(tmp_path, make_tu):

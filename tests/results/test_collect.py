@@ -51,6 +51,12 @@ def test_a_corrupt_result_is_reported_and_treated_as_missing(make_run, tmp_path,
     assert len(found.problems) == 1 and found.problems[0].startswith("corrupt")
 
 
+def test_runs_on_a_users_own_data_are_left_out_and_told(make_run, tmp_path):
+    make_run(Key("amazon_1pct", 0, "held_out", "paper"), {}, dataset={"name": "mine", "variant": "user data"})
+    found = collect([tmp_path / "runs"])
+    assert not found.runs and "mine, which no table is about" in found.problems[0]
+
+
 def test_a_half_written_result_is_reported(make_run, tmp_path):
     folder = make_run(KEY, METRICS)
     text = (folder / "result.json").read_text()
