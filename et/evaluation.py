@@ -1,4 +1,4 @@
-"""Scores of a finished run or of a converted checkpoint, on the run's data or on a folder of images."""
+"""Scores and predictions of a finished run or of a converted checkpoint, on the run's data or on a folder of images."""
 
 from __future__ import annotations
 
@@ -6,22 +6,35 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torch import Tensor
 
 from et.errors import UserError
-from et.files import write_atomically
+from et.files import replacing, write_atomically
 from et.loading import family, fill, load_weights
+from et.training import quiet_libraries
+
+OPTIONS = ("run", "checkpoint", "images", "output", "mask_seeds", "device", "progress")
 
 
 def evaluate(options: DictConfig) -> dict[str, Any]:
     """Test metrics of the weights that ``options`` (conf/evaluate.yaml) name; also written to evaluation.json.
 
+    Beside it go the predictions for all nodes or graphs (predictions.npz, see :func:`predict`), or pictures.
+
     Raises:
-        UserError: no such run, weights that do not fit, data that is not there.
+        UserError: no such run, an unknown option, weights that do not fit, data that is not there.
     """
-    cfg, weights, output = load_weights(Path(options.run), options.checkpoint)
+    unknown = [key for key in options if key not in OPTIONS]
+    if unknown:
+        raise UserError(
+            f"evaluate.py knows {', '.join(OPTIONS)}, not {', '.join(unknown)}: data and model are those of the run"
+        )
+    cfg, weights, output = load_weights(options.run, options.checkpoint)
     output = Path(options.output) if options.output else output
     of_images = family(cfg) == "inpainting"
     if not of_images and (options.images is not None or options.mask_seeds is not None):
@@ -33,20 +46,64 @@ def evaluate(options: DictConfig) -> dict[str, Any]:
         }  # fmt: skip
     if options.mask_seeds is not None:
         cfg.data.mask_seeds = cfg.task.mask_seeds = options.mask_seeds
-    data, network = instantiate(cfg.data), instantiate(cfg.model)
-    task = instantiate(cfg.task, network=network, optim=cfg.optim)
-    fill(task, weights, options.run)
-    trainer = pl.Trainer(
-        accelerator=options.device, devices=1, logger=False, enable_progress_bar=options.progress,
-        precision=cfg.trainer.precision, enable_checkpointing=False,
-    )  # fmt: skip
+    task, data = assemble(cfg, weights, options.run)
+    output.mkdir(parents=True, exist_ok=True)
+    trainer = build_tester(cfg, options.device, options.progress)
     trainer.test(task, data, verbose=False)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     record = {"run": str(options.run), "dataset": data.describe(), "metrics": metrics}
-    output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "evaluation.json", json.dumps(record, indent=2, sort_keys=True) + "\n")
     if of_images:
         from et.inpainting.pictures import draw_report
 
-        draw_report(network, data, output)
+        draw_report(task.network, data, output)
+    else:
+        with replacing(output / "predictions.npz") as fresh:
+            np.savez(fresh, **{name: values.numpy() for name, values in gather(trainer.predict(task, data)).items()})
     return {**record, "output": str(output)}
+
+
+def predict(run: Path | str, checkpoint: str | None = None, device: str = "auto") -> dict[str, Tensor]:
+    """What a run's network says of every node or graph of its data, in the order of the data's files.
+
+    Args:
+        run: the run's folder.
+        checkpoint: best or last; None: the one that the run was tested with.
+        device: auto, cpu or gpu.
+
+    Returns:
+        Node anomaly detection: ``probability`` (N,) of being anomalous, and ``label`` (N,). Graphs: ``output``, (G, C)
+        probabilities of the classes, or (G, 1) of a regression, with nodes for graphs where nodes are classified; and
+        ``target``.
+
+    Raises:
+        UserError: no such run, weights that do not fit, data that is not there; or the run completes images.
+    """
+    cfg, weights, _ = load_weights(run, checkpoint)
+    if family(cfg) == "inpainting":
+        raise UserError("images are completed by et.inpainting.pictures.complete, or by evaluate.py")
+    return gather(build_tester(cfg, device, progress=False).predict(*assemble(cfg, weights, run)))
+
+
+def assemble(
+    cfg: DictConfig, weights: dict[str, Tensor], run: Path | str
+) -> tuple[pl.LightningModule, pl.LightningDataModule]:
+    """Task and data of a configuration, with the weights of ``run``."""
+    data, network = instantiate(cfg.data), instantiate(cfg.model)
+    task = instantiate(cfg.task, network=network, optim=cfg.optim)
+    fill(task, weights, run)
+    return task, data
+
+
+def build_tester(cfg: DictConfig, device: str, progress: bool) -> pl.Trainer:
+    """A trainer that only scores, and writes nothing."""
+    quiet_libraries()
+    return pl.Trainer(
+        accelerator=device, devices=1, logger=False, enable_progress_bar=progress, precision=cfg.trainer.precision,
+        enable_checkpointing=False, enable_model_summary=False,
+    )  # fmt: skip
+
+
+def gather(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The predictions of all batches, one after another, on the CPU."""
+    return {name: torch.cat([batch[name].cpu() for batch in batches]) for name in batches[0]}

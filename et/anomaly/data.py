@@ -153,8 +153,9 @@ class NodeDataModule(pl.LightningDataModule):
             nodes=nodes,
             anomaly_weight=(len(split.train) - anomalous) / anomalous,
         )
-        if self.trainer is not None and self.trainer.is_global_zero and not self.trainer.fast_dev_run:
-            split.save(Path(self.trainer.default_root_dir) / "split.npz", graph.num_nodes)
+        trainer = self.trainer
+        if stage == "fit" and trainer is not None and trainer.is_global_zero and not trainer.fast_dev_run:
+            split.save(Path(trainer.default_root_dir) / "split.npz", graph.num_nodes)
 
     def _read(self) -> NodeGraph:
         graph = load_graph(self.source, self.root, self.path, self.neighbours)
@@ -217,6 +218,9 @@ class NodeDataModule(pl.LightningDataModule):
         return whole_graph_loader(self.whole)
 
     def test_dataloader(self) -> DataLoader:
+        return whole_graph_loader(self.whole)
+
+    def predict_dataloader(self) -> DataLoader:
         return whole_graph_loader(self.whole)
 
     def transfer_batch_to_device(self, batch: NodeBatch, device: torch.device, dataloader_idx: int) -> NodeBatch:

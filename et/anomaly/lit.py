@@ -132,6 +132,14 @@ class AnomalyTask(pl.LightningModule):
         _, threshold = self._measure(log_odds, batch, batch.val)
         self._log_measures("test", self._measure(log_odds, batch, batch.test, threshold)[0])
 
+    def predict_step(self, batch: NodeBatch, batch_index: int) -> dict[str, Tensor]:
+        """Probability and label of every node, (N,), in the order of the graph's file, which the batch's is not."""
+        probability, label = torch.empty(len(batch.nodes)), torch.empty(len(batch.nodes), dtype=torch.int64)
+        nodes = batch.nodes.cpu()
+        probability[nodes] = self.score(batch).float().sigmoid().cpu()
+        label[nodes] = batch.labels.cpu()
+        return {"probability": probability, "label": label}
+
     def score(self, batch: NodeBatch) -> Tensor:
         """(n,) log-odds in evaluation mode; a network that can, scores a large graph piece by piece."""
         in_pieces = getattr(self.network, "score", None)

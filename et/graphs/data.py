@@ -212,6 +212,11 @@ class GraphData(pl.LightningDataModule):
         subset = GraphSubset(self.graphs, self.split["test"])
         return self._loader(subset, EpochSampler(len(subset)))
 
+    def predict_dataloader(self) -> DataLoader:
+        """All graphs, in the order of the files."""
+        subset = GraphSubset(self.graphs, torch.arange(len(self.graphs)))
+        return self._loader(subset, EpochSampler(len(subset)))
+
     def _loader(self, subset: GraphSubset, sampler: EpochSampler) -> DataLoader:
         return DataLoader(
             subset,

@@ -110,6 +110,14 @@ class GraphTask(pl.LightningModule):
     def test_step(self, batch: GraphBatch, batch_index: int) -> None:
         self.test_measures.update(self.network(batch), batch.y)
 
+    def on_predict_epoch_start(self) -> None:
+        torch.manual_seed(self.seed)
+
+    def predict_step(self, batch: GraphBatch, batch_index: int) -> dict[str, Tensor]:
+        """``output``, (G or N, C) probabilities or the (G, 1) values of a regression, and the ``target`` beside it."""
+        output = self.network(batch).float()
+        return {"output": output if self.num_classes == 1 else output.softmax(-1), "target": batch.y}
+
     def on_test_epoch_end(self) -> None:
         found, data = self.measured(self.test_measures), self.trainer.datamodule
         if self.protocol == "held_out":

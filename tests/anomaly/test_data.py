@@ -134,7 +134,7 @@ def test_description_names_data_and_split(graph_file, graph):
     assert first["sha256"] == second["sha256"] == graph.sha256()
     assert first["split_sha256"] != second["split_sha256"]
     assert (first["train_nodes"], first["val_nodes"], first["test_nodes"]) == (80, 40, 80)
-    assert first["name"] == "small" and first["variant"] == "user file" and first["anomaly_ratio"] == 0.2
+    assert first["name"] == "small" and first["variant"] == "user data" and first["anomaly_ratio"] == 0.2
 
 
 @pytest.mark.parametrize("seed", range(3))
