@@ -17,6 +17,7 @@ from torch import Tensor
 
 from et.anomaly.graph import UNLABELLED, NodeGraph, edge_keys, without_repeats
 from et.errors import UserError
+from et.pyg_file import load_pyg
 from et.record import USER_DATA
 
 
@@ -219,11 +220,7 @@ def read_pyg(path: Path) -> Parts:
 
     Only tensors and PyG's own containers are unpickled (weights_only).
     """
-    from torch_geometric.data.data import Data, DataEdgeAttr, DataTensorAttr
-    from torch_geometric.data.storage import GlobalStorage
-
-    with torch.serialization.safe_globals([Data, DataEdgeAttr, DataTensorAttr, GlobalStorage]):
-        data = torch.load(path, map_location="cpu", weights_only=True)
+    data = load_pyg(path)
     for key in ("x", "y", "edge_index"):
         if key not in data or data[key] is None:
             raise KeyError(key)

@@ -16,11 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 from et.errors import UserError
 from et.graphs import made, sources
 from et.graphs.batch import GraphBatch
+from et.graphs.graph_list import load_graph_list
 from et.graphs.positional import with_eigenvectors
 from et.graphs.protocol import everything_split, held_out_split
 from et.sampling import EpochSampler, per_process, shared_batches
 
-Kind = Literal["tu", "gnnbench", "zinc", "generated", "extracted", "zinc_variant", "digits"]
+Kind = Literal["tu", "gnnbench", "zinc", "generated", "extracted", "zinc_variant", "digits", "file"]
 
 
 class GraphSubset(Dataset):
@@ -40,7 +41,7 @@ class GraphData(pl.LightningDataModule):
     """Graphs of one data set with their split, features and eigenvectors.
 
     Args:
-        name: as its collection spells it, for example ``MUTAG``.
+        name: as its collection spells it, for example ``MUTAG``; None, for source ``file``: the file's.
         source: where it comes from (see et/graphs/sources.py and et/graphs/made.py).
         root: the data root.
         num_features, num_edge_features, num_classes: what the model is built for; checked against the data.
@@ -60,6 +61,7 @@ class GraphData(pl.LightningDataModule):
         cache: folder for derived files; by default inside the data root.
         seed: of folds and of the order of batches.
         num_workers: processes that assemble batches.
+        path: of the graphs, for source ``file``; see :func:`et.graphs.graph_list.load_graph_list`.
 
     Raises:
         UserError: data is missing, damaged, or not what the configuration says (from ``setup``).
@@ -67,7 +69,7 @@ class GraphData(pl.LightningDataModule):
 
     def __init__(
         self,
-        name: str,
+        name: str | None,
         source: Kind,
         root: str | Path,
         num_features: int,
@@ -87,8 +89,12 @@ class GraphData(pl.LightningDataModule):
         cache: str | Path | None = None,
         seed: int = 0,
         num_workers: int = 0,
+        path: str | Path | None = None,
     ):
         super().__init__()
+        if source == "file" and name is None and path is not None:
+            name = Path(path).stem
+        self.path = path
         self.name, self.source, self.root = name, source, Path(root)
         self.num_features, self.num_edge_features, self.num_classes = num_features, num_edge_features, num_classes
         self.batch_size, self.num_eigenvectors, self.num_workers = batch_size, num_eigenvectors, num_workers
@@ -125,6 +131,8 @@ class GraphData(pl.LightningDataModule):
                 return made.extract_superpixels(name, root, cache, self.made_seed, self.sizes)
             case "digits":
                 return made.load_digits()
+            case "file":
+                return load_graph_list(self.path)
         raise UserError(f"data.source must be one of {', '.join(Kind.__args__)}, not {self.source!r}")
 
     def missing(self) -> list[str]:

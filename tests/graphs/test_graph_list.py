@@ -1,0 +1,124 @@
+"""Graphs of one's own: read as they were saved, refused where they are no graphs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch_geometric.data import Data
+
+from et.errors import UserError
+from et.graphs.graph_list import load_graph_list
+from et.training import train
+
+
+def ring(size: int, target: torch.Tensor, features: int = 3, edge_features: int = 0) -> Data:
+    """A cycle with features that tell its size."""
+    nodes = torch.arange(size)
+    edge_index = torch.stack([torch.cat([nodes, nodes.roll(1)]), torch.cat([nodes.roll(1), nodes])])
+    x = torch.full((size, features), float(size)) + torch.arange(features)
+    attr = torch.rand(2 * size, edge_features) if edge_features else None
+    return Data(x=x, edge_index=edge_index, edge_attr=attr, y=target)
+
+
+def rings(count: int = 40, **kwargs) -> list[Data]:
+    return [ring(4 + number % 2, torch.tensor([number % 2]), **kwargs) for number in range(count)]
+
+
+def save(content, folder):
+    torch.save(content, folder / "mine.pt")
+    return folder / "mine.pt"
+
+
+def test_a_list_is_read_graph_by_graph(tmp_path):
+    graphs = rings(6, edge_features=2)
+    source = load_graph_list(save(graphs, tmp_path))
+    assert source.variant == "user data" and source.split is None and len(source.graphs) == 6
+    for number, graph in enumerate(graphs):
+        read = source.graphs.select([number])
+        assert torch.equal(read.x, graph.x) and torch.equal(read.y, graph.y)
+        pairs = dict(zip(map(tuple, graph.edge_index.T.tolist()), graph.edge_attr.tolist(), strict=True))
+        assert dict(zip(map(tuple, read.edge_index.T.tolist()), read.edge_attr.tolist(), strict=True)) == pairs
+
+
+def test_three_lists_are_a_split_and_real_numbers_a_regression(tmp_path):
+    graphs = [ring(4 + n % 3, torch.tensor([n / 2])) for n in range(7)]
+    source = load_graph_list(save({"train": graphs[:4], "val": graphs[4:5], "test": graphs[5:]}, tmp_path))
+    assert {part: numbers.tolist() for part, numbers in source.split.items()} == {
+        "train": [0, 1, 2, 3], "val": [4], "test": [5, 6],
+    }  # fmt: skip
+    assert source.graphs.y.tolist() == [n / 2 for n in range(7)]
+
+
+def test_a_target_for_every_node_is_a_node_task(tmp_path):
+    source = load_graph_list(save([ring(n, torch.arange(n) % 2) for n in (4, 5)], tmp_path))
+    assert source.graphs.level == "node" and source.graphs.y.tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0]
+
+
+def test_without_features_the_degrees_are(tmp_path):
+    graphs = rings(4)
+    for graph in graphs:
+        del graph.x
+        graph.num_nodes = int(graph.edge_index.max()) + 1
+    assert load_graph_list(save(graphs, tmp_path)).graphs.x.unique().tolist() == [2.0]
+
+
+def test_loops_go_and_repeated_edges_count_once_with_the_sum_of_their_features(tmp_path):
+    edges = torch.tensor([[0, 1, 0, 1, 1], [1, 0, 1, 0, 1]])
+    graph = Data(x=torch.ones(2, 1), edge_index=edges, edge_attr=torch.arange(5.0), y=torch.tensor(0))
+    read = load_graph_list(save([graph], tmp_path)).graphs
+    assert read.edge_index.tolist() == [[0, 1], [1, 0]] and read.edge_attr.tolist() == [[2.0], [4.0]]
+
+
+def spoiled(**changes) -> list[Data]:
+    graphs = rings(4)
+    for key, value in changes.items():
+        graphs[2][key] = value
+    return graphs
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"train": rings(2)}, "neither a list of graphs nor such lists by train, val, test"),
+        ({"train": rings(2), "val": [], "test": rings(2)}, "no graphs in 'val'"),
+        ([], "neither a list"),
+        (spoiled(y=None), "graph 2 of .* lacks y"),
+        (spoiled(x=None), "graph 2 of .* lacks x"),
+        (spoiled(edge_attr=torch.ones(8, 1)), "graph 0 of .* lacks edge_attr"),
+        (spoiled(y=torch.tensor([0, 1])), "graph 0 of .* has 4 nodes and 1 targets"),
+        (spoiled(edge_index=torch.tensor([[0], [1]])), "graph 2 of .* without their reverse.*to_undirected"),
+        (spoiled(edge_index=torch.tensor([[0, 9], [9, 0]])), "names a node outside"),
+    ],
+)
+def test_what_is_no_list_of_graphs_is_told(tmp_path, content, message):
+    with pytest.raises(UserError, match=message):
+        load_graph_list(save(content, tmp_path))
+
+
+def test_a_file_that_is_absent_or_damaged_is_told(tmp_path):
+    with pytest.raises(UserError, match="data.path names"):
+        load_graph_list(None)
+    with pytest.raises(UserError, match="there is no file"):
+        load_graph_list(tmp_path / "absent.pt")
+    path = save(rings(), tmp_path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="cannot be read"):
+        load_graph_list(path)
+
+
+TINY = ["model.dim=16", "model.num_heads=2", "model.head_dim=8", "model.num_memories=8", "trainer.max_epochs=2"]
+
+
+def test_the_demo_trains_on_ones_own_graphs(config, tmp_path):
+    own = ["data=graph_list", f"data.path={save(rings(), tmp_path)}", "data.num_features=3", "data.folds=4"]
+    outcome = train(config("experiment=demo_graphs", *own, *TINY, "trainer.accelerator=cpu"))
+    assert outcome.record["dataset"]["name"] == "mine" and outcome.record["dataset"]["variant"] == "user data"
+    assert outcome.record["dataset"]["split"] == {"train": 27, "val": 3, "test": 10}
+
+
+def test_a_regression_of_ones_own_trains(config, tmp_path):
+    graphs = [ring(4 + n % 3, torch.tensor([n / 2])) for n in range(12)]
+    path = save({"train": graphs[:8], "val": graphs[8:10], "test": graphs[10:]}, tmp_path)
+    own = ["data=graph_list", f"data.path={path}", "data.num_features=3", "data.num_classes=1"]
+    outcome = train(config("experiment=zinc_variant", *own, *TINY, "model.num_blocks=1", "trainer.accelerator=cpu"))
+    assert outcome.record["metrics"]["test/mae"] > 0
