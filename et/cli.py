@@ -48,11 +48,11 @@ def run_training(cfg: DictConfig) -> float | None:
             return run_cell(cfg)
         if OmegaConf.is_missing(cfg, "name"):
             raise UserError("no experiment chosen: python train.py experiment=NAME (conf/experiment has the names)")
-        from et.identity import check_effective
+        from et.identity import check_overrides, resolve
         from et.training import train
 
         if HydraConfig.initialized():
-            check_effective(HydraConfig.get().overrides.task, cfg)
+            check_overrides(HydraConfig.get().overrides.task, resolve(cfg))
         outcome = train(cfg)
         print_record(outcome.record, str(outcome.folder), outcome.skipped)
         return outcome.record["metrics"].get(cfg.callbacks.monitor)

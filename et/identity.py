@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -55,12 +56,16 @@ def config_of(overrides: Iterable[str]) -> dict[str, Any]:
     return resolve(_with_values(_composed(rest), plain))
 
 
-def check_effective(overrides: Iterable[str], config: Mapping[str, Any]) -> None:
-    """Refuse what would make another run id and the same run: a key of the model without use under ``released``.
+def check_overrides(overrides: Iterable[str], config: Mapping[str, Any]) -> None:
+    """Refuse overrides that cannot mean what they say.
 
     Raises:
-        UserError: an override sets ``model.KEY`` where ``model.released.KEY`` counts, or no key does.
+        UserError: a text where a number or a truth value belongs; or ``model.KEY`` under ``fidelity=released`` where
+            ``model.released.KEY`` counts, or no key does: it would make another run id and the same run.
     """
+    overrides = list(overrides)
+    for override in overrides:
+        _check_kind(override, overrides, config)
     model = config.get("model") or {}
     if config.get("fidelity") != "released":
         return
@@ -73,6 +78,20 @@ def check_effective(overrides: Iterable[str], config: Mapping[str, Any]) -> None
         else:
             continue
         raise UserError(f"{override} does nothing under fidelity=released, {other}")
+
+
+def _check_kind(override: str, overrides: Sequence[str], config: Mapping[str, Any]) -> None:
+    """Raise UserError where ``override`` puts a text in the place of a number or of a truth value.
+
+    Hardware is left to Lightning, which takes words for some of its numbers (trainer.devices=auto).
+    """
+    key = override.split("=", 1)[0]
+    if not isinstance(leaves(counted(config)).get(key), str):
+        return
+    usual = leaves(config_of(o for o in overrides if o != override)).get(key)
+    if isinstance(usual, bool | int | float):
+        kind = "true or false belongs" if isinstance(usual, bool) else "a number belongs"
+        raise UserError(f"{override}: {kind} there, such as {json.dumps(usual)}")
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:

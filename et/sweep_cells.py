@@ -14,7 +14,7 @@ from typing import Any
 
 from et.errors import UserError
 from et.files import write_atomically
-from et.identity import check_effective, config_of
+from et.identity import check_overrides, config_of
 from et.record import read_result, run_dir, run_id
 from et.same_data import check_same_data
 from et.slurm import active, noted_job, queue
@@ -95,7 +95,7 @@ def inspect(overrides: Sequence[str], queued: Mapping[str, str] | None = None) -
     folder = run_dir(config["paths"]["runs"], config["name"], run_id(config))
     record, failure = read_result(folder), read_failure(folder)
     try:
-        check_effective(overrides, config)
+        check_overrides(overrides, config)
         if record is not None:
             check_same_data(config, record)
     except UserError as error:

@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from et.errors import UserError, unwrapped
-from et.identity import check_effective, resolve
+from et.identity import check_overrides, resolve
 from et.record import read_result, run_dir, run_id
 from et.same_data import of_user_data
 from et.sweep_cells import Cell, inspect_all, jobs, label_of, needed, record_failure, skipped
@@ -50,7 +50,7 @@ def run_cell(cfg: DictConfig) -> float | None:
     try:
         from et.training import train
 
-        check_effective(overrides, config)
+        check_overrides(overrides, config)
         outcome = train(cfg)  # which looks whether a user's own data are still those of the finished run
     except Exception as error:
         error = unwrapped(error)

@@ -65,6 +65,7 @@ def train(cfg: DictConfig) -> Outcome:
     quiet_libraries()
     config = resolve(cfg)
     check_checkpoint_choice(cfg)
+    check_precision(cfg)
     identity = run_id(config)
     folder = run_dir(cfg.paths.runs, cfg.name, identity)
     finished = read_result(folder)
@@ -167,6 +168,18 @@ def check_checkpoint_choice(cfg: DictConfig) -> None:
             f"checkpoint=best needs a validation, but trainer.check_val_every_n_epoch is {every} and "
             f"trainer.max_epochs {epochs}: lower the one, raise the other, or set checkpoint=last"
         )
+
+
+def check_precision(cfg: DictConfig) -> None:
+    """Refuse precisions whose conversion of weights or batches the task cannot take.
+
+    Raises:
+        UserError: another precision than single or mixed; for images double is one more.
+    """
+    precision, images = str(cfg.trainer.precision), family(cfg) == "inpainting"
+    possible = ["32-true", "16-mixed", "bf16-mixed", *(["64-true"] if images else [])]
+    if precision not in (*possible, "32", "16", "bf16", *(["64"] if images else [])):
+        raise UserError(f"trainer.precision must be {', '.join(possible)}, not {precision}")
 
 
 def quiet_libraries() -> None:

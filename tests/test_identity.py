@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from et.errors import UserError
-from et.identity import Key, check_effective, config_of, differences, key_of, reproduces, resolve
+from et.identity import Key, check_overrides, config_of, differences, key_of, reproduces, resolve
 from et.places import CONF
 from et.record import run_id
 
@@ -84,11 +84,32 @@ def test_what_does_not_compose_is_an_error_for_people(overrides, message):
 def test_what_does_nothing_under_released_is_refused(experiment, override, message):
     overrides = [f"experiment={experiment}", "fidelity=released", override]
     with pytest.raises(UserError, match=message):
-        check_effective(overrides, config_of(overrides))
-    check_effective(overrides, config_of([*overrides, "fidelity=paper"]))
+        check_overrides(overrides, config_of(overrides))
+    check_overrides(overrides, config_of([*overrides, "fidelity=paper"]))
 
 
 def test_what_counts_under_released_can_be_set():
     for override in ("model.dim=64", "model.released.step_size=0.2"):
         overrides = ["experiment=tu_mutag", "fidelity=released", override]
-        check_effective(overrides, config_of(overrides))
+        check_overrides(overrides, config_of(overrides))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.max_epochs=three", r"a number belongs there, such as \d+"),
+        ("seed=abc", "a number belongs there, such as 0"),
+        ("optim.optimizer.lr=fast", "a number belongs"),
+        ("data.merge=perhaps", "true or false belongs there, such as true"),
+    ],
+)
+def test_a_text_in_the_place_of_a_number_is_told(override, message):
+    overrides = ["experiment=demo_anomaly", override]
+    with pytest.raises(UserError, match=message):
+        check_overrides(overrides, config_of(overrides))
+
+
+def test_texts_numbers_and_names_in_their_places_pass():
+    overrides = ["experiment=demo_anomaly", "data=tolokers", "protocol=released", "seed=2", "trainer.devices=auto"]
+    overrides += ["trainer.strategy=auto", "+tags=[a,b]", "data.path=x"]
+    check_overrides(overrides, config_of(overrides))

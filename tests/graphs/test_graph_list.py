@@ -96,7 +96,7 @@ def test_what_is_no_list_of_graphs_is_told(tmp_path, content, message):
 
 
 def test_a_file_that_is_absent_or_damaged_is_told(tmp_path):
-    with pytest.raises(UserError, match="data.path names"):
+    with pytest.raises(UserError, match=r"data\.path names"):
         load_graph_list(None)
     with pytest.raises(UserError, match="there is no file"):
         load_graph_list(tmp_path / "absent.pt")
