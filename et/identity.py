@@ -88,7 +88,10 @@ def _check_kind(override: str, overrides: Sequence[str], config: Mapping[str, An
     key = override.split("=", 1)[0]
     if not isinstance(leaves(counted(config)).get(key), str):
         return
-    usual = leaves(config_of(o for o in overrides if o != override)).get(key)
+    try:
+        usual = leaves(config_of(o for o in overrides if o != override)).get(key)
+    except UserError:  # nothing composes without it: it has no usual value
+        return
     if isinstance(usual, bool | int | float):
         kind = "true or false belongs" if isinstance(usual, bool) else "a number belongs"
         raise UserError(f"{override}: {kind} there, such as {json.dumps(usual)}")

@@ -21,13 +21,13 @@ def find_run(path: Path) -> Path:
     return runs[-1].parent if runs else path
 
 
-def own_run(experiment: str) -> Path:
-    """The folder of the run that ``python train.py experiment=EXPERIMENT`` makes, whatever other runs it has.
+def own_run(*overrides: str) -> Path:
+    """The folder of the run that ``python train.py OVERRIDES`` makes, whatever other runs the experiment has.
 
     Raises:
-        UserError: there is no such experiment.
+        UserError: the overrides do not compose.
     """
-    config = config_of([f"experiment={experiment}"])
+    config = config_of(overrides)
     return run_dir(config["paths"]["runs"], config["name"], run_id(config))
 
 

@@ -110,6 +110,6 @@ def test_a_text_in_the_place_of_a_number_is_told(override, message):
 
 
 def test_texts_numbers_and_names_in_their_places_pass():
-    overrides = ["experiment=demo_anomaly", "data=tolokers", "protocol=released", "seed=2", "trainer.devices=auto"]
+    overrides = ["experiment=demo_anomaly", "data=graph_file", "protocol=released", "seed=2", "trainer.devices=auto"]
     overrides += ["trainer.strategy=auto", "+tags=[a,b]", "data.path=x"]
     check_overrides(overrides, config_of(overrides))

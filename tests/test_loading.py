@@ -28,7 +28,7 @@ def test_an_experiments_own_run_is_not_its_newest(monkeypatch, tmp_path):
     monkeypatch.setenv("ET_RUNS_DIR", str(tmp_path))
     config = config_of(["experiment=demo_inpainting"])
     own = run_dir(tmp_path, "demo_inpainting", run_id(config))
-    assert own_run("demo_inpainting") == own
+    assert own_run("experiment=demo_inpainting") == own
     assert run_id(config_of(["experiment=demo_inpainting", "trainer.max_epochs=4"])) != own.name
 
 

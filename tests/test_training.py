@@ -184,7 +184,7 @@ def test_a_run_folder_that_cannot_be_written(tiny, tmp_path):
 def test_errors_of_the_configuration(tiny):
     with pytest.raises(UserError, match="checkpoint must be"):
         train(tiny("checkpoint=first"))
-    with pytest.raises(UserError, match="precision must be 32-true.*64-true, not bf16-true"):
+    with pytest.raises(UserError, match=r"precision must be 32-true.*64-true, not bf16-true"):
         train(tiny("trainer.precision=bf16-true"))
     with pytest.raises(UserError, match=r"needs callbacks\.monitor"):
         train(tiny("checkpoint=best"))

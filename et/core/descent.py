@@ -87,7 +87,10 @@ def descend(
     Raises:
         ValueError: negative ``steps``, another number of step sizes than of steps, a tolerance for a noisy descent,
             ``wanted`` with a record or a tolerance.
+        TypeError: a tensor as ``topology``.
     """
+    if isinstance(topology, Tensor):
+        raise TypeError("topology says who attends to whom: EdgeTopology(edge_index, num_nodes); there are no masks")
     if steps < 0:
         raise ValueError(f"steps must be 0 or more, not {steps}")
     if until is not None and noise_std > 0:

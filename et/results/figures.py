@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from et.figures import compare_positions, draw_run
         from et.loading import own_run
 
-        run = Path(options["run"]) if "run" in options else own_run(options["experiment"])
+        run = Path(options["run"]) if "run" in options else own_run(f"experiment={options['experiment']}")
         output = options.get("output")
         if "compare" in options:
             others = [Path(path) for path in options["compare"].split(",")]
