@@ -52,6 +52,19 @@ class Outcome:
     trainer: pl.Trainer | None = None
 
 
+@dataclass
+class Parts:
+    """What a run is made of."""
+
+    network: torch.nn.Module
+    task: pl.LightningModule
+    data: pl.LightningDataModule
+    trainer: pl.Trainer
+    checkpoints: Checkpoints
+    stopwatch: Stopwatch
+    metrics_file: MetricsFile
+
+
 def train(cfg: DictConfig) -> Outcome:
     """Train, test and record one run; resume it where it was interrupted; skip it where it is finished.
 
@@ -74,6 +87,32 @@ def train(cfg: DictConfig) -> Outcome:
         return Outcome(finished, folder, skipped=True)
     if must_start_processes(cfg.trainer):
         return Outcome(run_processes(cfg), folder)
+    parts = build(cfg, folder, identity)
+    task, data, trainer = parts.task, parts.data, parts.trainer
+    with ExitStack() as held:
+
+        def take_folder() -> Start:
+            held.enter_context(locked(folder))
+            if cfg.force:
+                start_over(folder)
+            write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+            return find_start(folder / "checkpoints", identity)
+
+        start = agreed(trainer, take_folder)
+        reset_peak_memory(trainer.strategy.root_device)
+        fit(trainer, task, data, start, parts.metrics_file)
+        tested = test(cfg, trainer, task, data, parts.checkpoints)
+        log_outcome(trainer.loggers, cfg, tested)
+        record = describe_run(cfg, identity, parts, tested)
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            write_result(folder, record)
+    if trainer.world_size > 1 and not TorchElasticEnvironment.detect():  # whose store serves one group only
+        torch.distributed.destroy_process_group()  # the next cell of a sweep makes its own
+    return Outcome(record, folder, task=task, data=data, trainer=trainer)
+
+
+def build(cfg: DictConfig, folder: Path, identity: str) -> Parts:
+    """Data, network, task and trainer of a run, with what keeps its state in ``folder``."""
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     data, network = instantiate(cfg.data), build_network(cfg)
     task = instantiate(cfg.task, network=network, optim=cfg.optim)
@@ -88,44 +127,31 @@ def train(cfg: DictConfig) -> Outcome:
     stopwatch, metrics_file = Stopwatch(), MetricsFile(folder / "metrics.csv")
     keepers = [checkpoints, stopwatch, StopOnSignal(checkpoints)]
     trainer = build_trainer(cfg, folder, identity, network, keepers, metrics_file)
-    with ExitStack() as held:
+    return Parts(network, task, data, trainer, checkpoints, stopwatch, metrics_file)
 
-        def take_folder() -> Start:
-            held.enter_context(locked(folder))
-            if cfg.force:
-                start_over(folder)
-            write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-            return find_start(folder / "checkpoints", identity)
 
-        start = agreed(trainer, take_folder)
-        reset_peak_memory(trainer.strategy.root_device)
-        fit(trainer, task, data, start, metrics_file)
-        tested = test(cfg, trainer, task, data, checkpoints)
-        log_outcome(trainer.loggers, cfg, tested)
-        record = {
-            "experiment": cfg.name,
-            "run_id": identity,
-            "seed": cfg.seed,
-            "fidelity": cfg.fidelity,
-            "protocol": cfg.protocol,
-            "task": family(cfg),
-            "dataset": data.describe(),
-            "metrics": {**checkpoints.best_metrics, **tested},
-            "best_epoch": checkpoints.best_epoch,
-            "num_params": sum(p.numel() for p in network.parameters()),
-            "epochs": trainer.current_epoch,
-            "steps": trainer.global_step,
-            "seconds": round(stopwatch.seconds, 2),
-            "peak_memory_mb": peak_memory_mb(trainer.strategy.root_device),
-            "device": device_name(trainer),
-            "git_commit": git_commit(),
-            "versions": versions(),
-        }
-        if trainer.is_global_zero and not trainer.fast_dev_run:
-            write_result(folder, record)
-    if trainer.world_size > 1 and not TorchElasticEnvironment.detect():  # whose store serves one group only
-        torch.distributed.destroy_process_group()  # the next cell of a sweep makes its own
-    return Outcome(record, folder, task=task, data=data, trainer=trainer)
+def describe_run(cfg: DictConfig, identity: str, parts: Parts, tested: dict[str, float]) -> dict[str, Any]:
+    """What result.json says of a run that has ended with the test metrics ``tested``."""
+    trainer, checkpoints = parts.trainer, parts.checkpoints
+    return {
+        "experiment": cfg.name,
+        "run_id": identity,
+        "seed": cfg.seed,
+        "fidelity": cfg.fidelity,
+        "protocol": cfg.protocol,
+        "task": family(cfg),
+        "dataset": parts.data.describe(),
+        "metrics": {**checkpoints.best_metrics, **tested},
+        "best_epoch": checkpoints.best_epoch,
+        "num_params": sum(p.numel() for p in parts.network.parameters()),
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "seconds": round(parts.stopwatch.seconds, 2),
+        "peak_memory_mb": peak_memory_mb(trainer.strategy.root_device),
+        "device": device_name(trainer),
+        "git_commit": git_commit(),
+        "versions": versions(),
+    }
 
 
 def fit(

@@ -51,6 +51,7 @@ def small_config(config: Callable, graph_file: Path) -> Callable:
     def build(experiment: str, *overrides: str):
         data = [
             "data=graph_file", f"data.path={graph_file}", "data.num_nodes=200", "data.num_features=5",
+            "data.standardize=none",
             "trainer.accelerator=cpu",
         ]  # fmt: skip
         return config(f"experiment={experiment}", *data, *overrides)
