@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from et.errors import UserError
 from et.files import replacing, write_atomically
 from et.loading import family, fill, load_weights
+from et.record import read_result
 from et.training import quiet_libraries
 
 OPTIONS = ("run", "checkpoint", "images", "output", "mask_seeds", "device", "progress")
@@ -50,6 +52,8 @@ def evaluate(options: DictConfig) -> dict[str, Any]:
     output.mkdir(parents=True, exist_ok=True)
     trainer = build_tester(cfg, options.device, options.progress)
     trainer.test(task, data, verbose=False)
+    if options.images is None:
+        warn_of_changed_data(options.run, data)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     record = {"run": str(options.run), "dataset": data.describe(), "metrics": metrics}
     write_atomically(output / "evaluation.json", json.dumps(record, indent=2, sort_keys=True) + "\n")
@@ -82,7 +86,10 @@ def predict(run: Path | str, checkpoint: str | None = None, device: str = "auto"
     cfg, weights, _ = load_weights(run, checkpoint)
     if family(cfg) == "inpainting":
         raise UserError("images are completed by et.inpainting.pictures.complete, or by evaluate.py")
-    return gather(build_tester(cfg, device, progress=False).predict(*assemble(cfg, weights, run)))
+    task, data = assemble(cfg, weights, run)
+    found = gather(build_tester(cfg, device, progress=False).predict(task, data))
+    warn_of_changed_data(run, data)
+    return found
 
 
 def assemble(
@@ -102,6 +109,17 @@ def build_tester(cfg: DictConfig, device: str, progress: bool) -> pl.Trainer:
         accelerator=device, devices=1, logger=False, enable_progress_bar=progress, precision=cfg.trainer.precision,
         enable_checkpointing=False, enable_model_summary=False,
     )  # fmt: skip
+
+
+def warn_of_changed_data(run: Path | str, data: pl.LightningDataModule) -> None:
+    """Warn where ``data``, which have been set up, are not those that ``run`` was recorded with."""
+    record = read_result(Path(run))
+    if record is not None and record["dataset"]["sha256"] != data.describe()["sha256"]:
+        warnings.warn(
+            f"{record['dataset']['name']} has changed since {run} was recorded: its split may be another one, so that "
+            "what is tested now may have been trained on",
+            stacklevel=2,
+        )
 
 
 def gather(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -88,6 +88,8 @@ def _check_kind(override: str, overrides: Sequence[str], config: Mapping[str, An
     key = override.split("=", 1)[0]
     if not isinstance(leaves(counted(config)).get(key), str):
         return
+    if key == "deterministic":  # warn is one of Lightning's values
+        return
     try:
         usual = leaves(config_of(o for o in overrides if o != override)).get(key)
     except UserError:  # nothing composes without it: it has no usual value
@@ -150,7 +152,7 @@ def _with_values(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
     for override in overrides:
         key, value = override.split("=", 1)
         try:
-            OmegaConf.update(cfg, key, int(value) if value.isdecimal() else value)
+            OmegaConf.update(cfg, key, int(value) if value.removeprefix("-").isdecimal() else value)
         except OmegaConfBaseException as error:
             raise UserError(f"{override} does not fit this configuration: {_first_line(error)}") from error
     return cfg

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from et.errors import UserError
+from et.errors import UserError, unwrapped
 from et.record import USER_DATA
+
+_HASHES: dict[str, str] = {}  # of data that were read for another run of this process
 
 
 def of_user_data(record: Mapping[str, Any]) -> bool:
@@ -17,24 +21,49 @@ def of_user_data(record: Mapping[str, Any]) -> bool:
 def check_same_data(config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
     """Refuse to take a finished run for one of data that have changed since.
 
-    Published data are not read again for this: they keep their contents, and a sweep looks at hundreds of runs.
+    Published data are not read again for this: they keep their contents, and a sweep looks at hundreds of runs. Neither
+    are data that are no longer there, which leaves nothing to take the run for.
 
     Args:
         config: the run's resolved configuration.
         record: its result.json.
 
     Raises:
-        UserError: the data are the user's own, and have other contents than the run was recorded with.
+        UserError: the data are the user's own, and have other contents than the run was recorded with, or none that
+            can be read.
     """
-    if not of_user_data(record):
+    place = _place(config["data"]) if of_user_data(record) else None
+    if place is None or not place.exists():
         return
-    from hydra.utils import instantiate  # late: torch and the data's libraries take seconds
-
-    data = instantiate(config["data"])
-    data.setup()
-    before, now = record["dataset"], data.describe()
-    if now["sha256"] != before["sha256"]:
+    name, before, now = record["dataset"]["name"], record["dataset"]["sha256"], _hash(config["data"], place)
+    if now != before:
         raise UserError(
-            f"{before['name']} has changed since this run was recorded (its hash was {before['sha256'][:12]}, it is "
-            f"{now['sha256'][:12]}): set force=true to run it again, or give the new data another name to keep both"
+            f"{name} has changed since this run was recorded (its hash was {before[:12]}, it is {now[:12]}): set "
+            "force=true to run it again, or give the new data another name to keep both"
         )
+
+
+def _place(data: Mapping[str, Any]) -> Path | None:
+    """The file or folder that a user's data are in."""
+    source = data.get("source")
+    if isinstance(source, Mapping):  # of images
+        return Path(source["root"])
+    if data.get("path") is not None:
+        return Path(data["path"])
+    return Path(data["root"]) / str(source) / str(data.get("name"))  # a folder in TUDataset's form
+
+
+def _hash(data: Mapping[str, Any], place: Path) -> str:
+    """Hash of the data as a run would record it; the cells of a sweep that differ in seed or fold share one reading."""
+    kind = {key: data.get(key) for key in ("_target_", "source", "root", "path", "name", "merge", "one_way_edges")}
+    key = json.dumps([kind, place.stat().st_mtime_ns, place.stat().st_size], sort_keys=True)
+    if key not in _HASHES or place.is_dir():  # a folder keeps its time when a file in it changes
+        from hydra.utils import instantiate  # late: torch and the data's libraries take seconds
+
+        try:
+            module = instantiate(data)
+            module.setup("fit")
+        except Exception as error:
+            raise UserError(f"the data of this finished run cannot be read any more: {unwrapped(error)}") from error
+        _HASHES[key] = module.describe()["sha256"]
+    return _HASHES[key]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,9 @@ class SweepCallback(Callback):
         # Hydra turns exceptions of callbacks into warnings, which would start the sweep without its plan.
         try:
             self._start(config)
-        except UserError as error:
+        except Exception as error:
+            if not isinstance(error, UserError):
+                traceback.print_exc()
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(1) from error
 

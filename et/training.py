@@ -204,7 +204,7 @@ def check_precision(cfg: DictConfig) -> None:
     """
     precision, images = str(cfg.trainer.precision), family(cfg) == "inpainting"
     possible = ["32-true", "16-mixed", "bf16-mixed", *(["64-true"] if images else [])]
-    if precision not in (*possible, "32", "16", "bf16", *(["64"] if images else [])):
+    if precision not in (*possible, "32", "16", "bf16", "None", *(["64"] if images else [])):
         raise UserError(f"trainer.precision must be {', '.join(possible)}, not {precision}")
 
 

@@ -62,6 +62,9 @@ def test_predictions_for_nodes_are_in_the_order_of_the_file_and_give_the_measure
     assert record["metrics"].items() <= trained.record["metrics"].items()
     with np.load(trained.folder / "evaluation" / "predictions.npz") as file:
         assert np.array_equal(file["probability"], found["probability"])
+    save_npz(replace(graph, features=graph.features + 1), tmp_path / "mine.npz")
+    with pytest.warns(UserWarning, match="mine has changed since"):
+        predict(trained.folder, device="cpu")
 
 
 def test_predictions_for_graphs_are_of_all_of_them_in_order(config):

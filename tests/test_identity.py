@@ -111,5 +111,9 @@ def test_a_text_in_the_place_of_a_number_is_told(override, message):
 
 def test_texts_numbers_and_names_in_their_places_pass():
     overrides = ["experiment=demo_anomaly", "data=graph_file", "protocol=released", "seed=2", "trainer.devices=auto"]
-    overrides += ["trainer.strategy=auto", "+tags=[a,b]", "data.path=x"]
+    overrides += ["trainer.strategy=auto", "+tags=[a,b]", "data.path=x", "deterministic=warn"]
     check_overrides(overrides, config_of(overrides))
+
+
+def test_negative_numbers_are_numbers():
+    assert config_of(["experiment=demo_anomaly", "seed=-1"])["seed"] == -1

@@ -167,6 +167,14 @@ class GraphData(pl.LightningDataModule):
         """Raise UserError unless features and classes are as many as the configuration says."""
         edge_features = 0 if graphs.edge_attr is None else graphs.edge_attr.shape[1]
         found = {"num_features": graphs.x.shape[1], "num_edge_features": edge_features}
+        for key, values in (("node features", graphs.x), ("edge features", graphs.edge_attr), ("targets", graphs.y)):
+            if values is not None and not torch.isfinite(values).all():
+                raise UserError(f"the {key} of {self.name} contain NaN or infinite values: mend the files")
+        if self.num_classes > 1 and graphs.y.is_floating_point():
+            raise UserError(
+                f"the targets of {self.name} are real numbers: save classes as whole ones (y.long()), or set "
+                "data.num_classes=1 for a regression"
+            )
         if self.num_classes > 1:
             low, high = int(graphs.y.min()), int(graphs.y.max())
             # Made and official data may lack a class where few graphs are taken; a folder of files holds all it has.
@@ -184,9 +192,6 @@ class GraphData(pl.LightningDataModule):
                     "out of range in the files adds columns, a missing file of labels or attributes takes some away; "
                     f"check them, or set data.{key}={count}"
                 )
-        for key, values in (("node features", graphs.x), ("edge features", graphs.edge_attr), ("targets", graphs.y)):
-            if values is not None and not torch.isfinite(values).all():
-                raise UserError(f"the {key} of {self.name} contain NaN or infinite values: mend the files")
 
     def check_fold(self, official: bool) -> None:
         """Raise UserError for a fold where nothing has folds: runs that differ in it alone would be the same run."""
@@ -200,6 +205,12 @@ class GraphData(pl.LightningDataModule):
             raise UserError(f"protocol must be held_out or released, not {self.protocol!r}")
         if official is not None:
             return official
+        if graphs.level == "node" or graphs.y.is_floating_point():
+            kind = "nodes" if graphs.level == "node" else "a regression"
+            raise UserError(
+                f"{self.name} has no parts, and folds are of graphs with a class each: for {kind} save a dictionary of "
+                "three lists, train, val and test"
+            )
         if self.protocol == "released":
             return everything_split(len(graphs))
         return held_out_split(graphs.y, self.fold, self.folds, self.seed)

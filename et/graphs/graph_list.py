@@ -33,29 +33,28 @@ def load_graph_list(path: str | Path | None) -> Source:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no file {path}: set data.path to a list of torch_geometric Data saved by torch.save")
-    content = load_pyg(path)
-    if isinstance(content, dict) and set(content) == set(SPLITS):
+    content, split = load_pyg(path), None
+    if isinstance(content, dict) and all(isinstance(content.get(part), list) for part in SPLITS):
         counts = [len(content[part]) for part in SPLITS]
-        split = dict(zip(SPLITS, torch.arange(sum(counts)).split(counts), strict=True))
         if 0 in counts:
             raise UserError(f"{path} has no graphs in {SPLITS[counts.index(0)]!r}")
+        split = dict(zip(SPLITS, torch.arange(sum(counts)).split(counts), strict=True))
         content = [graph for part in SPLITS for graph in content[part]]
-    else:
-        split = None
     if not isinstance(content, list) or not content:
         raise UserError(f"{path} holds neither a list of graphs nor such lists by {', '.join(SPLITS)}")
     graphs = pack_list(content, str(path))
-    return Source(graphs, USER_DATA, hash_graphs(graphs), split)
+    return Source(graphs, USER_DATA, hash_graphs(graphs, split), split)
 
 
 def pack_list(graphs: Sequence[Any], where: str) -> GraphBatch:
     """A list of torch_geometric Data as one batch.
 
     Raises:
-        UserError: a graph lacks what others have, has edges one way only, or targets of another number than its own.
+        UserError: a graph lacks what others have, has edges one way only, or arrays of other shapes than it or others
+            need.
     """
-    for key in ("y", "edge_index"):
-        _require(graphs, key, where)
+    for number, graph in enumerate(graphs):
+        check_graph(graph, f"graph {number} of {where}")
     sizes = torch.tensor([graph.num_nodes for graph in graphs])
     targets = torch.tensor([graph.y.numel() for graph in graphs])
     level = "graph" if (targets == 1).all() else "node"
@@ -65,42 +64,69 @@ def pack_list(graphs: Sequence[Any], where: str) -> GraphBatch:
             f"graph {wrong} of {where} has {sizes[wrong]} nodes and {targets[wrong]} targets y: either every graph has "
             "one, or every node"
         )
-    edges = [_simple_edges(number, graph, where) for number, graph in enumerate(graphs)]
-    edge_index = torch.cat([index for index, _ in edges], dim=1)
-    edge_counts = torch.tensor([index.shape[1] for index, _ in edges])
-    edge_attr = None
-    if any(attr is not None for _, attr in edges):
-        _require(graphs, "edge_attr", where)
-        edge_attr = torch.cat([attr for _, attr in edges])
-    if any(graph.x is not None for graph in graphs):
-        _require(graphs, "x", where)
-        x = torch.cat([graph.x.reshape(graph.num_nodes, -1) for graph in graphs])
-    else:
-        x = degree_features(edge_index, sizes, edge_counts)
+    edges, attributes = zip(*(simple_edges(g, f"graph {n} of {where}") for n, g in enumerate(graphs)), strict=True)
+    edge_index, edge_counts = torch.cat(edges, dim=1), torch.tensor([index.shape[1] for index in edges])
+    x = stacked([graph.x for graph in graphs], sizes, "x", where)
+    edge_attr = stacked(attributes, edge_counts, "edge_attr", where)
     y = torch.cat([graph.y.reshape(-1) for graph in graphs])
-    y = y.float() if y.is_floating_point() else y.long()
-    return pack(sizes, edge_counts, x, edge_index, edge_attr, y, level)
+    return pack(
+        sizes,
+        edge_counts,
+        degree_features(edge_index, sizes, edge_counts) if x is None else x,
+        edge_index,
+        edge_attr,
+        y.float() if y.is_floating_point() else y.long(),
+        level,
+    )
 
 
-def _simple_edges(number: int, graph: Any, where: str) -> tuple[Tensor, Tensor | None]:
-    """Edges without loops and repetitions, and their features (E, P)."""
+def check_graph(graph: Any, where: str) -> None:
+    """Raise UserError unless ``graph`` is a torch_geometric Data whose arrays fit each other."""
+    for key, needed in (("y", True), ("edge_index", True), ("x", False), ("edge_attr", False)):
+        value = getattr(graph, key, None)
+        if value is None and needed:
+            raise UserError(f"{where} lacks {key}")
+        if value is not None and not isinstance(value, Tensor):
+            raise UserError(f"{key} of {where} is no tensor but {type(value).__name__}")
+    edge_index = graph.edge_index
+    if edge_index.dim() != 2 or edge_index.shape[0] != 2 or edge_index.is_floating_point():
+        raise UserError(f"edge_index of {where} must be whole numbers (2, E), not {tuple(edge_index.shape)}")
+    if graph.num_nodes is None:
+        raise UserError(f"{where} does not say how many nodes it has: set x or num_nodes")
+    for key, count in (("x", graph.num_nodes), ("edge_attr", edge_index.shape[1])):
+        value = getattr(graph, key)
+        if value is not None and (value.dim() == 0 or len(value) != count):
+            raise UserError(f"{key} of {where} is of shape {tuple(value.shape)}, and {count} rows belong there")
+    if edge_index.numel() and not 0 <= int(edge_index.min()) <= int(edge_index.max()) < graph.num_nodes:
+        raise UserError(f"an edge of {where} names a node outside 0 .. {graph.num_nodes - 1}")
+
+
+def simple_edges(graph: Any, where: str) -> tuple[Tensor, Tensor | None]:
+    """Edges (2, E) without loops and repetitions, and their features (E, ...)."""
     from torch_geometric.utils import coalesce, is_undirected, remove_self_loops
 
-    attr = graph.edge_attr
-    if attr is not None:
-        attr = attr.float().reshape(graph.edge_index.shape[1], -1)
-    edge_index, attr = remove_self_loops(graph.edge_index, attr)
-    if edge_index.numel() and not 0 <= int(edge_index.min()) <= int(edge_index.max()) < graph.num_nodes:
-        raise UserError(f"an edge of graph {number} of {where} names a node outside 0 .. {graph.num_nodes - 1}")
-    edge_index, attr = coalesce(edge_index.long(), attr, num_nodes=graph.num_nodes, reduce="sum")
+    if graph.edge_index.numel() == 0:
+        return graph.edge_index.long(), None
+    edge_index, attr = remove_self_loops(graph.edge_index.long(), graph.edge_attr)
+    edge_index, attr = coalesce(edge_index, attr, num_nodes=graph.num_nodes, reduce="sum")
     if not is_undirected(edge_index, num_nodes=graph.num_nodes):
-        raise UserError(
-            f"graph {number} of {where} has edges without their reverse: torch_geometric.utils.to_undirected adds them"
-        )
+        raise UserError(f"{where} has edges without their reverse: torch_geometric.utils.to_undirected adds them")
     return edge_index, attr
 
 
-def _require(graphs: Sequence[Any], key: str, where: str) -> None:
-    for number, graph in enumerate(graphs):
-        if getattr(graph, key, None) is None:
-            raise UserError(f"graph {number} of {where} lacks {key}")
+def stacked(values: Sequence[Tensor | None], counts: Tensor, key: str, where: str) -> Tensor | None:
+    """Rows of all graphs as one array (rows, columns) of float32; None where no graph has any.
+
+    Raises:
+        UserError: a graph lacks its rows, or has them of another width than others.
+    """
+    widths = {value[0].numel() for value in values if value is not None and len(value)}
+    if not widths:
+        return None
+    if len(widths) > 1:
+        raise UserError(f"{key} in {where} has {', '.join(map(str, sorted(widths)))} columns: all graphs need as many")
+    (width,) = widths
+    for number, (value, count) in enumerate(zip(values, counts.tolist(), strict=True)):
+        if value is None and count:
+            raise UserError(f"graph {number} of {where} lacks {key}, which others have")
+    return torch.cat([value.float().reshape(-1, width) for value in values if value is not None and len(value)])

@@ -70,6 +70,12 @@ class GraphTask(pl.LightningModule):
         self.label_smoothing, self.edge_loss_weight = label_smoothing, edge_loss_weight
         self.val_measures, self.test_measures = Measures(num_classes), Measures(num_classes)
 
+    def setup(self, stage: str) -> None:
+        level, readout = self.trainer.datamodule.graphs.level, getattr(self.network, "readout", None)
+        if readout is not None and (readout == "nodes") != (level == "node"):
+            right = "nodes" if level == "node" else "cls"
+            raise UserError(f"the targets are of {level}s: set model.readout={right}, not {readout}")
+
     def configure_optimizers(self) -> dict:
         return optimizers.configure(self.optim, self, self.trainer)
 

@@ -6,7 +6,7 @@ None of them is the published data set of that name; each says in ``variant`` wh
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -186,12 +186,15 @@ def digit_graph(image_and_label: tuple[np.ndarray, int]) -> Arrays:
     return x, np.stack(np.nonzero(near)), None, int(label)
 
 
-def hash_graphs(graphs: GraphBatch) -> str:
-    """SHA-256 of graphs, features and labels."""
+def hash_graphs(graphs: GraphBatch, split: Mapping[str, Tensor] | None = None) -> str:
+    """SHA-256 of graphs, features and labels and, where there is one, of which graphs are in which part."""
     digest = hashlib.sha256()
     for tensor in (graphs.x, graphs.edge_index, graphs.edge_attr, graphs.y, graphs.ptr):
         if tensor is not None:
             digest.update(tensor.contiguous().numpy())
+    for part, numbers in (split or {}).items():
+        digest.update(part.encode())
+        digest.update(numbers.numpy())
     return digest.hexdigest()
 
 

@@ -56,6 +56,8 @@ def lines_of(table: Table, collection: Collection) -> list[Line]:
     """
     by_experiment: dict[str, dict[tuple[str, str], list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in collection.runs.values():
+        if run.of_user_data:
+            continue
         by_experiment[run.key.experiment][(run.variant, _label(run))].append(run)
     lines = []
     for condition in table.conditions:

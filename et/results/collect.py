@@ -55,6 +55,11 @@ class Run:
         return "" if variant.startswith("exact") else variant
 
     @property
+    def of_user_data(self) -> bool:
+        """Whether the data are the user's own, of which no table of the paper is."""
+        return of_user_data(self.record)
+
+    @property
     def split(self) -> tuple[Any, ...]:
         """What two runs must share to be compared pairwise: seed, fold and the hash of the split."""
         split = self.record["dataset"].get("split_sha256")
@@ -136,15 +141,12 @@ def from_folder(folder: Path) -> Run:
     """The run of a folder with result.json and config.yaml.
 
     Raises:
-        UserError: the result is corrupt or half-written, is not of the configuration beside it, or is of data of the
-            user's own.
+        UserError: the result is corrupt or half-written, or is not of the configuration beside it.
     """
     where = relative(folder)
     record = read_result(folder)
     if record is None:
         raise UserError(f"corrupt: {where}/result.json is no whole record; treated as missing")
-    if of_user_data(record):
-        raise UserError(f"user data: {where} is of {record['dataset'].get('name')}, which no table is about; left out")
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text())
         key, identity = key_of(config), run_id(config)
@@ -243,6 +245,9 @@ def append(runs: Iterable[Run], file: Path) -> tuple[int, list[str]]:
     added, problems = [], []
     for run in sorted(runs, key=lambda run: (run.key.experiment, run.key.protocol, run.key.seed, run.key.fold or 0)):
         if run.record["run_id"] in known:
+            continue
+        if run.of_user_data:
+            problems.append(f"user data: {run.source} is of data that no table is about; not recorded")
             continue
         try:
             added.append(as_line(run))

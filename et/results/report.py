@@ -73,11 +73,11 @@ def fill(template: str, parts: Mapping[str, str]) -> str:
 
 
 def other_runs(runs: Collection) -> dict[tuple[str, str], list[Run]]:
-    """Runs that no table shows (the demo, for one), by experiment and protocol."""
+    """Runs that no table shows (the demo, for one, and all on a user's own data), by experiment and protocol."""
     known = {name for number in paper.NUMBERS for name in paper.load(number).experiments()}
     found: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in sorted(runs.runs.values(), key=lambda run: (run.key, run.source)):
-        if run.key.experiment not in known:
+        if run.of_user_data or run.key.experiment not in known:
             found[run.key.experiment, run.key.protocol].append(run)
     return found
 

@@ -24,6 +24,10 @@ def rings(count: int = 40, **kwargs) -> list[Data]:
     return [ring(4 + number % 2, torch.tensor([number % 2]), **kwargs) for number in range(count)]
 
 
+def alike(target: torch.Tensor) -> list[Data]:
+    return [ring(4, target) for _ in range(8)]
+
+
 def save(content, folder):
     torch.save(content, folder / "mine.pt")
     return folder / "mine.pt"
@@ -69,6 +73,27 @@ def test_loops_go_and_repeated_edges_count_once_with_the_sum_of_their_features(t
     assert read.edge_index.tolist() == [[0, 1], [1, 0]] and read.edge_attr.tolist() == [[2.0], [4.0]]
 
 
+def test_a_graph_without_edges_among_graphs_with_edge_features(tmp_path):
+    graphs = rings(4, edge_features=2)
+    for lone in (torch.empty(0, 2), None):
+        graphs[1] = Data(x=torch.ones(1, 3), edge_index=torch.empty(2, 0).long(), edge_attr=lone, y=torch.tensor([1]))
+        read = load_graph_list(save(graphs, tmp_path)).graphs
+        assert read.edge_attr.shape == (read.num_edges, 2) and read.sizes.tolist() == [4, 1, 4, 5]
+
+
+def test_the_hash_knows_which_graphs_are_in_which_part(tmp_path):
+    graphs = rings(6)
+    hashes = {
+        load_graph_list(save(content, tmp_path)).sha256
+        for content in (
+            graphs,
+            {"train": graphs[:4], "val": graphs[4:5], "test": graphs[5:]},
+            {"train": graphs[:3], "val": graphs[3:5], "test": graphs[5:]},
+        )
+    }
+    assert len(hashes) == 3
+
+
 def spoiled(**changes) -> list[Data]:
     graphs = rings(4)
     for key, value in changes.items():
@@ -85,9 +110,15 @@ def spoiled(**changes) -> list[Data]:
         (spoiled(y=None), "graph 2 of .* lacks y"),
         (spoiled(x=None), "graph 2 of .* lacks x"),
         (spoiled(edge_attr=torch.ones(8, 1)), "graph 0 of .* lacks edge_attr"),
+        (spoiled(edge_attr=torch.ones(3, 1)), r"edge_attr of graph 2 .* shape \(3, 1\), and 8 rows"),
+        (spoiled(x=torch.ones(4, 2)), "x in .* has 2, 3 columns"),
+        (spoiled(edge_index=torch.zeros(8, 2, dtype=torch.long)), r"whole numbers \(2, E\), not \(8, 2\)"),
+        (spoiled(y=0), "y of graph 2 of .* is no tensor but int"),
+        ({"train": 1, "val": 2, "test": 3}, "neither a list"),
         (spoiled(y=torch.tensor([0, 1])), "graph 0 of .* has 4 nodes and 1 targets"),
         (spoiled(edge_index=torch.tensor([[0], [1]])), "graph 2 of .* without their reverse.*to_undirected"),
-        (spoiled(edge_index=torch.tensor([[0, 9], [9, 0]])), "names a node outside"),
+        (spoiled(edge_index=torch.tensor([[0, 9], [9, 0]])), "graph 2 of .* names a node outside"),
+        (spoiled(other=torch.distributions.Normal(0, 1)), "holds torch.distributions.normal.Normal: only tensors"),
     ],
 )
 def test_what_is_no_list_of_graphs_is_told(tmp_path, content, message):
@@ -107,6 +138,27 @@ def test_a_file_that_is_absent_or_damaged_is_told(tmp_path):
 
 
 TINY = ["model.dim=16", "model.num_heads=2", "model.head_dim=8", "model.num_memories=8", "trainer.max_epochs=2"]
+
+
+@pytest.mark.parametrize(
+    ("graphs", "overrides", "message"),
+    [
+        (alike(torch.tensor([0.0])), [], r"are real numbers.*y\.long.*num_classes=1"),
+        (alike(torch.tensor([0.5])), ["data.num_classes=1"], "for a regression save a dictionary"),
+        (alike(torch.tensor([0.5])), ["data.num_classes=1", "protocol=released"], "for a regression save a dictionary"),
+        (alike(torch.arange(4) % 2), [], "for nodes save a dictionary"),
+        (alike(torch.tensor([float("nan")])), [], "targets of mine contain NaN"),
+        (
+            {part: alike(torch.arange(4) % 2) for part in ("train", "val", "test")},
+            [],
+            r"targets are of nodes: set model\.readout=nodes",
+        ),
+    ],
+)
+def test_targets_that_do_not_fit_the_task_are_told(config, tmp_path, graphs, overrides, message):
+    own = ["data=graph_list", f"data.path={save(graphs, tmp_path)}", "data.num_features=3", *overrides]
+    with pytest.raises(UserError, match=message):
+        train(config("experiment=demo_graphs", *own, *TINY, "trainer.accelerator=cpu"))
 
 
 def test_the_demo_trains_on_ones_own_graphs(config, tmp_path):

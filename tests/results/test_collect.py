@@ -10,7 +10,10 @@ import yaml
 from et.errors import UserError
 from et.identity import Key, config_of, reproduces
 from et.results import collect as collecting
+from et.results import paper
+from et.results.cells import lines_of
 from et.results.collect import STALE, append, collect, from_folder, from_line, home
+from et.results.report import other_runs
 from tests.results.folders import write_metrics
 
 KEY = Key("amazon_1pct", 0, "held_out", "paper")
@@ -51,10 +54,15 @@ def test_a_corrupt_result_is_reported_and_treated_as_missing(make_run, tmp_path,
     assert len(found.problems) == 1 and found.problems[0].startswith("corrupt")
 
 
-def test_runs_on_a_users_own_data_are_left_out_and_told(make_run, tmp_path):
+def test_runs_on_a_users_own_data_are_in_no_table_and_not_recorded(make_run, tmp_path):
     make_run(Key("amazon_1pct", 0, "held_out", "paper"), {}, dataset={"name": "mine", "variant": "user data"})
     found = collect([tmp_path / "runs"])
-    assert not found.runs and "mine, which no table is about" in found.problems[0]
+    (run,) = found.runs.values()
+    assert run.of_user_data and not found.problems
+    assert not any(line.runs for line in lines_of(paper.load(1), found))
+    assert list(other_runs(found)) == [("amazon_1pct", "held_out")]
+    count, problems = append([run], tmp_path / "results.jsonl")
+    assert count == 0 and "no table is about" in problems[0]
 
 
 def test_a_half_written_result_is_reported(make_run, tmp_path):
