@@ -220,3 +220,14 @@ def test_a_sweep_without_multirun_says_what_is_wrong(tmp_path):
     command = [sys.executable, "train.py", "sweep=table01"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "--multirun sweep=table01" in done.stderr
+
+
+def test_an_error_in_planning_ends_the_sweep_instead_of_starting_it(run_sweep, monkeypatch, tmp_path):
+    """Hydra would make a warning of it and start every cell."""
+
+    def broken(config):
+        raise RuntimeError("no plan")
+
+    monkeypatch.setattr("et.sweeps.plan", broken)
+    status, _ = run_sweep("sweep=smoke", "sweep.dry_run=true")
+    assert status == 1 and not list((tmp_path / "runs").rglob("*.*"))
