@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 INDEX_LIMIT = 2**31 - 1
+
+
+class made_once:
+    """A property that is made when first asked for and then kept: functools.cached_property without the lock, which a
+    compiler of Python code cannot trace (Python 3.12 has none either)."""
+
+    def __init__(self, make: Callable[[Any], Any]):
+        self.make, self.name, self.__doc__ = make, make.__name__, make.__doc__
+
+    def __get__(self, owner: Any, kind: type | None = None) -> Any:
+        if owner is None:
+            return self
+        value = owner.__dict__[self.name] = self.make(owner)
+        return value
 
 
 class SortedEdges:
@@ -70,13 +85,13 @@ class SortedEdges:
     def device(self) -> torch.device:
         return self.key.device
 
-    @cached_property
+    @made_once
     def query(self) -> Tensor:
         """(E,) int32, ascending: node C whose query the edge serves (PyG's target)."""
         nodes = torch.arange(self.num_nodes, dtype=torch.int32, device=self.device)
         return nodes.repeat_interleave(self.degree, output_size=self.num_edges)
 
-    @cached_property
+    @made_once
     def by_key(self) -> tuple[Tensor, Tensor]:
         """The edges sorted by key: pointers (N + 1,) int64 and the queries (E,) int32 of each key, ascending."""
         compiled = compiled_orders(self.device)
@@ -88,7 +103,7 @@ class SortedEdges:
             return self.row_start, self.key  # a symmetric graph: one copy serves both
         return start, query
 
-    @cached_property
+    @made_once
     def key_position(self) -> Tensor:
         """(E,) int32: the position, among the edges sorted by query, of each edge sorted by key."""
         compiled = compiled_orders(self.device)

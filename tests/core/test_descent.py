@@ -92,6 +92,21 @@ def test_compiles_to_one_graph(backend):
             torch.testing.assert_close(compiled(x), descend(block, x, 3, 0.1).x, rtol=1e-2, atol=1e-2)
 
 
+def test_compiles_to_one_graph_with_edges_that_were_sorted_before():
+    torch.manual_seed(0)
+    block, x = EnergyTransformerBlock(16, 2, 8, 8), torch.randn(10, 16, requires_grad=True)
+    edge_index = torch.randint(10, (2, 40))
+    topology = EdgeTopology(edge_index, 10)
+    compiled = torch.compile(
+        lambda x: descend(block, x, 2, 0.1, topology=topology).x, fullgraph=True, backend="aot_eager"
+    )
+    expected = descend(block, x, 2, 0.1, topology=EdgeTopology(edge_index, 10)).x
+    result = compiled(x)
+    torch.testing.assert_close(result, expected)
+    gradients = [torch.autograd.grad(out.square().sum(), x)[0] for out in (result, expected)]
+    torch.testing.assert_close(*gradients)
+
+
 def test_gradients_reach_every_parameter_through_all_steps():
     block = EnergyTransformerBlock(8, 2, 4, 12, train_beta=True)
     descend(block, torch.randn(2, 5, 8), 3, 0.1).x.square().sum().backward()
