@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from et.errors import UserError
-from et.graphs import made, sources
+from et.graphs import made, sources, tu
 from et.graphs.batch import GraphBatch
 from et.graphs.graph_list import load_graph_list
 from et.graphs.positional import with_eigenvectors
@@ -42,7 +42,7 @@ class GraphData(pl.LightningDataModule):
 
     Args:
         name: as its collection spells it, for example ``MUTAG``; None, for source ``file``: the file's.
-        source: where it comes from (see et/graphs/sources.py and et/graphs/made.py).
+        source: where it comes from (see sources.py, tu.py, made.py and graph_list.py beside this file).
         root: the data root.
         num_features, num_edge_features, num_classes: what the model is built for; checked against the data.
             ``num_edge_features`` is 0 where edges have none; ``num_classes`` is 1 for regression.
@@ -118,7 +118,7 @@ class GraphData(pl.LightningDataModule):
             )
         match self.source:
             case "tu":
-                return sources.load_tu(name, root, cache)
+                return tu.load_tu(name, root, cache)
             case "gnnbench":
                 return sources.load_gnn_benchmark(name, root, cache)
             case "zinc":

@@ -12,7 +12,8 @@ from torch import Tensor
 from et.errors import UserError
 from et.graphs.batch import GraphBatch, pack
 from et.graphs.made import hash_graphs
-from et.graphs.sources import SPLITS, Source, degree_features
+from et.graphs.sources import SPLITS, Source
+from et.graphs.tu import degree_features
 from et.pyg_file import load_pyg
 from et.record import USER_DATA
 

@@ -1,0 +1,151 @@
+"""Data sets in TUDataset's form: read as their files have them, refused where these are damaged."""
+
+import stat
+
+import numpy as np
+import pytest
+import torch
+
+from et.errors import UserError
+from et.graphs.tu import load_tu, tu_variant
+
+
+def test_tu_features_are_attributes_then_labels_and_edges_are_those_of_the_file(tmp_path, make_tu):
+    raw = make_tu(tmp_path, attributes=True)
+    source = load_tu("TOY", tmp_path, tmp_path / "cache")
+    graphs = source.graphs
+    assert source.variant == "user data in TUDataset's form" and source.split is None
+    assert len(graphs) == 40 and graphs.x.shape[1] == 5 and graphs.edge_attr.shape[1] == 2
+    attributes = np.loadtxt(raw / "TOY_node_attributes.txt", delimiter=",")
+    labels = np.loadtxt(raw / "TOY_node_labels.txt", dtype=int)
+    assert np.allclose(graphs.x.numpy(), np.concatenate([attributes, np.eye(3)[labels]], axis=1), atol=1e-5)
+    written = {tuple(e) for e in np.loadtxt(raw / "TOY_A.txt", delimiter=",", dtype=int) - 1}
+    assert {tuple(e) for e in graphs.edge_index.T.tolist()} == written
+    assert graphs.y.tolist() == [0, 1] * 20
+
+
+def test_tu_without_node_features_gets_degrees(tmp_path, make_tu):
+    make_tu(tmp_path, node_labels=False, edge_labels=False)
+    graphs = load_tu("TOY", tmp_path, tmp_path / "cache").graphs
+    degree = torch.bincount(graphs.edge_index[1], minlength=graphs.num_nodes)
+    assert torch.equal(graphs.x, degree.float()[:, None])
+    assert graphs.edge_attr is None
+
+
+def test_tu_raw_folder_stays_as_it_was_and_may_be_read_only(tmp_path, make_tu):
+    raw = make_tu(tmp_path)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    raw.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    load_tu("TOY", tmp_path, tmp_path.parent / f"{tmp_path.name}-cache")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    raw.chmod(stat.S_IRWXU)
+
+
+def test_tu_variant_tells_published_data_from_others():
+    assert tu_variant("MUTAG", 188) == "exact"
+    assert tu_variant("MUTAG", 187) == "187 graphs where the published data set has 188"
+    assert tu_variant("MINE", 188).startswith("user data")
+
+
+def test_tu_processed_file_is_made_anew_when_the_raw_files_change_or_it_is_damaged(tmp_path, make_tu):
+    raw, cache = make_tu(tmp_path), tmp_path / "cache"
+    first = load_tu("TOY", tmp_path, cache)
+    (processed,) = cache.rglob("data.pt")
+    processed.write_bytes(b"damaged")
+    assert torch.equal(load_tu("TOY", tmp_path, cache).graphs.x, first.graphs.x)
+    labels = (raw / "TOY_graph_labels.txt").read_text().split()
+    (raw / "TOY_graph_labels.txt").write_text("\n".join(reversed(labels)) + "\n")
+    second = load_tu("TOY", tmp_path, cache)
+    assert second.sha256 != first.sha256
+    assert second.graphs.y.tolist() == [1, 0] * 20
+
+
+@pytest.mark.parametrize("kind", ["A", "graph_indicator", "graph_labels"])
+def test_tu_missing_file_is_named_with_its_address(tmp_path, make_tu, kind):
+    (make_tu(tmp_path) / f"TOY_{kind}.txt").unlink()
+    with pytest.raises(UserError, match=rf"TOY_{kind}\.txt.*graphkerneldatasets/TOY\.zip"):
+        load_tu("TOY", tmp_path, tmp_path / "cache")
+
+
+KINDS = ("A", "graph_indicator", "graph_labels", "node_labels", "edge_labels", "node_attributes")
+DAMAGES = {
+    "half": lambda text: "".join(text.splitlines(keepends=True)[: text.count("\n") // 2]),
+    "empty": lambda text: "",
+    "within a line": lambda text: text[: text.rfind(",") + 1],
+    "a column": lambda text: text[: text.rfind(",")] + "\n",
+    "the last line's end": lambda text: text.rstrip("\n"),
+    "a blank line": lambda text: text.replace("\n", "\n\n", 1),
+    "text": lambda text: text.replace("1", "one", 1),
+    "a fraction": lambda text: text.replace("1", "1.5", 1),
+    "a huge label": lambda text: text.replace("1", "1000000000", 1),
+}
+
+
+@pytest.mark.parametrize(
+    "kind, how",
+    [
+        *((kind, how) for kind in KINDS for how in ("half", "empty", "text")),
+        *((kind, how) for kind in ("A", "node_attributes") for how in ("within a line", "a column")),
+        *(("node_labels", how) for how in ("a fraction", "a huge label", "a blank line", "the last line's end")),
+        ("edge_labels", "a huge label"), ("graph_labels", "a blank line"),
+    ],
+)  # fmt: skip
+def test_tu_file_that_is_cut_short_or_damaged_is_refused(tmp_path, make_tu, kind, how):
+    path = make_tu(tmp_path, attributes=True) / f"TOY_{kind}.txt"
+    text = path.read_text()
+    damaged = DAMAGES[how](text)
+    assert damaged != text
+    path.write_text(damaged)
+    with pytest.raises(UserError, match=r"TOY|need"):
+        load_tu("TOY", tmp_path, tmp_path / "cache")
+
+
+def test_tu_graph_without_nodes_and_edges_across_graphs_are_refused(tmp_path, make_tu):
+    raw = make_tu(tmp_path / "empty")
+    (raw / "TOY_graph_labels.txt").open("a").write("1\n")
+    with pytest.raises(UserError, match="graph 41 has a label but no nodes"):
+        load_tu("TOY", tmp_path / "empty", tmp_path / "cache")
+    raw = make_tu(tmp_path / "across", edge_labels=False)
+    (raw / "TOY_A.txt").open("a").write("1, 30\n30, 1\n")
+    with pytest.raises(UserError, match="two different graphs"):
+        load_tu("TOY", tmp_path / "across", tmp_path / "cache")
+
+
+def test_tu_graphs_without_edges_are_graphs(tmp_path, make_tu):
+    raw = make_tu(tmp_path, edge_labels=False, num_graphs=4)
+    nodes = (raw / "TOY_graph_indicator.txt").read_text().split()
+    last = {str(1 + i) for i, graph in enumerate(nodes) if graph in ("2", "4")}  # one inside, one at the end
+    kept = [line for line in (raw / "TOY_A.txt").read_text().splitlines() if line.split(",")[0] not in last]
+    (raw / "TOY_A.txt").write_text("\n".join(kept) + "\n")
+    graphs = load_tu("TOY", tmp_path, tmp_path / "cache").graphs
+    assert len(graphs) == 4
+    assert [count > 0 for count in graphs.edge_ptr.diff().tolist()] == [True, False, True, False]
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    "name, graphs, nodes, edges, features",
+    [
+        ("MUTAG", 188, 17.93, 19.79, 7),
+        ("ENZYMES", 600, 32.63, 62.14, 21),
+        ("PROTEINS", 1113, 39.06, 72.82, 4),
+        ("NCI1", 4110, 29.87, 32.30, 37),
+        ("Mutagenicity", 4337, 30.32, 30.77, 14),
+    ],
+)
+def test_real_data_agrees_with_table_8(data_root, tmp_path, name, graphs, nodes, edges, features):
+    found = load_tu(name, data_root, tmp_path).graphs
+    assert len(found) == graphs and found.x.shape[1] == features
+    assert found.num_nodes / graphs == pytest.approx(nodes, abs=0.006)
+    assert found.num_edges / 2 / graphs == pytest.approx(edges, abs=0.006)
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_dd_agrees_with_table_8_and_is_not_truncated(data_root, tmp_path):
+    found = load_tu("DD", data_root, tmp_path).graphs
+    assert len(found) == 1178 and found.x.shape[1] == 89
+    assert int((found.x.sum(0) > 0).sum()) == 82  # of the labels 1 .. 89 that many occur
+    assert found.num_nodes / 1178 == pytest.approx(284.32, abs=0.006)
+    assert found.num_edges / 2 / 1178 == pytest.approx(715.66, abs=0.006)
+    assert int(found.sizes.max()) == 5748
