@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import re
 import signal
+from pydoc import locate
 
 from hydra.errors import InstantiationException
 
@@ -34,9 +38,30 @@ class Interrupted(SystemExit):
 
 
 def unwrapped(error: Exception) -> Exception:
-    """What a constructor raised, without Hydra's wrapping; any other error as it is."""
+    """What a constructor raised, without Hydra's wrapping; any other error as it is.
+
+    A key that a constructor does not take comes from the command line or from an experiment for another class: that is
+    a :class:`UserError`, which names the keys there are.
+    """
     cause = error.__cause__
-    return cause if isinstance(error, InstantiationException) and isinstance(cause, Exception) else error
+    if not isinstance(error, InstantiationException) or not isinstance(cause, Exception):
+        return error
+    unexpected = re.search(r"__init__\(\) got an unexpected keyword argument '(\w+)'", str(cause))
+    target = re.search(r"target '([\w.]+)'", str(error))
+    if not isinstance(cause, TypeError) or unexpected is None or target is None:
+        return cause
+    section = re.search(r"full_key: ([\w.]+)", str(error))
+    return UserError(_not_taken(section[1] if section else "", target[1], unexpected[1]))
+
+
+def _not_taken(section: str, target: str, key: str) -> str:
+    """That the class ``target``, which a section of the configuration is for, takes no ``key``, and what it takes."""
+    taken = [name for name in inspect.signature(locate(target)).parameters if name != "self"]
+    close = difflib.get_close_matches(key, taken, 1, cutoff=0.8)
+    advice = f"did you mean {section}.{close[0]}?" if close else f"it takes {', '.join(taken)}"
+    if section == "model" and not close:
+        advice += ". An experiment sets the keys of its own model; others have their experiments (_gin, _mlp, ...)"
+    return f"{section}.{key}: {target.rsplit('.', 1)[-1]} takes no {key}; {advice}"
 
 
 def is_user_error(error: Exception) -> bool:

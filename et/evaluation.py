@@ -63,7 +63,7 @@ def evaluate(options: DictConfig) -> dict[str, Any]:
         draw_report(task.network, data, output)
     else:
         with replacing(output / "predictions.npz") as fresh:
-            np.savez(fresh, **{name: values.numpy() for name, values in gather(trainer.predict(task, data)).items()})
+            np.savez(fresh, **{name: values.numpy() for name, values in predictions(trainer, task, data).items()})
     return {**record, "output": str(output)}
 
 
@@ -78,7 +78,8 @@ def predict(run: Path | str, checkpoint: str | None = None, device: str = "auto"
     Returns:
         Node anomaly detection: ``probability`` (N,) of being anomalous, and ``label`` (N,). Graphs: ``output``, (G, C)
         probabilities of the classes, or (G, 1) of a regression, with nodes for graphs where nodes are classified; and
-        ``target``.
+        ``target``. Of three lists, the training graphs come first and the test graphs last. Both: ``part``, 0 in no
+        part, 1 train, 2 validation, 3 test.
 
     Raises:
         UserError: no such run, weights that do not fit, data that is not there; or the run completes images.
@@ -87,7 +88,7 @@ def predict(run: Path | str, checkpoint: str | None = None, device: str = "auto"
     if family(cfg) == "inpainting":
         raise UserError("images are completed by et.inpainting.pictures.complete, or by evaluate.py")
     task, data = assemble(cfg, weights, run)
-    found = gather(build_tester(cfg, device, progress=False).predict(task, data))
+    found = predictions(build_tester(cfg, device, progress=False), task, data)
     warn_of_changed_data(run, data)
     return found
 
@@ -122,6 +123,8 @@ def warn_of_changed_data(run: Path | str, data: pl.LightningDataModule) -> None:
         )
 
 
-def gather(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The predictions of all batches, one after another, on the CPU."""
-    return {name: torch.cat([batch[name].cpu() for batch in batches]) for name in batches[0]}
+def predictions(trainer: pl.Trainer, task: pl.LightningModule, data: pl.LightningDataModule) -> dict[str, Tensor]:
+    """The predictions of all batches, one after another, on the CPU, and in which part of the data each item is."""
+    batches = trainer.predict(task, data)
+    found = {name: torch.cat([batch[name].cpu() for batch in batches]) for name in batches[0]}
+    return {**found, "part": data.parts()}

@@ -39,7 +39,7 @@ def check_same_data(config: Mapping[str, Any], record: Mapping[str, Any]) -> Non
     if now != before:
         raise UserError(
             f"{name} has changed since this run was recorded (its hash was {before[:12]}, it is {now[:12]}): set "
-            "force=true to run it again, or give the new data another name to keep both"
+            "force=true to run it again, or save the new data under another name to keep both"
         )
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 
 from et.errors import UserError, is_user_error, unwrapped
 
@@ -21,3 +22,18 @@ def test_what_a_constructor_raised(cause, mendable):
 def test_errors_of_no_constructor_stay_what_they_are():
     for error, mendable in ((UserError("x"), True), (ValueError("x"), False), (wrapped(None), False)):
         assert unwrapped(error) is error and is_user_error(error) == mendable
+
+
+def built(target: str, **arguments) -> Exception:
+    with pytest.raises(InstantiationException) as caught:
+        instantiate({"model": {"_target_": target, **arguments}})
+    return unwrapped(caught.value)
+
+
+def test_a_key_that_a_class_does_not_take_is_told_with_those_it_takes():
+    error = built("et.baselines.graph_networks.GIN", num_blocks=2)
+    assert isinstance(error, UserError)
+    assert str(error).startswith("model.num_blocks: GIN takes no num_blocks; it takes in_features")
+    assert "_gin" in str(error)
+    error = built("et.anomaly.data.NodeDataModule", trian_ratio=0.4)
+    assert "did you mean model.train_ratio?" in str(error)

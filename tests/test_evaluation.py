@@ -56,6 +56,7 @@ def test_predictions_for_nodes_are_in_the_order_of_the_file_and_give_the_measure
     assert not (tmp_path / "split.npz").exists()
     assert torch.equal(found["label"], graph.labels)
     test = make_split(graph.labels.numpy(), trained.data.train_ratio, 0, "held_out").test
+    assert (found["part"] == 3).nonzero()[:, 0].tolist() == test.tolist()
     auc = roc_auc_score(found["label"][test], found["probability"][test])
     assert auc == pytest.approx(trained.record["metrics"]["test/auc"], abs=1e-6)
     record = evaluate(options(f"run={trained.folder}"))
@@ -75,7 +76,8 @@ def test_predictions_for_graphs_are_of_all_of_them_in_order(config):
     assert torch.equal(found["target"], data.graphs.y)
     assert torch.allclose(found["output"].sum(1), torch.ones(len(data.graphs)))
     right = found["output"].argmax(1) == found["target"]
-    accuracy = right[data.split["test"]].float().mean().item()
+    assert found["part"].bincount().tolist() == [0, *(len(data.split[part]) for part in ("train", "val", "test"))]
+    accuracy = right[found["part"] == 3].float().mean().item()
     assert accuracy == pytest.approx(trained.record["metrics"]["test/accuracy"], abs=1e-6)
 
 

@@ -14,7 +14,9 @@ from tests.configs import ROOT, compose_config
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 # One experiment of every kind of data, model and task: what all the others differ from in numbers only.
 RUNNABLE = {
-    "embedded": ("demo_inpainting", "demo_anomaly", "demo_anomaly_mlp", "demo_graphs"),
+    "embedded": (
+        "demo_inpainting", "demo_anomaly", "demo_anomaly_mlp", "demo_anomaly_trees", "demo_graphs", "demo_graphs_gat",
+    ),
     "real": (
         "imagenette_inpainting", "imagenette_albert", "amazon_upu_1pct", "tolokers_1pct_bwgnn", "yelp_reviewers_1pct",
         "tu_mutag", "tu_mutag_gin",

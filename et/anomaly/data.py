@@ -138,7 +138,7 @@ class NodeDataModule(pl.LightningDataModule):
         graph = self._read()
         split = make_split(graph.labels.numpy(), self.train_ratio, self.seed, self.protocol)
         edges = neighbourhoods(graph, self.merge, self.self_loops, self.repeated_edges)
-        self._description = self._describe(graph, split, edges)
+        self._description, self._split = self._describe(graph, split, edges), split
         anomalous = int((graph.labels[split.train] == 1).sum())
         nodes = nearby_order(edges.values(), graph.num_nodes)
         place = torch.empty_like(nodes)
@@ -194,6 +194,10 @@ class NodeDataModule(pl.LightningDataModule):
             "test_nodes": len(split.test),
             "split_sha256": split.sha256(graph.num_nodes),
         }
+
+    def parts(self) -> Tensor:
+        """(N,) uint8, in the order of the graph's file: 0 in no part, 1 train, 2 validation, 3 test."""
+        return torch.from_numpy(self._split.parts(len(self.whole.nodes)))
 
     def describe(self) -> dict[str, Any]:
         """What the data are, for the run's record; after ``setup``."""

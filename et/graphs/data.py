@@ -186,6 +186,9 @@ class GraphData(pl.LightningDataModule):
                     "files, or set data.num_classes"
                 )
         for key, count in found.items():
+            if count != getattr(self, key) and self.source == "file":
+                array = "x" if key == "num_features" else "edge_attr"
+                raise UserError(f"{array} of {self.name} has {count} columns: set data.{key}={count}")
             if count != getattr(self, key):
                 raise UserError(
                     f"{self.name} has {count} columns where the configuration says {key}={getattr(self, key)}: a label "
@@ -245,6 +248,16 @@ class GraphData(pl.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
+
+    def parts(self) -> Tensor:
+        """(G,) uint8: 0 in no part, 1 train, 2 validation, 3 test; (N,) where nodes are classified.
+
+        Under ``protocol=released`` without an official split all graphs train, and are looked at again.
+        """
+        parts = torch.zeros(len(self.graphs), dtype=torch.uint8)
+        for code, part in ((3, "test"), (2, "val"), (1, "train")):
+            parts[self.split[part]] = code
+        return parts if self.graphs.level == "graph" else parts[self.graphs.graph_of_node]
 
     def describe(self) -> dict[str, Any]:
         """Provenance for result.json: what the data are, how many, and which graphs were in which part."""

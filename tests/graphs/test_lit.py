@@ -271,7 +271,8 @@ def test_regression_run_minimizes_the_absolute_error(config, monkeypatch, make_g
         "experiment=zinc_variant", f"paths.data={tmp_path}", "trainer.max_epochs=1", "data.batch_size=4", *SMALL
     )
     record = train(cfg).record
-    assert set(record["metrics"]) == {"val/mae", "test/mae"}
+    assert set(record["metrics"]) == {"val/mae", "test/mae", "test/mae_constant"}
+    assert record["metrics"]["test/mae_constant"] == 8  # answering 2, the median of 0 .. 5
     assert record["metrics"]["test/mae"] > 1  # untrained, on targets 9 .. 11
     assert record["dataset"]["variant"] == "toy"
 
