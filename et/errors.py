@@ -56,6 +56,8 @@ def unwrapped(error: Exception) -> Exception:
 
 def _not_taken(section: str, target: str, key: str) -> str:
     """That the class ``target``, which a section of the configuration is for, takes no ``key``, and what it takes."""
+    owner = locate(target.rpartition(".")[0])  # of a constructor such as GraphEnergyTransformer.of_fidelity
+    target = target.rpartition(".")[0] if inspect.isclass(owner) else target
     taken = [name for name in inspect.signature(locate(target)).parameters if name != "self"]
     close = difflib.get_close_matches(key, taken, 1, cutoff=0.8)
     advice = f"did you mean {section}.{close[0]}?" if close else f"it takes {', '.join(taken)}"

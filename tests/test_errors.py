@@ -37,3 +37,5 @@ def test_a_key_that_a_class_does_not_take_is_told_with_those_it_takes():
     assert "_gin" in str(error)
     error = built("et.anomaly.data.NodeDataModule", trian_ratio=0.4)
     assert "did you mean model.train_ratio?" in str(error)
+    error = built("et.graphs.model.GraphEnergyTransformer.of_fidelity", fidelity="paper", num_blok=1)
+    assert "GraphEnergyTransformer takes no num_blok; did you mean model.num_blocks?" in str(error)
