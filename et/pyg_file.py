@@ -24,12 +24,12 @@ def load_pyg(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals([Data, DataEdgeAttr, DataTensorAttr, GlobalStorage]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        unknown = re.search(r"Unsupported (?:global|class|operand).*?\b([\w.]+\.[\w.]+)", str(error))
-        what = unknown[1] if unknown else "something else"
-        raise UserError(
-            f"{path} holds {what}: only tensors, numbers, texts and torch_geometric's Data are read"
-        ) from error
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise UserError(f"{path} cannot be read ({type(error).__name__}: {reason}): is it whole?") from error
+        foreign = re.search(r"[Uu]nsupported (?:global: )?GLOBAL ([\w.]+)", str(error))
+        if foreign:
+            reason = f"it holds {foreign[1]}, and only tensors, numbers, texts and torch_geometric's Data are read"
+        elif isinstance(error, pickle.UnpicklingError):  # torch's text is advice about trust
+            reason = "it is no whole file of torch.save"
+        else:
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}: is it whole?"
+        raise UserError(f"{path} cannot be read: {reason}") from error

@@ -118,7 +118,7 @@ def spoiled(**changes) -> list[Data]:
         (spoiled(y=torch.tensor([0, 1])), "graph 0 of .* has 4 nodes and 1 targets"),
         (spoiled(edge_index=torch.tensor([[0], [1]])), "graph 2 of .* without their reverse.*to_undirected"),
         (spoiled(edge_index=torch.tensor([[0, 9], [9, 0]])), "graph 2 of .* names a node outside"),
-        (spoiled(other=torch.distributions.Normal(0, 1)), "holds torch.distributions.normal.Normal: only tensors"),
+        (spoiled(other=torch.distributions.Normal(0, 1)), "holds torch.distributions.normal.Normal, and only tensors"),
     ],
 )
 def test_what_is_no_list_of_graphs_is_told(tmp_path, content, message):
