@@ -71,8 +71,11 @@ class GraphTask(pl.LightningModule):
         self.val_measures, self.test_measures = Measures(num_classes), Measures(num_classes)
 
     def setup(self, stage: str) -> None:
-        level, readout = self.trainer.datamodule.graphs.level, getattr(self.network, "readout", None)
-        if readout is not None and (readout == "nodes") != (level == "node"):
+        data, readout = self.trainer.datamodule, getattr(self.network, "readout", None)
+        if data is None or readout is None:
+            return
+        level = data.graphs.level
+        if (readout == "nodes") != (level == "node"):
             right = "nodes" if level == "node" else "cls"
             raise UserError(f"the targets are of {level}s: set model.readout={right}, not {readout}")
 
