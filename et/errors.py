@@ -40,30 +40,38 @@ class Interrupted(SystemExit):
 def unwrapped(error: Exception) -> Exception:
     """What a constructor raised, without Hydra's wrapping; any other error as it is.
 
-    A key that a constructor does not take comes from the command line or from an experiment for another class: that is
-    a :class:`UserError`, which names the keys there are.
+    A key that the constructor does not take comes from the command line or from an experiment for another class: that
+    is a :class:`UserError`, which names the keys there are.
     """
     cause = error.__cause__
     if not isinstance(error, InstantiationException) or not isinstance(cause, Exception):
         return error
-    unexpected = re.search(r"__init__\(\) got an unexpected keyword argument '(\w+)'", str(cause))
+    return _key_not_taken(error, cause) or cause
+
+
+def _key_not_taken(error: InstantiationException, cause: Exception) -> UserError | None:
+    """That the class ``error`` is about takes no such key, and what it takes; None if ``cause`` is something else."""
+    unexpected = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(cause))
     target = re.search(r"target '([\w.]+)'", str(error))
-    if not isinstance(cause, TypeError) or unexpected is None or target is None:
-        return cause
-    section = re.search(r"full_key: ([\w.]+)", str(error))
-    return UserError(_not_taken(section[1] if section else "", target[1], unexpected[1]))
-
-
-def _not_taken(section: str, target: str, key: str) -> str:
-    """That the class ``target``, which a section of the configuration is for, takes no ``key``, and what it takes."""
-    owner = locate(target.rpartition(".")[0])  # of a constructor such as GraphEnergyTransformer.of_fidelity
-    target = target.rpartition(".")[0] if inspect.isclass(owner) else target
-    taken = [name for name in inspect.signature(locate(target)).parameters if name != "self"]
+    if unexpected is None or target is None:
+        return None
+    owner = locate(target[1].rpartition(".")[0])  # of a constructor such as GraphEnergyTransformer.of_fidelity
+    built = owner if inspect.isclass(owner) else locate(target[1])
+    key, classes = unexpected[2], inspect.getmro(built) if inspect.isclass(built) else ()
+    signatures = [inspect.signature(c.__init__).parameters.values() for c in classes if "__init__" in vars(c)]
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    own = [p for p in next(iter(signatures), ()) if p.name != "self"]
+    if any(p.kind in variable for p in own):  # hands its arguments on to the class that it extends
+        own = [p for p in signatures[1] if p.name != "self"] if len(signatures) > 1 else own
+    taken = [p.name for p in own if p.kind not in variable]
+    if key in taken or unexpected[1] not in {c.__name__ for c in classes}:
+        return None  # a mistake within the constructor, which needs its traceback
+    section = found[1] if (found := re.search(r"full_key: ([\w.]+)", str(error))) else ""
     close = difflib.get_close_matches(key, taken, 1, cutoff=0.8)
     advice = f"did you mean {section}.{close[0]}?" if close else f"it takes {', '.join(taken)}"
     if section == "model" and not close:
         advice += ". An experiment sets the keys of its own model; others have their experiments (_gin, _mlp, ...)"
-    return f"{section}.{key}: {target.rsplit('.', 1)[-1]} takes no {key}; {advice}"
+    return UserError(f"{section}.{key}: {built.__name__} takes no {key}; {advice}")
 
 
 def is_user_error(error: Exception) -> bool:

@@ -77,9 +77,9 @@ def predict(run: Path | str, checkpoint: str | None = None, device: str = "auto"
 
     Returns:
         Node anomaly detection: ``probability`` (N,) of being anomalous, and ``label`` (N,). Graphs: ``output``, (G, C)
-        probabilities of the classes, or (G, 1) of a regression, with nodes for graphs where nodes are classified; and
-        ``target``. Of three lists, the training graphs come first and the test graphs last. Both: ``part``, 0 in no
-        part, 1 train, 2 validation, 3 test.
+        probabilities of the classes (C is 10 for released models, whatever the data), or (G, 1) of a regression, with
+        nodes for graphs where nodes are classified; and ``target``. Of three lists, the training graphs come first and
+        the test graphs last. Both: ``part``, 0 in no part, 1 train, 2 validation, 3 test.
 
     Raises:
         UserError: no such run, weights that do not fit, data that is not there; or the run completes images.

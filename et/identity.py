@@ -85,10 +85,10 @@ def _check_kind(override: str, overrides: Sequence[str], config: Mapping[str, An
 
     Hardware is left to Lightning, which takes words for some of its numbers (trainer.devices=auto).
     """
-    key = override.split("=", 1)[0]
+    key = override.lstrip("+").split("=", 1)[0]
     if not isinstance(leaves(counted(config)).get(key), str):
         return
-    if key == "deterministic":  # warn is one of Lightning's values
+    if key in ("deterministic", "trainer.deterministic"):  # warn is one of Lightning's values
         return
     try:
         usual = leaves(config_of(o for o in overrides if o != override)).get(key)

@@ -1,6 +1,7 @@
 """Which errors are the user's, and what is left of them without Hydra's wrapping."""
 
 import pytest
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
@@ -28,6 +29,24 @@ def built(target: str, **arguments) -> Exception:
     with pytest.raises(InstantiationException) as caught:
         instantiate({"model": {"_target_": target, **arguments}})
     return unwrapped(caught.value)
+
+
+class Faulty(torch.nn.Module):
+    """Its own mistake looks like one of the configuration."""
+
+    def __init__(self, bias: bool = True):
+        super().__init__()
+        self.layer = torch.nn.ReLU(bias=bias)
+
+
+def test_a_mistake_within_a_constructor_stays_what_it_is():
+    error = built(f"{__name__}.Faulty", bias=False)
+    assert isinstance(error, TypeError) and "ReLU" in str(error)
+
+
+def test_keys_handed_on_to_the_class_that_is_extended_are_known():
+    error = built("et.anomaly.lit.FittedTask", network=None, optim=None, balanc=1)
+    assert "did you mean model.balance?" in str(error)
 
 
 def test_a_key_that_a_class_does_not_take_is_told_with_those_it_takes():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from et.core import EdgeTopology
 from et.core.sparse import edge_aggregate, edge_scores, segment_softmax
+from et.errors import UserError
 
 
 class NodeTransformer(nn.Module):
@@ -37,10 +38,10 @@ class NodeTransformer(nn.Module):
         """(n, F) -> log-odds (n,); node ids play no part.
 
         Raises:
-            ValueError: there is more than one topology.
+            UserError: there is more than one topology.
         """
         if len(topologies) != 1:
-            raise ValueError("the graph transformer runs on one merged graph: set data.merge=true")
+            raise UserError("the graph transformer runs on one merged graph: set data.merge=true")
         x = self.embed(features)
         for layer in self.layers:
             x = layer(x, topologies[0])

@@ -164,37 +164,48 @@ class GraphData(pl.LightningDataModule):
         self.variant, self.sha256 = loaded.variant, loaded.sha256
 
     def check_counts(self, graphs: GraphBatch) -> None:
-        """Raise UserError unless features and classes are as many as the configuration says."""
-        edge_features = 0 if graphs.edge_attr is None else graphs.edge_attr.shape[1]
-        found = {"num_features": graphs.x.shape[1], "num_edge_features": edge_features}
+        """Raise UserError unless numbers are finite, and features as many as the configuration says."""
         for key, values in (("node features", graphs.x), ("edge features", graphs.edge_attr), ("targets", graphs.y)):
             if values is not None and not torch.isfinite(values).all():
                 raise UserError(f"the {key} of {self.name} contain NaN or infinite values: mend the files")
-        if self.num_classes > 1 and graphs.y.is_floating_point():
+        self.check_targets(graphs)
+        edge_features = 0 if graphs.edge_attr is None else graphs.edge_attr.shape[1]
+        found = {"num_features": graphs.x.shape[1], "num_edge_features": edge_features}
+        for key, count in found.items():
+            if count == getattr(self, key):
+                continue
+            if self.source == "file":
+                array = "x" if key == "num_features" else "edge_attr"
+                raise UserError(f"{array} of {self.name} has {count} columns: set data.{key}={count}")
+            raise UserError(
+                f"{self.name} has {count} columns where the configuration says {key}={getattr(self, key)}: a label "
+                "out of range in the files adds columns, a missing file of labels or attributes takes some away; "
+                f"check them, or set data.{key}={count}"
+            )
+
+    def check_targets(self, graphs: GraphBatch) -> None:
+        """Raise UserError unless targets are classes, as many as the configuration says, or those of a regression."""
+        if self.num_classes == 1:
+            if self.source == "file" and not graphs.y.is_floating_point():
+                raise UserError(
+                    f"the targets of {self.name} are whole numbers, which are classes: set data.num_classes, or save "
+                    "those of a regression as real ones (y.float())"
+                )
+            return
+        if graphs.y.is_floating_point():
             raise UserError(
                 f"the targets of {self.name} are real numbers: save classes as whole ones (y.long()), or set "
                 "data.num_classes=1 for a regression"
             )
-        if self.num_classes > 1:
-            low, high = int(graphs.y.min()), int(graphs.y.max())
-            # Made and official data may lack a class where few graphs are taken; a folder of files holds all it has.
-            too_few = self.source == "tu" and high < self.num_classes - 1
-            if low < 0 or high >= self.num_classes or too_few:
-                raise UserError(
-                    f"{self.name} has {graphs.level} labels {low} .. {high}, the configuration says "
-                    f"num_classes={self.num_classes}: labels must be 0 .. {self.num_classes - 1}; check the label "
-                    "files, or set data.num_classes"
-                )
-        for key, count in found.items():
-            if count != getattr(self, key) and self.source == "file":
-                array = "x" if key == "num_features" else "edge_attr"
-                raise UserError(f"{array} of {self.name} has {count} columns: set data.{key}={count}")
-            if count != getattr(self, key):
-                raise UserError(
-                    f"{self.name} has {count} columns where the configuration says {key}={getattr(self, key)}: a label "
-                    "out of range in the files adds columns, a missing file of labels or attributes takes some away; "
-                    f"check them, or set data.{key}={count}"
-                )
+        low, high = int(graphs.y.min()), int(graphs.y.max())
+        # Made and official data may lack a class where few graphs are taken; a user's files hold all there are.
+        too_few = self.source in ("tu", "file") and high < self.num_classes - 1
+        if low < 0 or high >= self.num_classes or too_few:
+            raise UserError(
+                f"{self.name} has {graphs.level} labels {low} .. {high}, the configuration says "
+                f"num_classes={self.num_classes}: labels must be 0 .. {self.num_classes - 1}; check the label "
+                f"files, or set data.num_classes={max(high + 1, 2)}"
+            )
 
     def check_fold(self, official: bool) -> None:
         """Raise UserError for a fold where nothing has folds: runs that differ in it alone would be the same run."""

@@ -92,7 +92,7 @@ def check_graph(graph: Any, where: str) -> None:
     edge_index = graph.edge_index
     if edge_index.dim() != 2 or edge_index.shape[0] != 2 or edge_index.is_floating_point():
         raise UserError(f"edge_index of {where} must be whole numbers (2, E), not {tuple(edge_index.shape)}")
-    if graph.num_nodes is None:
+    if graph.x is None and "num_nodes" not in graph:  # which torch_geometric would guess from the edges
         raise UserError(f"{where} does not say how many nodes it has: set x or num_nodes")
     for key, count in (("x", graph.num_nodes), ("edge_attr", edge_index.shape[1])):
         value = getattr(graph, key)
@@ -122,7 +122,7 @@ def stacked(values: Sequence[Tensor | None], counts: Tensor, key: str, where: st
         UserError: a graph lacks its rows, or has them of another width than others.
     """
     widths = {value[0].numel() for value in values if value is not None and len(value)}
-    if not widths:
+    if not widths or widths == {0}:
         return None
     if len(widths) > 1:
         raise UserError(f"{key} in {where} has {', '.join(map(str, sorted(widths)))} columns: all graphs need as many")

@@ -72,12 +72,12 @@ class GraphTask(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         data, readout = self.trainer.datamodule, getattr(self.network, "readout", None)
-        if data is None or readout is None:
+        if data is None or readout not in ("cls", "graph", "nodes"):
             return
         level = data.graphs.level
         if (readout == "nodes") != (level == "node"):
-            right = "nodes" if level == "node" else "cls"
-            raise UserError(f"the targets are of {level}s: set model.readout={right}, not {readout}")
+            right = "set model.readout=nodes" if level == "node" else "leave model.readout out"
+            raise UserError(f"the targets are of {level}s, and the network reads out {readout}: {right}")
 
     def configure_optimizers(self) -> dict:
         return optimizers.configure(self.optim, self, self.trainer)

@@ -13,6 +13,7 @@ from et.baselines.neighbour_trees import NeighbourTrees, neighbour_mean
 from et.baselines.node_mlp import NodeMLP
 from et.baselines.node_transformer import NodeTransformer, TransformerLayer
 from et.core import EdgeTopology
+from et.errors import UserError
 from tests.anomaly.test_released import symmetric_edges
 
 N, F = 20, 6
@@ -66,7 +67,7 @@ class TestTransformer:
         features, topology, _ = graph()
         with pytest.raises(ValueError, match="multiple of num_heads"):
             NodeTransformer(F, 10, 4)
-        with pytest.raises(ValueError, match="one merged graph"):
+        with pytest.raises(UserError, match="one merged graph"):
             NodeTransformer(F, 8, 2).double()(features, [topology, topology])
 
 
