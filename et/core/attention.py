@@ -74,18 +74,6 @@ class EnergyAttention(nn.Module):
         q, k = qk.unflatten(-1, (2, self.num_heads, self.head_dim)).unbind(-3)
         return q, k
 
-    def mix(self, qk: Tensor, topology: Topology | None) -> Tensor:
-        """The two terms of the update in the attention's inner space: (..., N, 2HY) -> P K and P^T Q, alike."""
-        if topology is None and self.terms == "both":
-            qk = qk.unflatten(-1, (2, self.num_heads, self.head_dim))
-            return self.all_pairs.mix_joined(qk, self.beta).flatten(-3)
-        to_query, to_key = (self.all_pairs if topology is None else topology).mix(*self.split_heads(qk), self.beta)
-        if self.terms == "query":
-            to_key = torch.zeros_like(to_key)
-        elif self.terms == "key":
-            to_query = torch.zeros_like(to_query)
-        return torch.cat([to_query.flatten(-2), to_key.flatten(-2)], dim=-1)
-
     def token_energy(self, g: Tensor, topology: Topology | None = None) -> Tensor:
         """Each query's share of the energy, (B, N, D) -> (B, N) or (N, D) -> (N,); float32 or better."""
         with no_autocast(g):
@@ -115,8 +103,29 @@ class EnergyAttention(nn.Module):
                 queries all the same, but half of the products with the weights is spared for them.
         """
         matrix, bias = weights or (self.stacked_weights(), self.stacked_bias())
-        mixed = self.mix(torch.nn.functional.linear(g, matrix, bias), topology)
+        if topology is not None or self.terms != "both":
+            return self._update_by_halves(g, topology or self.all_pairs, matrix, bias, wanted)
+        # One product, and one tensor of queries and keys, which the kernels for all pairs take as it is.
+        qk = torch.nn.functional.linear(g, matrix, bias).unflatten(-1, (2, self.num_heads, self.head_dim))
+        mixed = self.all_pairs.mix_joined(qk, self.beta).flatten(-3)
         return (mixed if wanted is None else mixed.index_select(-2, wanted)) @ matrix
+
+    def _update_by_halves(
+        self, g: Tensor, topology: Topology, matrix: Tensor, bias: Tensor | None, wanted: Tensor | None
+    ) -> Tensor:
+        """:meth:`update` with a product for queries and one for keys: nothing has to be taken apart or joined."""
+        matrices = matrix.chunk(2)
+        biases = (None, None) if bias is None else bias.chunk(2)
+        q, k = (
+            torch.nn.functional.linear(g, half, shift).unflatten(-1, (self.num_heads, self.head_dim))
+            for half, shift in zip(matrices, biases, strict=True)
+        )
+        parts = []
+        for name, term, half in zip(("query", "key"), topology.mix(q, k, self.beta), matrices, strict=True):
+            if self.terms in (name, "both"):
+                term = term.flatten(-2)
+                parts.append((term if wanted is None else term.index_select(-2, wanted)) @ half)
+        return sum(parts)
 
     def extra_repr(self) -> str:
         return (
