@@ -9,13 +9,15 @@ Both layouts compute the same numbers (``fidelity=paper``, the model of table 9,
 which a padded batch needs 47 GB a tensor: for DD both are also run on graphs cut to their first 500 nodes, as the
 released code does, and that pair is compared. Each measurement runs in a process of its own, one after the other, on
 the same batches; data and eigenvectors are made beforehand. Seconds are those of the clock; beside them those of all
-processors together, which tell more on a machine that is busy with other work. Memory is the highest resident set of
-the whole process.
+processors together, which tell more on a machine that is busy with other work, and what the matrix products of the
+sparse layout's steps would take alone, at the highest rate of such a product here: with these products no kernels can
+be faster. Memory is the highest resident set of the whole process.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -47,10 +49,25 @@ def load(name: str, limit: int | None):
     return data
 
 
+def product_rate() -> float:
+    """Highest of twenty rates of the product that makes a batch's queries, (1250, 128) x (128, 768), in FLOP/s."""
+    import torch
+
+    left, right = torch.randn(1250, 128), torch.randn(128, 768)
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        for _ in range(20):
+            left @ right
+        seconds.append((time.perf_counter() - start) / 20)
+    return 2 * 1250 * 128 * 768 / min(seconds)
+
+
 def measure(name: str, layout: str, limit: int | None, batches: int | None, precision: str) -> dict:
     """Seconds of one epoch (or of the first ``batches``) and the peak memory of this process."""
     import torch
     import torch.nn.functional as F
+    from torch.utils.flop_counter import FlopCounterMode
 
     from et.graphs.model import GraphEnergyTransformer
 
@@ -70,18 +87,19 @@ def measure(name: str, layout: str, limit: int | None, batches: int | None, prec
 
     step(data.graphs.select(torch.arange(2)))  # compiles the kernels
     loader = data.train_dataloader()
-    seconds, cpu_seconds, done, nodes = 0.0, 0.0, 0, 0
-    for batch in loader:
-        start, cpu_start = time.perf_counter(), time.process_time()
+    timed = list(itertools.islice(loader, batches))
+    start, cpu_start = time.perf_counter(), time.process_time()
+    for batch in timed:
         step(batch)
-        seconds += time.perf_counter() - start
-        cpu_seconds += time.process_time() - cpu_start
-        done, nodes = done + 1, nodes + batch.num_nodes
-        if done == batches:
-            break
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     status = Path("/proc/self/status").read_text()
     peak = int(status.split("VmHWM:")[1].split()[0]) / 2**20
-    counts = {"batches": done, "of": len(loader), "nodes": nodes}
+    counts = {"batches": len(timed), "of": len(loader), "nodes": sum(batch.num_nodes for batch in timed)}
+    if layout == "sparse":
+        with FlopCounterMode(display=False) as counter:
+            for batch in timed:
+                step(batch)
+        counts["products"] = counter.get_total_flops() / product_rate()
     return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_gb": peak, **counts}
 
 
@@ -95,7 +113,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(**json.loads(options.one))))
         return
-    heads = f"{'seconds':>9} {'CPU s':>8} {'us/node':>8} {'peak GB':>8}"
+    heads = f"{'seconds':>9} {'CPU s':>8} {'products':>8} {'us/node':>8} {'peak GB':>8}"
     print(f"{'data':<9} {'layout':<8} {'limit':>6} {'batches':>8} {heads}")
     for name in options.data:
         seconds = {}
@@ -110,11 +128,12 @@ def main() -> None:
                 continue
             found = json.loads(run.stdout.strip().splitlines()[-1])
             seconds[layout] = found["seconds"]
+            products = f"{found['products']:.2f}" if "products" in found else "-"
             done = f"{found['batches']:>4}/{found['of']:<3}"
             cost = f"{1e6 * found['seconds'] / found['nodes']:>8.0f} {found['peak_gb']:>8.2f}"
             print(
                 f"{name:<9} {layout:<8} {limit or '-':>6} {done} {found['seconds']:>9.2f} "
-                f"{found['cpu_seconds']:>8.2f} {cost}",
+                f"{found['cpu_seconds']:>8.2f} {products:>8} {cost}",
                 flush=True,
             )
         if len(seconds) == 2:
@@ -122,4 +141,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from et.cli import exit_on_user_error
+
+    exit_on_user_error(main)
