@@ -89,14 +89,7 @@ def descend(
             ``wanted`` with a record or a tolerance.
         TypeError: a tensor as ``topology``.
     """
-    if isinstance(topology, Tensor):
-        raise TypeError("topology says who attends to whom: EdgeTopology(edge_index, num_nodes); there are no masks")
-    if steps < 0:
-        raise ValueError(f"steps must be 0 or more, not {steps}")
-    if until is not None and noise_std > 0:
-        raise ValueError("a descent with noise never comes to rest: use until without noise_std")
-    if wanted is not None and (record or until is not None):
-        raise ValueError("a descent that is recorded, or ends at a tolerance, needs all tokens: leave out wanted")
+    _check_arguments(steps, topology, noise_std, record, until, wanted)
     sizes = step_sizes(step_size, steps)
     dtype = compute_dtype(x)
     x = at_least_float32(x)
@@ -141,6 +134,25 @@ def descend(
         return Descent(x, steps=taken)
     attention, hopfield = (torch.stack(parts) for parts in zip(*energies, strict=True))
     return Descent(x, attention + hopfield, attention, hopfield, torch.stack(states) if states else None, taken)
+
+
+def _check_arguments(
+    steps: int,
+    topology: Topology | None,
+    noise_std: float,
+    record: bool | str,
+    until: float | None,
+    wanted: Tensor | None,
+) -> None:
+    """What :func:`descend` says about arguments that do not go together."""
+    if isinstance(topology, Tensor):
+        raise TypeError("topology says who attends to whom: EdgeTopology(edge_index, num_nodes); there are no masks")
+    if steps < 0:
+        raise ValueError(f"steps must be 0 or more, not {steps}")
+    if until is not None and noise_std > 0:
+        raise ValueError("a descent with noise never comes to rest: use until without noise_std")
+    if wanted is not None and (record or until is not None):
+        raise ValueError("a descent that is recorded, or ends at a tolerance, needs all tokens: leave out wanted")
 
 
 def step_sizes(step_size: float | Sequence[float] | Tensor, steps: int) -> list[float | Tensor]:
