@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -19,6 +20,8 @@ from et.graphs.batch import GraphBatch
 from et.graphs.data import GraphData
 from et.graphs.protocol import released_accuracy
 from et.sampling import rank_and_world
+
+SAY_EVERY = 30.0  # seconds of repeated scoring, which no progress bar counts
 
 
 class GraphTask(pl.LightningModule):
@@ -160,15 +163,24 @@ class GraphTask(pl.LightningModule):
                 return self.network(batch).argmax(-1) == batch.y
 
         with seeded(self.seed, self.device):
-            mean, std = released_accuracy(correct, len(data.graphs), repetitions, self.seed)
+            mean, std = released_accuracy(correct, len(data.graphs), self._counted(repetitions), self.seed)
         self.log_dict({"test/accuracy": mean, "test/accuracy_std": std, "test/accuracy_all": plain})
+
+    def _counted(self, repetitions: int, first: int = 0) -> Iterator[int]:
+        """first .. repetitions - 1; beside a progress bar, which does not count them, a line now and then."""
+        bar, said = self.trainer.progress_bar_callback, time.monotonic()
+        for repetition in range(first, repetitions):
+            if bar is not None and time.monotonic() - said > SAY_EVERY:
+                bar.print(f"scored {repetition} of {repetitions} times")
+                said = time.monotonic()
+            yield repetition
 
     def _log_repeated(self, first: dict[str, float], data: GraphData) -> None:
         """Mean and deviation over repeated scorings of the official test part, the ``first`` of them already done."""
         scorings, again = [first], Measures(self.num_classes).to(self.device)
         # Without noise in evaluation, or padding, every repetition is the first.
         varies = getattr(self.network, "noise_in_evaluation", False) and not self.trainer.fast_dev_run
-        for repetition in range(1, self.repetitions if varies else 1):
+        for repetition in self._counted(self.repetitions if varies else 1, first=1):
             with seeded(self.seed + repetition, self.device):
                 for batch in data.test_dataloader():
                     batch = batch.to(self.device)

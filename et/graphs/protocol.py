@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -77,7 +77,7 @@ def released_fold(num_graphs: int, seed: int, folds: int = 10) -> list[Tensor]:
 
 
 def released_accuracy(
-    correct: Callable[[Tensor], Tensor], num_graphs: int, repetitions: int, seed: int
+    correct: Callable[[Tensor], Tensor], num_graphs: int, repetitions: Iterable[int], seed: int
 ) -> tuple[float, float]:
     """Mean and standard deviation over repetitions of the released 10-fold loop, which never refits the model.
 
@@ -86,9 +86,10 @@ def released_accuracy(
     Args:
         correct: takes graph numbers (n,) and says which of them the model classifies correctly, (n,) bool. It is asked
             again in every batch of every repetition, because noise and padding make the released model's answer vary.
+        repetitions: their numbers, from 0 on.
     """
     repeated = []
-    for repetition in range(repetitions):
+    for repetition in repetitions:
         folds = []
         for graphs in released_fold(num_graphs, seed + repetition):
             batches = [correct(batch).float().mean() for batch in graphs.split(RELEASED_BATCH)]

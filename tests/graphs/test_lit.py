@@ -93,6 +93,13 @@ def test_edge_reconstruction_joins_the_loss(make_graphs):
         GraphTask(nn.Identity(), None, num_classes=2, edge_loss_weight=1.0)
 
 
+def test_a_long_scoring_says_how_far_it_is(toy_run, monkeypatch, capsys):
+    monkeypatch.setattr(lit, "SAY_EVERY", 0.0)
+    train(toy_run("protocol=released", "task.repetitions=3", "trainer.max_epochs=1", "callbacks.progress=true"))
+    said = capsys.readouterr().out
+    assert "scored 1 of 3 times" in said and "scored 2 of 3 times" in said
+
+
 @pytest.mark.slow
 def test_the_released_protocol_on_two_processes(toy_run):
     outcome = train(
@@ -167,7 +174,7 @@ def test_released_run_is_scored_by_the_released_loop(toy_run, fidelity):
         with torch.no_grad():
             right = network(data.graphs).argmax(1) == data.graphs.y
         assert metrics["test/accuracy_all"] == pytest.approx(right.float().mean().item())
-        mean, std = released_accuracy(lambda numbers: right[numbers], 40, 3, seed=0)
+        mean, std = released_accuracy(lambda numbers: right[numbers], 40, range(3), seed=0)
         assert metrics["test/accuracy"] == pytest.approx(mean, abs=1e-6)
         assert metrics["test/accuracy_std"] == pytest.approx(std, abs=1e-6)
 

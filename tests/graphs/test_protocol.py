@@ -60,7 +60,7 @@ def test_released_folds_look_at_the_first_of_both_parts():
 def test_released_accuracy_against_the_loop_spelled_out():
     """An independent version: explicit lists, batch by batch."""
     right = set(range(0, 150, 3))
-    mean, std = released_accuracy(lambda graphs: torch.tensor([int(g) in right for g in graphs]), 150, 3, seed=5)
+    mean, std = released_accuracy(lambda graphs: torch.tensor([int(g) in right for g in graphs]), 150, range(3), seed=5)
     repetitions = []
     for repetition in range(3):
         accuracies = []
@@ -77,9 +77,9 @@ def test_released_accuracy_against_the_loop_spelled_out():
 
 def test_released_accuracy_favours_the_first_tenth():
     """The score of a model that is right about the first tenth only is far above its accuracy."""
-    mean, _ = released_accuracy(lambda graphs: graphs < 20, 200, 5, seed=0)
+    mean, _ = released_accuracy(lambda graphs: graphs < 20, 200, range(5), seed=0)
     assert mean > 0.5
-    assert released_accuracy(lambda graphs: graphs >= 0, 200, 2, seed=0) == (1.0, 0.0)
+    assert released_accuracy(lambda graphs: graphs >= 0, 200, range(2), seed=0) == (1.0, 0.0)
 
 
 def test_everything_is_everything():
