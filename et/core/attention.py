@@ -104,7 +104,8 @@ class EnergyAttention(nn.Module):
         """
         matrix, bias = weights or (self.stacked_weights(), self.stacked_bias())
         if topology is not None or self.terms != "both":
-            return self._update_by_halves(g, topology or self.all_pairs, matrix, bias, wanted)
+            neighbours = self.all_pairs if topology is None else topology
+            return self._update_by_halves(g, neighbours, matrix, bias, wanted)
         # One product, and one tensor of queries and keys, which the kernels for all pairs take as it is.
         qk = torch.nn.functional.linear(g, matrix, bias).unflatten(-1, (2, self.num_heads, self.head_dim))
         mixed = self.all_pairs.mix_joined(qk, self.beta).flatten(-3)
@@ -125,7 +126,7 @@ class EnergyAttention(nn.Module):
             if self.terms in (name, "both"):
                 term = term.flatten(-2)
                 parts.append((term if wanted is None else term.index_select(-2, wanted)) @ half)
-        return sum(parts)
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
     def extra_repr(self) -> str:
         return (
