@@ -101,7 +101,8 @@ class Checkpoints(Checkpoint):
         folder: where the files go.
         monitor: logged metric that names the best epoch; None: there is no best.
         mode: ``min`` or ``max``.
-        every_n_epochs: how often ``last.ckpt`` is renewed (always after the final epoch).
+        every_n_epochs: how often ``last.ckpt`` is renewed; always after an epoch that is the best so far, lest it
+            remember another best epoch than ``best.ckpt`` is of, and at the end.
         identity: the run's id, kept in every checkpoint.
         tie_break: logged metric of which the smaller decides between epochs that ``monitor`` finds equally good; None:
             the first of them is the best.
@@ -121,7 +122,10 @@ class Checkpoints(Checkpoint):
         self.folder, self.monitor, self.mode, self.every_n_epochs = Path(folder), monitor, mode, every_n_epochs
         self.tie_break, self.identity = tie_break, identity
         self.best_epoch, self.best_metrics = None, {}
+        self.latest_metrics: dict[str, float] = {}
         self.data_sha256: str | None = None
+        self._improved = False  # whether this epoch is the best so far
+        self._saved_at: int | None = None  # the step of last.ckpt
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and hasattr(trainer.datamodule, "describe"):  # which has been set up already
@@ -132,12 +136,12 @@ class Checkpoints(Checkpoint):
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         # Saving takes all processes, so they must agree; each may have computed its own, equal up to rounding.
-        metrics = trainer.strategy.broadcast(metrics)
+        self.latest_metrics = metrics = trainer.strategy.broadcast(metrics)
         for key, name in (("monitor", self.monitor), ("tie_break", self.tie_break)):
             if name is not None and name not in metrics:
                 raise UserError(f"callbacks.{key} is {name!r}, but validation logs {', '.join(sorted(metrics))}")
         if self.best_epoch is None or self._rank(metrics) < self._rank(self.best_metrics):
-            self.best_epoch, self.best_metrics = trainer.current_epoch, metrics
+            self.best_epoch, self.best_metrics, self._improved = trainer.current_epoch, metrics, True
             self._save(trainer, "best.ckpt", weights_only=True)
 
     def _rank(self, metrics: dict[str, float]) -> tuple[float, ...]:
@@ -147,18 +151,25 @@ class Checkpoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         finished = trainer.current_epoch + 1
-        if finished % self.every_n_epochs == 0 or finished == trainer.max_epochs:
+        if self._improved or finished % self.every_n_epochs == 0 or finished == trainer.max_epochs:
+            self.save_last(trainer)
+        self._improved = False
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step != self._saved_at:  # max_steps or max_time ended it between two that are saved
             self.save_last(trainer)
 
     def save_last(self, trainer: Trainer) -> None:
         """Renew ``last.ckpt``; every process of a distributed run calls this."""
         self._save(trainer, "last.ckpt")
+        self._saved_at = trainer.global_step
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["run_id"] = self.identity
         checkpoint["data_sha256"] = self.data_sha256
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._saved_at = checkpoint["global_step"]
         before, now = checkpoint.get("data_sha256"), self.data_sha256
         if trainer.state.fn == "fit" and before is not None and now is not None and before != now:
             raise UserError(
@@ -186,7 +197,10 @@ class Checkpoints(Checkpoint):
             os.replace(fresh, path)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_epoch": self.best_epoch, "best_metrics": self.best_metrics}
+        return {
+            "best_epoch": self.best_epoch, "best_metrics": self.best_metrics, "latest_metrics": self.latest_metrics,
+        }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_epoch, self.best_metrics = state_dict["best_epoch"], state_dict["best_metrics"]
+        self.latest_metrics = state_dict.get("latest_metrics", {})

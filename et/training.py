@@ -133,6 +133,7 @@ def build(cfg: DictConfig, folder: Path, identity: str) -> Parts:
 def describe_run(cfg: DictConfig, identity: str, parts: Parts, tested: dict[str, float]) -> dict[str, Any]:
     """What result.json says of a run that has ended with the test metrics ``tested``."""
     trainer, checkpoints = parts.trainer, parts.checkpoints
+    validated = checkpoints.best_metrics if tests_best(cfg, checkpoints) else checkpoints.latest_metrics
     return {
         "experiment": cfg.name,
         "run_id": identity,
@@ -141,7 +142,7 @@ def describe_run(cfg: DictConfig, identity: str, parts: Parts, tested: dict[str,
         "protocol": cfg.protocol,
         "task": family(cfg),
         "dataset": parts.data.describe(),
-        "metrics": {**checkpoints.best_metrics, **tested},
+        "metrics": {**validated, **tested},
         "best_epoch": checkpoints.best_epoch,
         "num_params": sum(p.numel() for p in parts.network.parameters()),
         "epochs": trainer.current_epoch,
@@ -179,17 +180,22 @@ def fit(
 
 
 def check_checkpoint_choice(cfg: DictConfig) -> None:
-    """Refuse, before any work, a choice of weights that cannot be tested at the end.
+    """Refuse, before any work, a choice of weights that cannot be tested at the end, and a training without one.
 
     Raises:
-        UserError: ``checkpoint`` is unknown, or is ``best`` where no metric says what best means.
+        UserError: ``checkpoint`` is unknown, or is ``best`` where no metric says what best means; no number of epochs.
     """
     if cfg.checkpoint not in ("best", "last", "current"):  # current: another word for last, in recorded runs
         raise UserError(f"checkpoint must be best or last, not {cfg.checkpoint!r}")
     if cfg.checkpoint == "best" and cfg.callbacks.monitor is None:
         raise UserError("checkpoint=best needs callbacks.monitor: the metric that names the best epoch")
     every, epochs = cfg.trainer.get("check_val_every_n_epoch") or 1, cfg.trainer.max_epochs
-    if cfg.checkpoint == "best" and 0 <= epochs < every and not cfg.trainer.get("fast_dev_run"):
+    if not isinstance(epochs, int) or epochs < 0:
+        raise UserError(
+            f"trainer.max_epochs must be a number of epochs, not {epochs}: warm-up and schedule are counted in them. "
+            "To end after trainer.max_steps, set it to as many epochs as these steps take"
+        )
+    if cfg.checkpoint == "best" and epochs < every and not cfg.trainer.get("fast_dev_run"):
         raise UserError(
             f"checkpoint=best needs a validation, but trainer.check_val_every_n_epoch is {every} and "
             f"trainer.max_epochs {epochs}: lower the one, raise the other, or set checkpoint=last"
@@ -239,6 +245,7 @@ def build_trainer(
     metrics_file: MetricsFile,
 ) -> pl.Trainer:
     """The Lightning trainer with this project's callbacks and the loggers asked for."""
+    compute_exactly()
     callbacks = [SeededEpochs(cfg.seed), FiniteLoss(), LearningRateMonitor("step"), *keepers]
     if cfg.optim.get("centralize_gradients"):
         callbacks.append(CentralizedGradients())
@@ -248,6 +255,7 @@ def build_trainer(
     callbacks += [instantiate(callback, folder=folder) for callback in (cfg.callbacks.get("pictures") or {}).values()]
     return instantiate(
         cfg.trainer,
+        accelerator=accelerator(cfg.trainer.accelerator),
         callbacks=callbacks,
         logger=[metrics_file, *extra_loggers(cfg, folder, identity)],
         default_root_dir=str(folder),
@@ -255,6 +263,19 @@ def build_trainer(
         enable_progress_bar=bool(progress),
         **distributed_options(cfg, network),
     )
+
+
+def compute_exactly() -> None:
+    """Let GPUs convolve in whole float32, as they multiply by default, and not in TF32.
+
+    One convolution matters: where graphs are padded it makes ahat, which multiplies the scores of attention.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def accelerator(choice: str) -> str:
+    """What to compute on: ``auto`` is a GPU of CUDA or the CPU; Apple's GPUs have no float64, which metrics need."""
+    return "cpu" if choice == "auto" and not torch.cuda.is_available() else choice
 
 
 def distributed_options(cfg: DictConfig, network: torch.nn.Module) -> dict[str, Any]:
@@ -284,10 +305,15 @@ def test(
 
     A protocol without validation data (the released one for graphs) has no best epoch: the last one's are tested.
     """
-    best = cfg.checkpoint == "best" and kept.best_epoch is not None and not trainer.fast_dev_run
+    best = tests_best(cfg, kept) and not trainer.fast_dev_run
     # After fit the weights in memory are those of last.ckpt: no file need be read for them.
     trainer.test(task, data, ckpt_path=kept.folder / "best.ckpt" if best else None, weights_only=True, verbose=False)
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
+
+
+def tests_best(cfg: DictConfig, kept: Checkpoints) -> bool:
+    """Whether the best epoch's weights are the ones to test, and not the last one's."""
+    return cfg.checkpoint == "best" and kept.best_epoch is not None
 
 
 def reset_peak_memory(device: torch.device) -> None:

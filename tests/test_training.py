@@ -73,6 +73,39 @@ def test_the_best_epoch_is_the_best_of_metrics_csv(tiny):
     assert curve.index(min(curve)) == outcome.record["best_epoch"]
 
 
+def test_what_is_recorded_of_validation_is_of_the_weights_that_are_tested(tiny):
+    outcome = train(tiny("checkpoint=last", "callbacks.monitor=val/mse", "optim.optimizer.lr=0.1"))
+    metrics = outcome.record["metrics"]
+    assert outcome.record["best_epoch"] < 2  # else there is nothing to tell apart
+    # The demo tests on what it validates on.
+    assert metrics["test/mse"] == pytest.approx(metrics["val/mse"], rel=1e-5)
+
+
+def test_a_killed_run_remembers_the_best_epoch_whose_weights_it_has(tiny, monkeypatch, tmp_path):
+    overrides = ("checkpoint=best", "callbacks.monitor=val/mse", "callbacks.save_every_n_epochs=10")
+    with monkeypatch.context() as patched, pytest.raises(Stop):
+        stop_in(patched, 2)
+        train(tiny(*overrides))
+    folder = next((tmp_path / "runs" / "demo_inpainting").iterdir()) / "checkpoints"
+    best, last = (torch.load(folder / name, weights_only=True) for name in ("best.ckpt", "last.ckpt"))
+    state = next(state for state in last["callbacks"].values() if "best_epoch" in state)
+    assert state["best_epoch"] == best["epoch"]
+
+
+def test_a_run_that_ends_within_an_epoch_keeps_the_weights_that_it_tests(tiny):
+    outcome = train(tiny("+trainer.max_steps=7"))  # of three steps an epoch
+    assert outcome.record["steps"] == 7
+    trained = outcome.task.state_dict()
+    for name, value in weights(outcome.folder).items():
+        assert torch.equal(value, trained[name]), name
+
+
+@pytest.mark.parametrize("epochs", ["null", "-1"])
+def test_a_training_without_a_number_of_epochs_is_refused(tiny, epochs):
+    with pytest.raises(UserError, match=r"trainer\.max_epochs must be a number of epochs"):
+        train(tiny(f"trainer.max_epochs={epochs}"))
+
+
 def test_equally_good_epochs_are_told_apart_by_the_tie_break(tmp_path):
     epochs = [(0.8, 0.5), (0.9, 0.7), (0.9, 0.4), (0.9, 0.6), (0.7, 0.1)]
     for tie_break, best in (("val/loss", 2), (None, 1)):
