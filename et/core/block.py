@@ -124,9 +124,9 @@ class EnergyTransformerBlock(nn.Module):
         of_attention, of_hopfield = weights or self.stacked_weights(g.dtype)
         own = g if wanted is None else g.index_select(-2, wanted)
         if self.attention is None:
-            return self.hopfield.update(own, of_hopfield)
+            return self.hopfield.update(own, weights=of_hopfield)
         update = self.attention.update(g, topology, of_attention, wanted)
-        return update if self.hopfield is None else update + self.hopfield.update(own, of_hopfield)
+        return update if self.hopfield is None else update + self.hopfield.update(own, weights=of_hopfield)
 
     def module_energies(self, g: Tensor, topology: Topology | None = None) -> tuple[Tensor, Tensor]:
         """(E^ATT, E^HN), each (B,) or (); zero for a module that is left out."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from et.core.precision import at_least_float32, differentiable_gradient, no_autocast, watched
+from et.core.topology import Topology
 
 
 class HopfieldNetwork(nn.Module):
@@ -68,14 +69,20 @@ class HopfieldNetwork(nn.Module):
         with no_autocast(g):
             return -self._potential(F.linear(at_least_float32(g), self.memories, self.bias))
 
-    def energy(self, g: Tensor) -> Tensor:
-        """E^HN of normalised tokens: (B, N, D) -> (B,), (N, D) -> () (eq. 5)."""
+    def energy(self, g: Tensor, topology: Topology | None = None) -> Tensor:
+        """E^HN of normalised tokens, whatever the topology: (B, N, D) -> (B,), (N, D) -> () (eq. 5)."""
         return self.token_energy(g).sum(-1)
 
-    def update(self, g: Tensor, weights: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
-        """-dE^HN/dg = r(g xi^T) xi, shaped like ``g``; no token sees another (eq. 9).
+    def update(
+        self,
+        g: Tensor,
+        topology: Topology | None = None,
+        weights: tuple[Tensor, Tensor | None] | None = None,
+    ) -> Tensor:
+        """-dE^HN/dg = r(g xi^T) xi, shaped like ``g`` (eq. 9).
 
-        ``weights`` are memories and bias, for callers that have them in another dtype.
+        ``topology`` stands here as it does in attention and changes nothing: no token sees another. ``weights`` are
+        memories and bias, for callers that have them in another dtype.
         """
         memories, bias = weights or (self.memories, self.bias)
         if self.activation == "relu":

@@ -245,9 +245,10 @@ def _pair_maps(q: Tensor, k: Tensor, beta: Tensor, ahat: Tensor, head_mix: Tenso
     """(G, H, N, N) each: products K . Q, what ahat multiplies in z, and P; float32 or better."""
     products = at_least_float32(q @ k.mT)
     mixed = _mix_heads((head_mix * beta[:, None]).mT.to(products.dtype), products)
-    scores = (mixed * ahat).masked_fill_(ahat == 0, -torch.inf)
-    # A query without keys has no softmax; its row is 0.
-    return products, mixed, torch.softmax(scores, -1).nan_to_num_(0.0)
+    no_edge = ahat == 0
+    scores = (mixed * ahat).masked_fill_(no_edge, -torch.inf)
+    # A query without keys has no softmax; its row is 0. Whatever else is NaN shall stay so.
+    return products, mixed, torch.softmax(scores, -1).masked_fill_(no_edge.all(-1, keepdim=True), 0.0)
 
 
 def _pair_gradients(

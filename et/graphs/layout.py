@@ -107,7 +107,7 @@ class PaddedLayout:
         batch: the graphs; no graph may hold an edge twice.
         sinks: the released code's padding: padded tokens are tokens like others, which attend to all of their graph's
             real tokens and, as long as the adjacency projection has no bias, are attended to by none. Otherwise they
-            are zero and take part in nothing.
+            are zero and take part in nothing, whatever the bias.
     """
 
     def __init__(self, batch: GraphBatch, sinks: bool):
@@ -146,6 +146,8 @@ class PaddedLayout:
         projected = (projection.weight @ features.flatten(2)).unflatten(2, features.shape[2:])
         if projection.bias is not None:
             projected = projected + projection.bias[:, None, None]
+            if not self.sinks:
+                projected = projected * (self.real[:, None, :, None] & self.real[:, None, None])
         projected = projected.movedim(1, -1)
         return projected if kernel is None else outer_convolution(x, kernel) * projected
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from et.core import HopfieldNetwork
+from et.core import EdgeTopology, HopfieldNetwork
 from et.core.hopfield import relu_response
 
 
@@ -25,6 +25,13 @@ def test_update_is_the_negative_gradient_of_the_energy(activation, bias):
     assert energy.shape == (2,)
     (gradient,) = torch.autograd.grad(energy.sum(), g)
     torch.testing.assert_close(network.update(g), -gradient, rtol=0, atol=1e-9)
+
+
+def test_energy_and_update_take_a_topology_as_attention_does_and_do_not_mind_it():
+    network, g = HopfieldNetwork(6, 10), torch.randn(4, 6)
+    topology = EdgeTopology(torch.tensor([[0, 1], [1, 2]]), 4)
+    assert torch.equal(network.energy(g, topology), network.energy(g))
+    assert torch.equal(network.update(g, topology), network.update(g))
 
 
 def test_power_one_is_relu():

@@ -181,6 +181,14 @@ def test_a_batch_of_dense_graphs_is_each_of_them():
         assert torch.allclose(together[index], module.update(g, WeightedPairs(dense)), rtol=0, atol=1e-12)
 
 
+def test_a_query_without_keys_is_left_alone_and_a_nan_is_not_hidden():
+    module, (g, _, _, dense, _) = attention(), random_case()
+    dense[2] = 0.0
+    assert (module.update(g, WeightedPairs(dense)).isfinite()).all()
+    dense[3, 4] = float("nan")
+    assert not (module.update(g, WeightedPairs(dense)).isfinite()).all()
+
+
 def test_convolution_on_edges_stops_at_the_ends_of_each_graph():
     kernel = torch.randn(3, 3, H, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     sizes, generator = [1, 5, 8], torch.Generator().manual_seed(1)
