@@ -88,7 +88,7 @@ def measure(table: Table, metric: Metric, line: Line, protocol: str) -> Measured
 
     A single run that records the spread of its own repeated scorings (:attr:`Metric.spread`) is shown with that spread.
     """
-    if not metric.applies(line.condition.name):
+    if not metric.applies(line.condition.name) or protocol not in metric.protocols:
         return None
     runs = tuple(run for run in line.of(protocol) if _finite(run.record["metrics"].get(metric.key)))
     if not runs:
@@ -97,10 +97,17 @@ def measure(table: Table, metric: Metric, line: Line, protocol: str) -> Measured
     mean = statistics.fmean(values)
     if len(values) > 1:
         return Measured(mean, statistics.stdev(values), len(values), over(table, runs, protocol), runs)
-    spread = runs[0].record["metrics"].get(metric.spread or f"{metric.key}_std")
-    if _finite(spread):
-        return Measured(mean, spread * metric.scale, 1, table.deviation.get("within", "scorings of one model"), runs)
-    return Measured(mean, None, 1, "", runs)
+    spread, scorings = runs[0].record["metrics"].get(metric.spread or f"{metric.key}_std"), scorings_of(table, runs[0])
+    if not _finite(spread) or scorings == 1:
+        return Measured(mean, None, 1, "", runs)
+    within = table.deviation.get("within", "scorings of one model")
+    return Measured(mean, spread * metric.scale, 1, within if scorings is None else f"{scorings} {within}", runs)
+
+
+def scorings_of(table: Table, run: Run) -> int | None:
+    """How often a model was scored for the deviation within one run; None where the table does not say."""
+    given = [override.split("=")[1] for override in run.overrides if override.startswith("task.repetitions=")]
+    return int(given[-1]) if given else table.deviation.get("scorings")
 
 
 def over(table: Table, runs: Iterable[Run], protocol: str) -> str:

@@ -24,7 +24,8 @@ _PRINTED = re.compile(rf"(?P<mean>{_NUMBER})(?: \+ (?P<more>{_NUMBER}))?(?: ± (
 class Metric:
     """A quantity of a table. ``key`` is its name in a run's record; a recorded value times ``scale`` is in ``unit``.
 
-    ``spread`` is the name of its deviation within one run; None: the key with ``_std``.
+    ``spread`` is the name of its deviation within one run; None: the key with ``_std``. A metric ``beside`` another one
+    has columns in that one's grid and none of its own.
     """
 
     name: str
@@ -37,6 +38,8 @@ class Metric:
     conditions: tuple[str, ...] | None = None  # None: all of the table's
     in_paper: bool = True
     spread: str | None = None
+    protocols: tuple[str, ...] = ("held_out", "released")  # those that record it
+    beside: str | None = None
 
     @property
     def measured(self) -> bool:
@@ -186,8 +189,8 @@ def load(number: int) -> Table:
 
 
 def _metric(name: str, entry: dict[str, Any], in_paper: bool = True) -> Metric:
-    given = entry.get("conditions")
-    return Metric(name, **{**entry, "conditions": None if given is None else tuple(given), "in_paper": in_paper})
+    tuples = {key: tuple(entry[key]) for key in ("conditions", "protocols") if key in entry}
+    return Metric(name, **{**entry, **tuples, "in_paper": in_paper})
 
 
 def _method(name: str, entry: dict[str, Any], in_paper: bool = True) -> Method:

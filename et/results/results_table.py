@@ -53,6 +53,7 @@ def results_document(table: Table, collection: Collection) -> Document:
     grids = [
         results_grid(table, metric, lines, expected) if metric.measured else counted_grid(table, metric)
         for metric in table.metrics
+        if metric.beside is None
     ]
     sections = [
         Section("Data variants", [f"{name}: {text}" for text, name in variant_names(lines).items()]),
@@ -70,12 +71,14 @@ def results_document(table: Table, collection: Collection) -> Document:
 
 
 def results_grid(table: Table, metric: Metric, lines: Sequence[Line], expected: Mapping[tuple[str, str], int]) -> Grid:
-    """The grid of one metric."""
+    """The grid of one metric, with the columns of those that stand beside it."""
     variants, configurations = variant_names(lines), configuration_names(lines)
     lines = [line for line in lines if metric.applies(line.condition.name)]
     tops = {protocol: best_lines(table, metric, lines, protocol) for protocol in PROTOCOLS}
     against = {protocol: comparisons(table, metric, lines, protocol) for protocol in PROTOCOLS}
     with_comparison = [protocol for protocol in PROTOCOLS if against[protocol]]
+    beside = [other for other in table.metrics if other.beside == metric.name]
+    others = [(other, protocol) for other in beside for protocol in other.protocols]
     rows = []
     for index, line in enumerate(lines):
         cell = table.cell(metric.name, line.condition.name, line.method.name) if not line_differs(line) else None
@@ -85,10 +88,11 @@ def results_grid(table: Table, metric: Metric, lines: Sequence[Line], expected: 
         row += [Text(data_of(line, variants)), Text(name + (f", {configurations[line.label]}" if line.label else ""))]
         row.append(DASH if cell is None else Text(cell.printed, cell.bold, cell.mean))
         for protocol in PROTOCOLS:
-            wanted = expected.get((line.method.experiment_for(line.condition.name), protocol), 0)
-            wanted = 0 if line_differs(line) else wanted
-            entry = Entry(metric, line, protocol, measured[protocol], cell, wanted)
+            entry = Entry(metric, line, protocol, measured[protocol], cell, wanted_runs(line, protocol, expected))
             row.append(measured_text(entry, bold=index in tops[protocol]))
+        for other, protocol in others:
+            found, wanted = measure(table, other, line, protocol), wanted_runs(line, protocol, expected)
+            row.append(measured_text(Entry(other, line, protocol, found, None, wanted)))
         for protocol in PROTOCOLS:
             delta = difference(measured[protocol], cell)
             row.append(DASH if delta is None else Text(signed(delta, metric.digits), value=delta))
@@ -96,9 +100,16 @@ def results_grid(table: Table, metric: Metric, lines: Sequence[Line], expected: 
         rows.append(row)
     unit = f" ({metric.unit})" if metric.unit else ""
     better = {"max": ", higher is better", "min": ", lower is better"}.get(metric.direction, "")
-    columns = [*table.condition_columns, "Data", "Method", "Paper", *PROTOCOLS, *(f"Δ {name}" for name in PROTOCOLS)]
+    columns = [*table.condition_columns, "Data", "Method", "Paper", *PROTOCOLS]
+    columns += [f"{protocol}, {other.label}" for other, protocol in others]
+    columns += [f"Δ {name}" for name in PROTOCOLS]
     columns += [f"against baseline, {protocol}" for protocol in with_comparison]
     return Grid(f"{metric.label}{unit}{better}", columns, rows, heads=len(table.condition_columns) + 2)
+
+
+def wanted_runs(line: Line, protocol: str, expected: Mapping[tuple[str, str], int]) -> int:
+    """How many runs the table's sweep has for a line's entry; 0 where the line is not the sweep's."""
+    return 0 if line_differs(line) else expected.get((line.method.experiment_for(line.condition.name), protocol), 0)
 
 
 def line_differs(line: Line) -> bool:
@@ -181,7 +192,7 @@ def results_csv(table: Table, collection: Collection) -> str:
     )  # fmt: skip
     for metric in (metric for metric in table.metrics if metric.measured):
         shown = [line for line in lines if metric.applies(line.condition.name)]
-        for protocol in PROTOCOLS:
+        for protocol in metric.protocols:
             top, against = best_lines(table, metric, shown, protocol), comparisons(table, metric, shown, protocol)
             for index, line in enumerate(shown):
                 cell = table.cell(metric.name, line.condition.name, line.method.name)

@@ -88,6 +88,25 @@ def test_one_run_that_repeats_its_scoring_shows_that_spread(make_run, tmp_path):
     assert (measured.std, measured.n, measured.over) == (pytest.approx(2), 1, "scorings of one model")
 
 
+def test_the_deviation_within_a_run_says_over_how_many_scorings_and_one_has_none(make_run, tmp_path):
+    table, found = paper.load(2), {}
+    metrics = {"test/accuracy": 0.9, "test/accuracy_std": 0.02, "test/accuracy_all": 0.8}
+    for name, times in {"tu_mutag": None, "tu_nci1": 5, "tu_dd": 1}.items():
+        make_run(key(name, 0, "released", "released"), metrics, *([f"task.repetitions={times}"] if times else []))
+    accuracy, of_all = table.metrics
+    for line in lines_of(table, collect([tmp_path / "runs"])):
+        if line.runs:
+            measured = measure(table, accuracy, line, "released")
+            found[line.condition.name] = (measured.std and round(measured.std, 6), measured.over)
+            assert measure(table, of_all, line, "released").mean == pytest.approx(80)
+            assert measure(table, of_all, line, "held_out") is None
+    assert found == {
+        "tu_mutag": (2.0, "100 scorings of one model"),
+        "tu_nci1": (2.0, "5 scorings of one model"),
+        "tu_dd": (None, ""),
+    }
+
+
 def test_images_have_the_deviation_over_masking_seeds_and_that_over_images(make_run, tmp_path):
     table = paper.load(14)
     metrics = {"test/mse": 0.3, "test/mse_std_masks": 0.001, "test/mse_std_images": 0.1}

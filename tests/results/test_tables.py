@@ -126,6 +126,8 @@ def test_folds_and_protocols_of_table_2(tmp_path, make_run):
     rows = rows_of(render(2, tmp_path), "Accuracy (%), higher is better")
     (mutag,) = [row for row in rows if row[0] == "MUTAG" and row[2] == "ET (Ours)"]
     assert "84.5 ± 3.0 (n = 10" in mutag[4]
+    assert rows[0][4:7] == ["held_out", "released", "released, on all its training graphs"]
+    assert "all its training graphs" not in "".join(rows[0][7:])  # held_out has no such number
     assert "held_out: folds" in (tmp_path / "experiments/table02/table.md").read_text()
 
 
