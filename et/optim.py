@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
 from typing import Any
 
@@ -10,6 +12,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
+
+from et.errors import UserError
 
 
 def warmup_cosine(step: int, total: int, warmup: int, peak_lr: float, start_lr: float, end_lr: float) -> float:
@@ -34,6 +38,23 @@ def centralize(gradient: Tensor, axes: tuple[int, ...] | None = None) -> None:
     gradient.sub_(gradient.mean(dim=axes, keepdim=True))
 
 
+def build_optimizer(cfg: DictConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of ``parameters`` that ``cfg``, a partial, describes.
+
+    Raises:
+        UserError: its class does not take one of the keys.
+    """
+    build = instantiate(cfg)
+    signature = inspect.signature(build.func).parameters
+    taken = [name for name in signature if name not in ("self", "params")]
+    for key in build.keywords:
+        if key not in taken and not any(p.kind is p.VAR_KEYWORD for p in signature.values()):
+            close = difflib.get_close_matches(key, taken, 1, cutoff=0.8)
+            advice = f"did you mean optim.optimizer.{close[0]}?" if close else f"it takes {', '.join(taken)}"
+            raise UserError(f"optim.optimizer.{key}: {build.func.__name__} takes no {key}; {advice}")
+    return build(parameters)
+
+
 def configure(cfg: DictConfig, module: nn.Module, trainer: Any) -> dict[str, Any]:
     """What ``configure_optimizers`` returns for a configuration of the group ``optim``.
 
@@ -42,7 +63,7 @@ def configure(cfg: DictConfig, module: nn.Module, trainer: Any) -> dict[str, Any
         module: whose parameters are trained.
         trainer: the Lightning trainer, asked for the number of steps.
     """
-    optimizer = instantiate(cfg.optimizer)([p for p in module.parameters() if p.requires_grad])
+    optimizer = build_optimizer(cfg.optimizer, [p for p in module.parameters() if p.requires_grad])
     if cfg.schedule.name == "constant":
         return {"optimizer": optimizer}
     if cfg.schedule.name != "warmup_cosine":

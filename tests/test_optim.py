@@ -3,7 +3,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from et.optim import centralize, configure, warmup_cosine
+from et.errors import UserError
+from et.optim import build_optimizer, centralize, configure, warmup_cosine
 from tests.configs import compose_config
 
 
@@ -78,3 +79,12 @@ def test_a_warm_up_without_end_is_told():
 def test_an_unknown_schedule_is_refused():
     with pytest.raises(ValueError, match=r"optim\.schedule\.name"):
         build("optim.schedule.name=linear")
+
+
+@pytest.mark.parametrize(
+    ("key", "advice"), [("weigth_decay", r"did you mean optim\.optimizer\.weight_decay"), ("foo", "it takes lr, betas")]
+)
+def test_a_key_that_the_optimizer_does_not_take_is_named(key, advice):
+    cfg = compose_config("experiment=demo_graphs", f"+optim.optimizer.{key}=0.1").optim.optimizer
+    with pytest.raises(UserError, match=rf"optim\.optimizer\.{key}: AdamW takes no {key}; .*{advice}"):
+        build_optimizer(cfg, [torch.nn.Parameter(torch.zeros(1))])
