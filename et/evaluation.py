@@ -18,7 +18,7 @@ from et.errors import UserError
 from et.files import replacing, write_atomically
 from et.loading import family, fill, load_weights
 from et.record import read_result
-from et.training import quiet_libraries
+from et.training import accelerator, compute_exactly, quiet_libraries
 
 OPTIONS = ("run", "checkpoint", "images", "output", "mask_seeds", "device", "progress")
 
@@ -36,7 +36,7 @@ def evaluate(options: DictConfig) -> dict[str, Any]:
         raise UserError(
             f"evaluate.py knows {', '.join(OPTIONS)}, not {', '.join(unknown)}: data and model are those of the run"
         )
-    cfg, weights, output = load_weights(options.run, options.checkpoint)
+    cfg, weights, output, loaded = load_weights(options.run, options.checkpoint)
     output = Path(options.output) if options.output else output
     of_images = family(cfg) == "inpainting"
     if not of_images and (options.images is not None or options.mask_seeds is not None):
@@ -55,7 +55,7 @@ def evaluate(options: DictConfig) -> dict[str, Any]:
     if options.images is None:
         warn_of_changed_data(options.run, data)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    record = {"run": str(options.run), "dataset": data.describe(), "metrics": metrics}
+    record = {"run": str(options.run), "checkpoint": loaded, "dataset": data.describe(), "metrics": metrics}
     write_atomically(output / "evaluation.json", json.dumps(record, indent=2, sort_keys=True) + "\n")
     if of_images:
         from et.inpainting.pictures import draw_report
@@ -84,7 +84,7 @@ def predict(run: Path | str, checkpoint: str | None = None, device: str = "auto"
     Raises:
         UserError: no such run, weights that do not fit, data that is not there; or the run completes images.
     """
-    cfg, weights, _ = load_weights(run, checkpoint)
+    cfg, weights, *_ = load_weights(run, checkpoint)
     if family(cfg) == "inpainting":
         raise UserError("images are completed by et.inpainting.pictures.complete, or by evaluate.py")
     task, data = assemble(cfg, weights, run)
@@ -106,9 +106,10 @@ def assemble(
 def build_tester(cfg: DictConfig, device: str, progress: bool) -> pl.Trainer:
     """A trainer that only scores, and writes nothing."""
     quiet_libraries()
+    compute_exactly()
     return pl.Trainer(
-        accelerator=device, devices=1, logger=False, enable_progress_bar=progress, precision=cfg.trainer.precision,
-        enable_checkpointing=False, enable_model_summary=False,
+        accelerator=accelerator(device), devices=1, logger=False, enable_progress_bar=progress,
+        precision=cfg.trainer.precision, enable_checkpointing=False, enable_model_summary=False,
     )  # fmt: skip
 
 

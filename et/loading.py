@@ -39,14 +39,14 @@ def load_run(run: Path | str, checkpoint: str | None = None) -> tuple[DictConfig
     Raises:
         UserError: there is none, or its weights do not fit.
     """
-    cfg, weights, _ = load_weights(run, checkpoint)
+    cfg, weights, *_ = load_weights(run, checkpoint)
     network, prefix = instantiate(cfg.model), "network."
     fill(network, {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}, run)
     return cfg, network.eval()
 
 
-def load_weights(run: Path | str, checkpoint: str | None) -> tuple[DictConfig, dict[str, torch.Tensor], Path]:
-    """Configuration and weights of a run's folder or of a converted checkpoint, and where output belongs.
+def load_weights(run: Path | str, checkpoint: str | None) -> tuple[DictConfig, dict[str, torch.Tensor], Path, str]:
+    """Configuration and weights of a run's folder or of a converted checkpoint, where output belongs, the file's name.
 
     Raises:
         UserError: nothing there, or nothing that loads as plain tensors.
@@ -72,7 +72,7 @@ def load_weights(run: Path | str, checkpoint: str | None) -> tuple[DictConfig, d
         if "config" not in saved:
             raise UserError(f"{path} holds no configuration: name the run's folder, or convert the checkpoint first")
         cfg = OmegaConf.create(saved["config"])
-    return cfg, saved["state_dict"], output
+    return cfg, saved["state_dict"], output, path.name
 
 
 def fill(module: torch.nn.Module, weights: dict[str, torch.Tensor], run: Path | str) -> None:

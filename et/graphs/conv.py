@@ -49,7 +49,7 @@ class EnergyConv(nn.Module):
             ValueError: the edges do not fit the nodes.
         """
         topology = edge_index if isinstance(edge_index, EdgeTopology) else EdgeTopology(edge_index, x.shape[0])
-        return descend(self.block, x, self.steps, self.step_size, topology).x
+        return descend(self.block, x, self.steps, self.step_size, topology).x.to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, steps={self.steps}, step_size={self.step_size}"
