@@ -4,14 +4,14 @@
     python scripts/bench_graphs.py --batches 8                    # only so many batches of each (the same in all)
     python scripts/bench_graphs.py --data MUTAG PROTEINS --precision bf16
 
-Both layouts compute the same numbers (``fidelity=paper``, the model of table 9, batches of 32, AdamW step included);
-``padded`` pads every graph of a batch to its largest and computes all pairs. DD's largest graph has 5,748 nodes, for
-which a padded batch needs 47 GB a tensor: for DD both are also run on graphs cut to their first 500 nodes, as the
-released code does, and that pair is compared. Each measurement runs in a process of its own, one after the other, on
-the same batches; data and eigenvectors are made beforehand. Seconds are those of the clock; beside them those of all
-processors together, which tell more on a machine that is busy with other work, and what the matrix products of the
-sparse layout's steps would take alone, at the highest rate of such a product here: with these products no kernels can
-be faster. Memory is the highest resident set of the whole process.
+Both layouts compute the same numbers (``fidelity=paper``, the model of table 9, batches of 32, the step of AdamW
+included, gradients not centralised); ``padded`` pads every graph of a batch to its largest and computes all pairs. DD's
+largest graph has 5,748 nodes, for which a padded batch needs 47 GB a tensor: for DD both are also run on graphs cut to
+their first 500 nodes, as the released code does, and that pair is compared. Each measurement runs in a process of its
+own, one after the other, on the same batches; data and eigenvectors are made beforehand. Seconds are those of the
+clock; beside them those of all processors together, which tell more on a machine that is busy with other work, and what
+the matrix products of the sparse layout's steps would take alone, at the highest rate of such a product here: with
+these products no kernels can be faster. Memory is the highest resident set of the whole process.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ class GraphEnergyTransformer(nn.Module):
     """S blocks of T steps each over [CLS; nodes], weighted attention along the edges, readout from CLS or the nodes.
 
     A graph's tokens are X = [CLS; W y] + W_pe lambda, with node features y and Laplacian eigenvectors lambda (eq. 23).
-    From them ahat = Conv3x3(X X^T) * A' is made once (eq. 24); it weights the attention (eq. 25) of every block.
+    From them ahat = Conv3x3(X X^T) * A' is made once (eq. 24); it weights the attention (eq. 25) of every block. Each
+    block descends its energy (eq. 27) from where the one before ended, with a layer norm of its own (eq. 26).
 
     The convolution runs over the *positions* of the nodes in the file. With it the model's output depends on the order
     in which a graph's nodes are numbered, which the paper does not say: ``python -m et.graphs.node_order`` measures how
@@ -34,6 +35,7 @@ class GraphEnergyTransformer(nn.Module):
         readout: ``cls``, one output a graph, or ``nodes``, one a node.
         dim, num_heads, head_dim, num_memories: D, H, Y, M of a block.
         num_blocks, steps: S and T.
+        activation, beta, train_beta: of a block; see :class:`et.core.EnergyTransformerBlock`.
         step_size: alpha of eq. 27.
         noise_std: sigma of eq. 27, in training, and with ``noise_in_evaluation`` always.
         num_eigenvectors: k of eq. 23.
@@ -81,6 +83,9 @@ class GraphEnergyTransformer(nn.Module):
         edge_decoder_init_std: float | None = 0.0,
         attention_init_std: float = 0.002,
         memory_init_std: float = 0.02,
+        activation: Literal["relu", "softmax", "power"] = "relu",
+        beta: float | None = None,
+        train_beta: bool = True,
         flips: Literal["vectors", "entries"] | None = "vectors",
         flax_layout: bool = False,
     ):
@@ -107,7 +112,9 @@ class GraphEnergyTransformer(nn.Module):
                 num_heads,
                 head_dim,
                 num_memories,
-                train_beta=True,
+                activation=activation,
+                beta=beta,
+                train_beta=train_beta,
                 attention_init_std=attention_init_std,
                 hopfield_init_std=memory_init_std,
             )

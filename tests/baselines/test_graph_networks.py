@@ -1,5 +1,7 @@
 """Baselines for whole graphs: one interface, independence of batch and node order, training."""
 
+import re
+
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -7,6 +9,7 @@ from hydra.utils import instantiate
 from et.baselines.graph_networks import GAT, GIN, GraphTransformer
 from et.graphs.batch import pack
 from et.graphs.positional import with_eigenvectors
+from tests.configs import ROOT
 
 
 def graphs(edge_features=0):
@@ -22,6 +25,8 @@ def graphs(edge_features=0):
     return with_eigenvectors(packed, 4).select(range(3))
 
 
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+BASELINES = [name for name in EXPERIMENTS if re.fullmatch(r"(tu|gnnbench|zinc).*_(gin|gat|gt)", name)]
 NETWORKS = {
     "gin": lambda edge_features, readout="graph": GIN(3, 2, readout, hidden=16),
     "gat": lambda edge_features, readout="graph": GAT(3, edge_features, 2, readout, hidden=16, num_heads=4),
@@ -80,9 +85,10 @@ def test_a_few_steps_fit_three_graphs(name):
     assert loss < 0.1
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_shipped_experiments_use_the_same_folds_as_et(config, name):
-    et, baseline = config("experiment=tu_enzymes"), config(f"experiment=tu_enzymes_{name}")
+@pytest.mark.parametrize("experiment", BASELINES)
+def test_shipped_experiments_use_the_same_folds_as_et(config, experiment):
+    own, _, _ = experiment.rpartition("_")
+    et, baseline = config(f"experiment={own}"), config(f"experiment={experiment}")
     assert baseline.data == et.data and baseline.trainer.max_epochs == et.trainer.max_epochs
-    assert baseline.name == f"tu_enzymes_{name}"
+    assert baseline.name == experiment
     assert sum(p.numel() for p in instantiate(baseline.model).parameters()) > 10_000

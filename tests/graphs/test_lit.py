@@ -241,6 +241,9 @@ def test_a_lost_checkpoint_is_not_replaced_by_another(toy_run):
     [
         ("tu_proteins", "paper", 32, 0.05, 0.02, True), ("tu_proteins", "released", 64, 0.05, 0.02, False),
         ("gnnbench_mnist", "paper", 128, 0.0, 0.02, False), ("gnnbench_mnist", "released", 512, 0.05, 0.02, False),
+        ("gnnbench_cifar10", "paper", 128, 0.0, 0.02, False), ("gnnbench_cifar10", "released", 512, 0.05, 0.02, False),
+        ("gnnbench_pattern", "paper", 128, 0.05, 0.005, False), ("gnnbench_cluster", "paper", 128, 0.05, 0.005, False),
+        ("gnnbench_pattern", "released", 128, 0.05, 0.005, False),
         ("zinc", "paper", 128, 0.05, 0.005, True), ("zinc", "released", 1024, 0.05, 0.02, False),
     ],
 )  # fmt: skip
@@ -251,6 +254,7 @@ def test_what_the_released_notebooks_train_with(
     data, model = instantiate(cfg.data), instantiate(cfg.model)
     assert (data.batch_size, data.standardize) == (batch_size, standardize)
     assert cfg.task.label_smoothing == label_smoothing and model.noise_std == noise_std
+    assert cfg.data.max_nodes == 500  # beyond which the released code leaves nodes out
 
 
 def test_node_task_reports_both_accuracies_and_repeats_with_noise(config, tmp_path):

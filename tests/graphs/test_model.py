@@ -1,9 +1,13 @@
 """The graph model: the paper's numbers, sparse against dense, independence of batch and node order, energies."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hydra.utils import instantiate
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from et.graphs.batch import pack
 from et.graphs.model import GraphEnergyTransformer
 from et.optim import centralize
 
@@ -92,9 +96,11 @@ def test_forward_is_the_equations_spelled_out_for_one_graph(make_graphs):
     assert torch.allclose(model(batch)[0], model.head(x[0]), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("released", [{}, RELEASED | {"sink_padding": False}])
 @pytest.mark.parametrize("conv", ["3x3", "none"])
-def test_a_graphs_result_does_not_depend_on_its_batch(make_graphs, conv):
-    graphs, model = make_graphs(), tiny(conv=conv)
+def test_a_graphs_result_does_not_depend_on_its_batch(make_graphs, conv, released):
+    """Nor on its padding, unless padded tokens take part; not even where a bias turns non-edges into edges."""
+    graphs, model = make_graphs(), tiny(conv=conv, **released)
     together = model(graphs)
     for number in range(len(graphs)):
         assert torch.allclose(model(graphs.select([number]))[0], together[number], rtol=0, atol=1e-9)
@@ -106,6 +112,39 @@ def test_released_results_do_depend_on_the_batch(make_graphs):
     graphs, model = make_graphs(), tiny(**RELEASED)
     alone = torch.cat([model(graphs.select([number])) for number in range(len(graphs))])
     assert (model(graphs) - alone).abs().max() > 1e-6
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers how many numbers the largest tensor has that any operation returns, gradients included."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        found = function(*arguments, **(options or {}))
+        for value in found if isinstance(found, tuple | list) else (found,):
+            if isinstance(value, torch.Tensor):
+                self.numbers = max(self.numbers, value.numel())
+        return found
+
+
+def test_a_step_on_a_graph_of_dd_s_size_has_no_tensor_of_pairs_or_of_edges_times_width():
+    """DD's largest graph has 5,748 nodes: all pairs of them would be 33 million numbers a head."""
+    nodes = 5748
+    around = torch.arange(nodes)
+    edges = [torch.stack([around, (around + step) % nodes]) for step in (1, 2, 3, -1, -2, -3)]
+    batch = pack(
+        torch.tensor([nodes]), torch.tensor([6 * nodes]), torch.randn(nodes, 3), torch.cat(edges, 1), None,
+        torch.tensor([1]),
+    )  # fmt: skip
+    batch = replace(batch, pe=torch.randn(nodes + 1, 4))
+    model = tiny(head_dim=32).train().float()
+    model(batch)  # makes what is made once
+    with LargestTensor() as largest:
+        model(batch).square().sum().backward()
+    tokens, along = nodes + 1, 6 * nodes + 3 * nodes + 1  # to and from CLS, and each to itself
+    heads, width = TINY["num_heads"], 32
+    assert largest.numbers <= max(2 * tokens * heads * width, 9 * along)
+    assert max(2 * tokens * heads * width, 9 * along) < min(along * heads * width, tokens**2) / 3
 
 
 def test_without_convolution_node_order_does_not_matter_and_with_it_does(make_graphs):
