@@ -137,9 +137,9 @@ class GraphTask(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         found, data = self.measured(self.test_measures), self.trainer.datamodule
-        if self.num_classes == 1:
+        if self.num_classes == 1 and data is not None:
             self.log("test/mae_constant", constant_error(data))
-        if self.protocol == "held_out":
+        if self.protocol == "held_out" or data is None:
             self._log("test", found)
         elif data.has_official_split:
             self._log_repeated(found, data)
@@ -150,9 +150,15 @@ class GraphTask(pl.LightningModule):
         """What was measured since the last time; classes are weighted where nodes are classified."""
         found = measures.compute()
         measures.reset()
-        if self.trainer.datamodule.graphs.level == "graph":
+        if self._level() == "graph":
             found.pop("accuracy_weighted", None)
         return found
+
+    def _level(self) -> str:
+        """Whether there is a target for each ``graph`` or for each ``node``."""
+        if self.trainer.datamodule is not None:
+            return self.trainer.datamodule.graphs.level
+        return "node" if getattr(self.network, "readout", None) == "nodes" else "graph"  # plain loaders were given
 
     def _log(self, part: str, found: dict[str, float]) -> None:
         for name, value in found.items():

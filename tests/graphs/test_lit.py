@@ -1,16 +1,19 @@
 """Training and scoring end to end on small data: measures, both protocols, resuming, what is recorded."""
 
 import pytest
+import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
+from torch.utils.data import DataLoader
 
 from et.errors import UserError
 from et.evaluation import evaluate
 from et.graphs import lit
 from et.graphs.lit import GraphTask, Measures, seeded
+from et.graphs.model import GraphEnergyTransformer
 from et.graphs.protocol import released_accuracy
 from et.loading import load_weights
 from et.training import train
@@ -218,6 +221,21 @@ def test_resumed_run_is_the_uninterrupted_one(toy_run, tmp_path):
     assert resumed.record["metrics"] == whole.record["metrics"]
     for mine, theirs in zip(resumed.task.parameters(), whole.task.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("readout", ["cls", "nodes"])
+def test_plain_loaders_of_batches_do_for_training_and_for_scoring(make_graphs, readout):
+    batch = make_graphs(level="node" if readout == "nodes" else "graph")
+    network = GraphEnergyTransformer(3, 0, 2, readout, 16, 2, 4, 8, 1, num_eigenvectors=4)
+    optim = OmegaConf.create({"optimizer": {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.01},
+                              "schedule": {"name": "constant"}})  # fmt: skip
+    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+                         enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    task, loader = GraphTask(network, optim, num_classes=2), DataLoader([batch], batch_size=None)
+    trainer.fit(task, loader, loader)
+    assert ("val/accuracy_weighted" in trainer.callback_metrics) == (readout == "nodes")
+    (scores,) = trainer.test(task, loader, verbose=False)
+    assert 0 <= scores["test/accuracy"] <= 1
 
 
 @pytest.mark.parametrize("protocol", ["held_out", "released"])
