@@ -154,14 +154,17 @@ class GraphData(pl.LightningDataModule):
         )
         self.check_counts(graphs)
         self.check_fold(loaded.split is not None)
-        if self.max_nodes is not None:
+        variant = loaded.variant
+        if self.max_nodes is not None and int(graphs.sizes.max()) > self.max_nodes:
             graphs = graphs.truncate(self.max_nodes)
+            # At the end, since what a variant begins with says whose the data are.
+            variant += f", graphs cut to their first {self.max_nodes} nodes"
         self.has_official_split = loaded.split is not None
         self.split = self.make_split(graphs, loaded.split)
         if self.standardize:
             graphs = standardized(graphs, self.split["train"])
         self.graphs = with_eigenvectors(graphs, self.num_eigenvectors, sources.cache_folder(self.root, self.cache))
-        self.variant, self.sha256 = loaded.variant, loaded.sha256
+        self.variant, self.sha256 = variant, loaded.sha256
 
     def check_counts(self, graphs: GraphBatch) -> None:
         """Raise UserError unless numbers are finite, and features as many as the configuration says."""
@@ -197,14 +200,26 @@ class GraphData(pl.LightningDataModule):
                 f"the targets of {self.name} are real numbers: save classes as whole ones (y.long()), or set "
                 "data.num_classes=1 for a regression"
             )
-        low, high = int(graphs.y.min()), int(graphs.y.max())
+        classes = graphs.y.unique().tolist()
+        low, high = classes[0], classes[-1]
         # Made and official data may lack a class where few graphs are taken; a user's files hold all there are.
-        too_few = self.source in ("tu", "file") and high < self.num_classes - 1
-        if low < 0 or high >= self.num_classes or too_few:
+        holds_all = self.source in ("tu", "file")
+        if holds_all and low == high:
+            raise UserError(
+                f"every {graphs.level} of {self.name} is of class {low}: there is nothing to tell apart; check the "
+                "labels, of which a classification needs two or more"
+            )
+        if low < 0 or high >= self.num_classes or (holds_all and high < self.num_classes - 1):
             raise UserError(
                 f"{self.name} has {graphs.level} labels {low} .. {high}, the configuration says "
                 f"num_classes={self.num_classes}: labels must be 0 .. {self.num_classes - 1}; check the label "
                 f"files, or set data.num_classes={max(high + 1, 2)}"
+            )
+        if holds_all and len(classes) < self.num_classes:
+            gap = min(set(range(self.num_classes)) - set(classes))
+            raise UserError(
+                f"{self.name} has no {graphs.level} of class {gap}: number its classes 0 .. {len(classes) - 1} without "
+                f"a gap, and set data.num_classes={len(classes)}"
             )
 
     def check_fold(self, official: bool) -> None:

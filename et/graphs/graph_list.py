@@ -12,7 +12,7 @@ from torch import Tensor
 from et.errors import UserError
 from et.graphs.batch import GraphBatch, pack
 from et.graphs.made import hash_graphs
-from et.graphs.sources import SPLITS, Source
+from et.graphs.sources import SPLITS, Source, consecutive
 from et.graphs.tu import degree_features
 from et.pyg_file import load_pyg
 from et.record import USER_DATA
@@ -39,7 +39,7 @@ def load_graph_list(path: str | Path | None) -> Source:
         counts = [len(content[part]) for part in SPLITS]
         if 0 in counts:
             raise UserError(f"{path} has no graphs in {SPLITS[counts.index(0)]!r}")
-        split = dict(zip(SPLITS, torch.arange(sum(counts)).split(counts), strict=True))
+        split = consecutive(counts)
         content = [graph for part in SPLITS for graph in content[part]]
     if not isinstance(content, list) or not content:
         raise UserError(f"{path} holds neither a list of graphs nor such lists by {', '.join(SPLITS)}")

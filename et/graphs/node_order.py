@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
     """Print the spread for a run and write it into the run's folder as node_order.json.
 
     Raises:
-        UserError: no such run, or it is not one of graphs.
+        UserError: no such run, it is not one of graphs, or ``orders`` is no number of orders.
     """
     from hydra.utils import instantiate
 
@@ -72,12 +72,15 @@ def main(arguments: list[str]) -> None:
     options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     if "run" not in options or set(options) - {"run", "orders", "checkpoint"} or len(options) != len(arguments):
         raise UserError("usage: python -m et.graphs.node_order run=PATH [orders=20] [checkpoint=best|last]")
+    orders = options.get("orders", "20")
+    if not orders.isdecimal() or int(orders) == 0:
+        raise UserError(f"orders={orders}: it says how many random orders to try, a whole number from 1 on")
     cfg, network = load_run(Path(options["run"]), options.get("checkpoint"))
     if family(cfg) != "graphs":
         raise UserError(f"{options['run']} is a run of {cfg.name}, which is not about graphs")
     data = instantiate(cfg.data)
     data.setup()
-    record = {"run": options["run"], **spread(network, data, int(options.get("orders", 20)))}
+    record = {"run": options["run"], **spread(network, data, int(orders))}
     (Path(options["run"]) / "node_order.json").write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record, indent=2))
 

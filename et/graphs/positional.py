@@ -59,7 +59,7 @@ def with_eigenvectors(graphs: GraphBatch, k: int, cache: Path | None = None, pro
     if path is not None and path.exists():
         try:
             pe = np.load(path)
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError):
             pe = None  # A damaged file is computed anew.
         if pe is not None and pe.shape == (graphs.num_nodes + len(graphs), k):
             return replace(graphs, pe=torch.from_numpy(pe))

@@ -12,6 +12,8 @@ from et.errors import UserError
 
 # The released loop averages accuracies over batches of this size, whatever the size in training.
 RELEASED_BATCH = 64
+# A class of so many graphs is in every part if there are as many folds: ten remain beside the test part's one.
+ENOUGH = 11
 
 
 def held_out_split(labels: Tensor, fold: int, folds: int, seed: int) -> dict[str, Tensor]:
@@ -27,7 +29,7 @@ def held_out_split(labels: Tensor, fold: int, folds: int, seed: int) -> dict[str
         Graph numbers, ascending, of ``train``, ``val`` and ``test``.
 
     Raises:
-        UserError: ``fold`` is not one of the folds, a class is too small to be in each part, or there are no classes.
+        UserError: ``fold`` is not one of the folds, a class is absent from a part, or there are no classes.
     """
     from sklearn.model_selection import StratifiedKFold, train_test_split
 
@@ -43,15 +45,36 @@ def held_out_split(labels: Tensor, fold: int, folds: int, seed: int) -> dict[str
         rare = classes[counts.argmin()]
         raise UserError(
             f"class {rare} has {counts.min()} graphs, fewer than the {folds} folds: it would be absent from some; "
-            f"set data.folds={max(2, counts.min())} or less, or leave the class out"
+            f"{_advice(counts.min())}"
         )
     splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
     rest, test = list(splitter.split(np.zeros(len(labels)), labels))[fold]
     try:
         train, val = train_test_split(rest, test_size=0.1, stratify=labels[rest], random_state=seed)
     except ValueError as error:
-        raise UserError(f"a tenth of {len(rest)} graphs cannot hold all {len(classes)} classes ({error})") from error
-    return {name: torch.from_numpy(np.sort(part)) for name, part in (("train", train), ("val", val), ("test", test))}
+        raise UserError(
+            f"a tenth of {len(rest)} graphs cannot hold all {len(classes)} classes ({error}); {_advice(counts.min())}"
+        ) from error
+    parts = {"train": train, "val": val, "test": test}
+    for name, part in parts.items():
+        absent = np.setdiff1d(classes, labels[part])
+        if len(absent):
+            count = counts[classes == absent[0]].item()
+            raise UserError(
+                f"class {absent[0]} has {count} graphs, too few with data.folds={folds}: none of them is in the part "
+                f"{name!r} of fold {fold}; {_advice(counts.min())}"
+            )
+    return {name: torch.from_numpy(np.sort(part)) for name, part in parts.items()}
+
+
+def _advice(smallest: int) -> str:
+    """What to do about a class that is absent from a part, given the size of the smallest class."""
+    if smallest >= ENOUGH:
+        return f"set data.folds={smallest}"
+    return (
+        f"{ENOUGH} graphs of each class are surely enough: leave the smallest class out, join it with another, or give "
+        "train, val and test yourself (data=graph_list)"
+    )
 
 
 def everything_split(num_graphs: int) -> dict[str, Tensor]:

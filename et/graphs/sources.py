@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from et.graphs.batch import GraphBatch, pack
 from et.graphs.plain_pickle import only_data
 
 SPLITS = ("train", "val", "test")
-MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 # What each source reads below the data root.
@@ -111,14 +111,34 @@ def load_zinc(name: str, root: Path, cache: Path) -> Source:
 
 
 def hash_files(paths: Iterable[Path]) -> str:
-    """SHA-256 over the names and contents of files, in the order given."""
+    """SHA-256 over the names and contents of files, in the order given.
+
+    Raises:
+        UserError: one of them is a folder, or may not be read.
+    """
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.name.encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        try:
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        except (IsADirectoryError, PermissionError) as error:
+            raise UserError(
+                f"{path} cannot be read ({error.strerror}): put the file that belongs there in its place, readable"
+            ) from error
     return digest.hexdigest()
+
+
+def of_the_machine(error: BaseException) -> bool:
+    """Whether memory, disk space or open files ran out, which says nothing about the file that was being read."""
+    of_torch = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return of_torch or isinstance(error, MemoryError) or getattr(error, "errno", None) in MACHINE_ERRORS
+
+
+def consecutive(counts: Sequence[int]) -> dict[str, Tensor]:
+    """Numbers of the graphs in train, val and test where these, of so many graphs each, follow one another."""
+    return dict(zip(SPLITS, torch.arange(sum(counts)).split(list(counts)), strict=True))
 
 
 def cache_folder(root: Path, cache: str | Path | None = None) -> Path:
@@ -167,7 +187,9 @@ def read_processed(
         if processed.exists():
             try:
                 return [(dataset._data, dataset.slices) for dataset in read(processed)]
-            except Exception:  # whatever a damaged file leads to
+            except Exception as error:  # whatever a damaged file leads to
+                if of_the_machine(error):
+                    raise
                 shutil.rmtree(processed, ignore_errors=True)
         own = processed.with_name(f"{processed.name}.{socket.gethostname()}.{os.getpid()}")
         own.mkdir(parents=True, exist_ok=True)
@@ -175,8 +197,7 @@ def read_processed(
             found = [(dataset._data, dataset.slices) for dataset in read(own)]
         except BaseException as error:
             shutil.rmtree(own, ignore_errors=True)
-            of_the_machine = isinstance(error, MemoryError) or getattr(error, "errno", None) in MACHINE_ERRORS
-            if of_the_machine or not isinstance(error, Exception):
+            if of_the_machine(error) or not isinstance(error, Exception):
                 raise
             raise UserError(
                 f"the files in {raw} cannot be read ({type(error).__name__}: {error}): they are cut short or damaged; "
@@ -205,4 +226,4 @@ def _join(parts: list[tuple[Any, dict[str, Tensor]]], level: str) -> tuple[Graph
         y=torch.cat([part.y for part in data]),
         level=level,
     )
-    return graphs, dict(zip(SPLITS, torch.arange(sum(counts)).split(counts), strict=True))
+    return graphs, consecutive(counts)

@@ -59,13 +59,34 @@ def load_tu(name: str, root: Path, cache: Path) -> Source:
 
         return [Cached(str(root / "tu"), name, use_node_attr=True, use_edge_attr=True)]
 
-    ((data, slices),) = read_processed(read, processed, raw, f"{TU_URL}/{name}.zip")
+    if _is_blank(raw / f"{name}_A.txt"):
+        data, slices = read_without_edges(raw, name)
+    else:
+        ((data, slices),) = read_processed(read, processed, raw, f"{TU_URL}/{name}.zip")
     sizes = torch.from_numpy(np.bincount(_column(raw / f"{name}_graph_indicator.txt")[:, 0] - 1))
     # torch_geometric's slices end at the last graph that has an edge.
     edge_counts = F.pad(slices["edge_index"].diff(), (0, len(sizes) - len(slices["edge_index"]) + 1))
     x = data.x if data.x is not None else degree_features(data.edge_index, sizes, edge_counts)
     graphs = pack(sizes, edge_counts, x, data.edge_index, data.edge_attr, data.y)
     return Source(graphs, tu_variant(name, len(sizes)), digest)
+
+
+def read_without_edges(raw: Path, name: str) -> tuple[Any, dict[str, Tensor]]:
+    """(data, slices) of graphs without any edge, which torch_geometric does not read, in the form it gives others."""
+    from torch_geometric.data import Data
+
+    attributes, labels, targets = (
+        raw / f"{name}_{kind}.txt" for kind in ("node_attributes", "node_labels", "graph_attributes")
+    )
+    features = [torch.tensor(_column(attributes, np.float64))] if attributes.exists() else []
+    if labels.exists():
+        features += [F.one_hot(label - label.min()) for label in torch.tensor(_column(labels)).T]
+    if targets.exists():
+        y = torch.tensor(_column(targets, np.float64)).float().squeeze(1)
+    else:
+        y = torch.tensor(_column(raw / f"{name}_graph_labels.txt")[:, 0]).unique(return_inverse=True)[1]
+    x = torch.cat(features, dim=1).float() if features else None
+    return Data(x=x, y=y, edge_index=torch.empty(2, 0, dtype=torch.int64)), {"edge_index": torch.zeros(1).long()}
 
 
 def tu_variant(name: str, count: int) -> str:
@@ -79,9 +100,8 @@ def tu_variant(name: str, count: int) -> str:
 def check_tu_folder(raw: Path, name: str) -> None:
     """Raise UserError unless the files of a TU data set are whole and agree in their lengths."""
     lines = {path.stem.removeprefix(f"{name}_"): _count_lines(path) for path in raw.glob(f"{name}_*.txt")}
-    indicator = _column(raw / f"{name}_graph_indicator.txt")[:, 0]
-    graph_labels = _column(raw / f"{name}_graph_labels.txt")[:, 0]
-    edges = _column(raw / f"{name}_A.txt")
+    indicator = _rows(raw, name, "graph_indicator", 1)[:, 0]
+    graph_labels = _rows(raw, name, "graph_labels", 1)[:, 0]
     expected = {
         "node_labels": len(indicator), "node_attributes": len(indicator), "graph_attributes": len(graph_labels),
         "edge_labels": lines["A"], "edge_attributes": lines["A"],
@@ -91,20 +111,38 @@ def check_tu_folder(raw: Path, name: str) -> None:
             continue
         if lines[kind] != count:
             raise _broken(raw, name, f"{name}_{kind}.txt has {lines[kind]} lines where {count} belong")
+        if count == 0:  # of edges, where there are none
+            continue
         values = _column(raw / f"{name}_{kind}.txt", np.float64 if kind.endswith("attributes") else np.int64)
         if kind.endswith("labels") and np.ptp(values) >= MOST_LABELS:
             raise _broken(raw, name, f"{name}_{kind}.txt has labels from {values.min()} to {values.max()}")
     if (np.diff(indicator) < 0).any():
         raise _broken(raw, name, f"{name}_graph_indicator.txt does not list the nodes graph by graph")
-    if indicator.min() < 1 or indicator.max() > len(graph_labels):
+    if indicator.min() < 1:
+        raise _broken(raw, name, f"{name}_graph_indicator.txt names graph {indicator.min()}, they count from 1")
+    if indicator.max() > len(graph_labels):
         raise _broken(
             raw, name, f"{name}_graph_labels.txt has {len(graph_labels)} graphs, nodes name {indicator.max()}"
         )
     empty = np.setdiff1d(np.arange(1, len(graph_labels) + 1), indicator)
     if len(empty):
         raise _broken(raw, name, f"graph {empty[0]} has a label but no nodes")
-    if edges.shape[1] != 2 or edges.min() < 1 or edges.max() > len(indicator):
-        raise _broken(raw, name, f"{name}_A.txt names node {edges.max()}, there are nodes 1 .. {len(indicator)}")
+    if lines["A"]:
+        _check_edges(raw, name, indicator)
+    elif name in PUBLISHED_TU:
+        raise _broken(raw, name, f"{name}_A.txt has no edges")
+
+
+def _check_edges(raw: Path, name: str, indicator: np.ndarray) -> None:
+    """Raise UserError unless edges stay within a graph and stand there both ways; ``indicator``: each node's graph."""
+    edges = _rows(raw, name, "A", 2)
+    outside = (edges < 1) | (edges > len(indicator))
+    if outside.any():
+        line, column = np.argwhere(outside)[0]
+        raise _broken(
+            raw, name,
+            f"line {line + 1} of {name}_A.txt names node {edges[line, column]}, there are nodes 1 .. {len(indicator)}",
+        )  # fmt: skip
     across = indicator[edges[:, 0] - 1] != indicator[edges[:, 1] - 1]
     if across.any():
         raise _broken(raw, name, f"line {int(across.argmax()) + 1} of {name}_A.txt joins two different graphs")
@@ -122,6 +160,14 @@ def degree_features(edge_index: Tensor, sizes: Tensor, edge_counts: Tensor) -> T
     return torch.bincount(target, minlength=int(sizes.sum())).float()[:, None]
 
 
+def _rows(raw: Path, name: str, kind: str, columns: int) -> np.ndarray:
+    """The whole numbers of one of the files; UserError unless there are ``columns`` of them a line."""
+    values = _column(raw / f"{name}_{kind}.txt")
+    if values.shape[1] != columns:
+        raise _broken(raw, name, f"{name}_{kind}.txt has {values.shape[1]} numbers a line where {columns} belong")
+    return values
+
+
 def _column(path: Path, kind: type = np.int64) -> np.ndarray:
     """All numbers of a text file, line by line, (lines, columns).
 
@@ -135,8 +181,13 @@ def _column(path: Path, kind: type = np.int64) -> np.ndarray:
         if not np.isfinite(values).all():
             raise ValueError("a number is missing")
         return values
-    except (ValueError, pd.errors.ParserError) as error:
+    except (ValueError, OverflowError) as error:
         raise UserError(f"{path} is empty, cut short or damaged ({str(error).splitlines()[0]})") from error
+
+
+def _is_blank(path: Path) -> bool:
+    with path.open("rb") as file:
+        return not any(line.strip() for line in file)
 
 
 def _count_lines(path: Path) -> int:

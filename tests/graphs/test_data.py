@@ -7,6 +7,7 @@ import torch
 
 from et.errors import UserError
 from et.graphs.data import GraphData, encode_types, standardized
+from et.same_data import of_user_data
 
 
 @pytest.fixture
@@ -91,11 +92,41 @@ def test_class_label_out_of_range_is_refused(toy, make_graphs):
         data.check_counts(broken)
 
 
+@pytest.mark.parametrize(
+    "kind, message, columns",
+    [
+        ("node_labels", "TOY has 2 columns where .*num_features=5.*a missing file", {"num_features": 2}),
+        ("node_attributes", "TOY has 3 columns where .*num_features=5.*a missing file", {"num_features": 3}),
+        ("edge_labels", "TOY has 0 columns where .*num_edge_features=2.*a missing file", {"num_edge_features": 0}),
+    ],
+)
+def test_without_an_optional_file_the_configuration_must_say_so(toy, tmp_path, kind, message, columns):
+    (tmp_path / "tu" / "TOY" / "raw" / f"TOY_{kind}.txt").unlink()
+    with pytest.raises(UserError, match=message):
+        toy()
+    graphs = toy(**columns).graphs
+    assert graphs.x.shape[1] == columns.get("num_features", 5) and (graphs.edge_attr is None) == (kind == "edge_labels")
+
+
+def test_labels_of_one_class_are_told(toy, tmp_path):
+    (tmp_path / "tu" / "TOY" / "raw" / "TOY_graph_labels.txt").write_text("1\n" * 40)
+    with pytest.raises(UserError, match="every graph of TOY is of class 0: there is nothing to tell apart"):
+        toy()
+
+
 def test_node_limit_applies_to_the_released_fidelity_only(toy):
     assert int(toy(max_nodes=5).graphs.sizes.max()) == 7
     limited = toy(max_nodes=5, fidelity="released").graphs
     assert int(limited.sizes.max()) == 5
     assert len(limited.pe) == limited.num_nodes + len(limited)
+
+
+def test_the_variant_tells_of_nodes_that_were_left_out_and_still_whose_the_data_are(toy):
+    whole = toy(max_nodes=5).variant
+    assert toy(max_nodes=7, fidelity="released").variant == whole
+    limited = toy(max_nodes=5, fidelity="released")
+    assert limited.variant == f"{whole}, graphs cut to their first 5 nodes"
+    assert of_user_data({"dataset": limited.describe()}) and limited.sha256 == toy().sha256
 
 
 def test_standardization_uses_training_graphs_and_leaves_one_hot_columns(toy):

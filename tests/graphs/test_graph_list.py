@@ -151,6 +151,12 @@ TINY = ["model.dim=16", "model.num_heads=2", "model.head_dim=8", "model.num_memo
         (alike(torch.arange(4) % 2), [], "for nodes save a dictionary"),
         (alike(torch.tensor([1])), ["data.num_classes=1"], r"whole numbers.*y\.float"),
         (rings(40), ["data.num_classes=5"], r"labels 0 \.\. 1.*set data\.num_classes=2"),
+        (alike(torch.tensor([1])), ["data.num_classes=2"], "every graph of mine is of class 1"),
+        (
+            [ring(4, torch.tensor([2 * (n % 2)])) for n in range(40)],
+            ["data.num_classes=3"],
+            r"mine has no graph of class 1: number its classes 0 \.\. 1 .* set data\.num_classes=2",
+        ),
         (alike(torch.tensor([float("nan")])), [], "targets of mine contain NaN"),
         (
             {part: alike(torch.arange(4) % 2) for part in ("train", "val", "test")},

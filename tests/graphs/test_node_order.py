@@ -50,5 +50,8 @@ def test_usage_and_missing_runs_are_told(tmp_path):
     for arguments in ([], ["run=x", "nosuch=1"], ["run"]):
         with pytest.raises(UserError, match="usage"):
             main(arguments)
+    for orders in ("0", "x", "-1", "2.5", ""):
+        with pytest.raises(UserError, match=f"orders={orders}: it says how many"):
+            main([f"run={tmp_path}/none", f"orders={orders}"])
     with pytest.raises(UserError, match="no checkpoint"):
         main([f"run={tmp_path}/none"])

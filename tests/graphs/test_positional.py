@@ -53,8 +53,11 @@ def test_cache_is_read_and_a_damaged_file_is_made_anew(make_graphs, tmp_path, mo
     monkeypatch.setattr(positional, "_compute", lambda *args: pytest.fail("the cache was not used"))
     assert torch.equal(with_eigenvectors(graphs, 4, tmp_path).pe, first)
     monkeypatch.undo()
-    file.write_bytes(file.read_bytes()[:-40])
-    assert torch.equal(with_eigenvectors(graphs, 4, tmp_path).pe, first)
+    whole = file.read_bytes()
+    for damaged in (whole[:-40], b""):
+        file.write_bytes(damaged)
+        assert torch.equal(with_eigenvectors(graphs, 4, tmp_path).pe, first)
+        assert file.read_bytes() == whole
     with_eigenvectors(make_graphs(seed=1), 4, tmp_path)
     with_eigenvectors(graphs, 3, tmp_path)
     assert len(list((tmp_path / "laplacian").iterdir())) == 3  # other graphs, and another k, are other files

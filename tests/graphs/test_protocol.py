@@ -1,5 +1,7 @@
 """Splits and the released code's scoring loop."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -40,6 +42,26 @@ def test_a_class_absent_from_a_fold_and_a_fold_that_is_none_are_refused():
         held_out_split(torch.arange(4).repeat(3), 0, 3, seed=0)
     with pytest.raises(UserError, match="real numbers"):
         held_out_split(LABELS.float(), 0, 10, seed=0)
+
+
+@pytest.mark.parametrize("counts, folds", [((60, 5), 5), ((40, 3), 3), ((4, 36), 4)])
+def test_a_class_absent_from_the_validation_part_is_refused(counts, folds):
+    rare, count = min(enumerate(counts), key=lambda pair: pair[1])
+    message = f"class {rare} has {count} graphs, too few with data.folds={folds}: none of them is in the part 'val'"
+    for fold in range(folds):
+        with pytest.raises(UserError, match=rf"{message} of fold {fold}; 11 graphs of each class are surely enough"):
+            held_out_split(torch.arange(2).repeat_interleave(torch.tensor(counts)), fold, folds, seed=0)
+
+
+@pytest.mark.parametrize("counts, folds", [((600, 11), 12), ((11, 150, 77), 2), ((11, 11, 15), 2)])
+def test_the_advised_number_of_folds_helps(counts, folds):
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    with pytest.raises(UserError) as caught:
+        held_out_split(labels, 0, folds, seed=0)
+    advised = int(re.search(r"set data\.folds=(\d+)$", str(caught.value))[1])
+    for fold in range(advised):
+        for part in held_out_split(labels, fold, advised, seed=0).values():
+            assert torch.bincount(labels[part], minlength=len(counts)).min() > 0
 
 
 def test_released_folds_look_at_the_first_of_both_parts():

@@ -1,5 +1,6 @@
 """Reading the published files: their contents, what is missing, cut short or contradictory."""
 
+import errno
 import os
 import pickle
 
@@ -27,6 +28,33 @@ def test_the_first_of_several_processes_leaves_the_derived_files(tmp_path):
     assert sources.read_processed(read, processed, tmp_path, "address") == [("data", "slices")]
     assert (processed / "by").read_text() == "another process"
     assert [path.name for path in tmp_path.iterdir()] == ["derived"], "nothing of one's own is left"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.EMFILE, "Too many open files"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"),
+    ],
+)
+def test_derived_files_are_kept_where_the_machine_is_short_of_something(tmp_path, error):
+    processed = tmp_path / "derived"
+    processed.mkdir()
+
+    def read(folder):
+        raise error
+
+    with pytest.raises(type(error)):
+        sources.read_processed(read, processed, tmp_path, "address")
+    assert processed.exists()
+
+
+def test_torch_out_of_memory_is_told_from_a_damaged_file():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 58, dtype=torch.uint8)
+    assert sources.of_the_machine(caught.value)
+    assert not sources.of_the_machine(RuntimeError("PytorchStreamReader failed"))
 
 
 def test_missing_data_that_cannot_be_downloaded_is_one_clear_error(tmp_path, monkeypatch):

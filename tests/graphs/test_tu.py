@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from et.errors import UserError
+from et.graphs.data import GraphData
 from et.graphs.tu import load_tu, tu_variant
 
 
@@ -78,6 +79,7 @@ DAMAGES = {
     "text": lambda text: text.replace("1", "one", 1),
     "a fraction": lambda text: text.replace("1", "1.5", 1),
     "a huge label": lambda text: text.replace("1", "1000000000", 1),
+    "a number too long": lambda text: text.replace("1", "1" * 21, 1),
 }
 
 
@@ -86,6 +88,7 @@ DAMAGES = {
     [
         *((kind, how) for kind in KINDS for how in ("half", "empty", "text")),
         *((kind, how) for kind in ("A", "node_attributes") for how in ("within a line", "a column")),
+        *((kind, "a number too long") for kind in KINDS[:-1]),
         *(("node_labels", how) for how in ("a fraction", "a huge label", "a blank line", "the last line's end")),
         ("edge_labels", "a huge label"), ("graph_labels", "a blank line"),
     ],
@@ -97,6 +100,34 @@ def test_tu_file_that_is_cut_short_or_damaged_is_refused(tmp_path, make_tu, kind
     assert damaged != text
     path.write_text(damaged)
     with pytest.raises(UserError, match=r"TOY|need"):
+        load_tu("TOY", tmp_path, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("kind", ["A", "node_labels"])
+def test_tu_folder_in_the_place_of_a_file_is_told(tmp_path, make_tu, kind):
+    path = make_tu(tmp_path) / f"TOY_{kind}.txt"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match=rf"TOY_{kind}\.txt cannot be read \(Is a directory\)"):
+        load_tu("TOY", tmp_path, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    "kind, change, message",
+    [
+        ("A", lambda lines: ["0, 1", "1, 0", *lines], r"line 1 of TOY_A\.txt names node 0, there are nodes 1 \.\. "),
+        ("A", lambda lines: [*lines, "1, 999", "999, 1"], r"TOY_A\.txt names node 999, there are nodes 1 \.\. "),
+        ("A", lambda lines: [f"{line}, 1" for line in lines], r"TOY_A\.txt has 3 numbers a line where 2 belong"),
+        ("graph_indicator", lambda lines: [str(int(line) - 1) for line in lines], "names graph 0, they count from 1"),
+        ("graph_indicator", lambda lines: [str(int(line) + 1) for line in lines], "has 40 graphs, nodes name 41"),
+        ("graph_indicator", lambda lines: [f"{line}, 1" for line in lines], "indicator.txt has 2 numbers a line"),
+        ("graph_labels", lambda lines: [f"{line}, 1" for line in lines], "labels.txt has 2 numbers a line"),
+    ],
+)
+def test_tu_contradiction_is_told_with_its_numbers(tmp_path, make_tu, kind, change, message):
+    path = make_tu(tmp_path, edge_labels=False) / f"TOY_{kind}.txt"
+    path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
+    with pytest.raises(UserError, match=message):
         load_tu("TOY", tmp_path, tmp_path / "cache")
 
 
@@ -120,6 +151,37 @@ def test_tu_graphs_without_edges_are_graphs(tmp_path, make_tu):
     graphs = load_tu("TOY", tmp_path, tmp_path / "cache").graphs
     assert len(graphs) == 4
     assert [count > 0 for count in graphs.edge_ptr.diff().tolist()] == [True, False, True, False]
+
+
+@pytest.mark.parametrize("nodes_have", ["labels", "attributes", "both", "neither"])
+@pytest.mark.parametrize("content", ["", "\n"])
+def test_tu_data_set_without_any_edge_is_one(tmp_path, make_tu, nodes_have, content):
+    given = {"node_labels": nodes_have in ("labels", "both"), "attributes": nodes_have in ("attributes", "both")}
+    raw = make_tu(tmp_path, num_graphs=6, **given)
+    joined = load_tu("TOY", tmp_path, tmp_path / "cache").graphs
+    for kind in ("A", "edge_labels"):
+        (raw / f"TOY_{kind}.txt").write_text(content)
+    found = load_tu("TOY", tmp_path, tmp_path / "cache").graphs
+    assert found.num_edges == 0 and found.edge_attr is None
+    assert torch.equal(found.y, joined.y) and torch.equal(found.sizes, joined.sizes)
+    assert torch.equal(found.x, joined.x if nodes_have != "neither" else torch.zeros(found.num_nodes, 1))
+    data = GraphData("TOY", "tu", tmp_path, found.x.shape[1], 0, 2, num_eigenvectors=3, protocol="released")
+    data.setup()
+    assert data.graphs.pe.shape == (found.num_nodes + 6, 3)
+
+
+def test_tu_targets_of_a_regression_are_read_without_edges_too(tmp_path, make_tu):
+    raw = make_tu(tmp_path, num_graphs=4, edge_labels=False)
+    (raw / "TOY_graph_attributes.txt").write_text("0.5\n1.5\n2.5\n3.5\n")
+    (raw / "TOY_A.txt").write_text("")
+    assert load_tu("TOY", tmp_path, tmp_path / "cache").graphs.y.tolist() == [0.5, 1.5, 2.5, 3.5]
+
+
+def test_tu_published_data_set_has_edges(tmp_path, make_tu):
+    raw = make_tu(tmp_path, "MUTAG", edge_labels=False)
+    (raw / "MUTAG_A.txt").write_text("")
+    with pytest.raises(UserError, match=r"MUTAG_A\.txt has no edges.*take them anew"):
+        load_tu("MUTAG", tmp_path, tmp_path / "cache")
 
 
 @pytest.mark.data
