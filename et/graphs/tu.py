@@ -196,4 +196,5 @@ def _count_lines(path: Path) -> int:
 
 
 def _broken(raw: Path, name: str, what: str) -> UserError:
-    return UserError(f"{raw}: {what}; the files are incomplete or damaged: take them anew from {TU_URL}/{name}.zip")
+    source = f"take them anew from {TU_URL}/{name}.zip" if name in PUBLISHED_TU else "make them anew"
+    return UserError(f"{raw}: {what}; the files are incomplete or damaged: {source}")
