@@ -94,8 +94,9 @@ class Checkpoints(Checkpoint):
     """Keeps ``last.ckpt`` (to resume from), ``previous.ckpt`` (should last be damaged) and ``best.ckpt``.
 
     A checkpoint is written beside its place and moved there, so a file under its own name is always whole. The state
-    remembers the best epoch and all of its ``val/`` metrics, and which run it is of and on which data. Lightning's
-    ModelCheckpoint has no ``previous.ckpt``, knows nothing of run ids, and ends in a traceback where the disk is full.
+    remembers the ``val/`` metrics of the best epoch and of the last one, and which run it is of and on which data.
+    Lightning's ModelCheckpoint has no ``previous.ckpt``, knows nothing of run ids, and ends in a traceback where the
+    disk is full.
 
     Args:
         folder: where the files go.
@@ -122,7 +123,7 @@ class Checkpoints(Checkpoint):
         self.folder, self.monitor, self.mode, self.every_n_epochs = Path(folder), monitor, mode, every_n_epochs
         self.tie_break, self.identity = tie_break, identity
         self.best_epoch, self.best_metrics = None, {}
-        self.latest_metrics: dict[str, float] = {}
+        self.latest: tuple[int, dict[str, float]] = (0, {})  # the last validation's step and metrics
         self.data_sha256: str | None = None
         self._improved = False  # whether this epoch is the best so far
         self._saved_at: int | None = None  # the step of last.ckpt
@@ -136,7 +137,8 @@ class Checkpoints(Checkpoint):
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         # Saving takes all processes, so they must agree; each may have computed its own, equal up to rounding.
-        self.latest_metrics = metrics = trainer.strategy.broadcast(metrics)
+        metrics = trainer.strategy.broadcast(metrics)
+        self.latest = trainer.global_step, metrics
         for key, name in (("monitor", self.monitor), ("tie_break", self.tie_break)):
             if name is not None and name not in metrics:
                 raise UserError(f"callbacks.{key} is {name!r}, but validation logs {', '.join(sorted(metrics))}")
@@ -169,7 +171,6 @@ class Checkpoints(Checkpoint):
         checkpoint["data_sha256"] = self.data_sha256
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._saved_at = checkpoint["global_step"]
         before, now = checkpoint.get("data_sha256"), self.data_sha256
         if trainer.state.fn == "fit" and before is not None and now is not None and before != now:
             raise UserError(
@@ -196,11 +197,14 @@ class Checkpoints(Checkpoint):
                 os.replace(path, self.folder / "previous.ckpt")
             os.replace(fresh, path)
 
+    def metrics_at(self, step: int) -> dict[str, float]:
+        """The ``val/`` metrics of the weights at ``step``; none where these were not validated."""
+        validated, metrics = self.latest
+        return metrics if validated == step else {}
+
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "best_epoch": self.best_epoch, "best_metrics": self.best_metrics, "latest_metrics": self.latest_metrics,
-        }  # fmt: skip
+        return {"best_epoch": self.best_epoch, "best_metrics": self.best_metrics, "latest": self.latest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_epoch, self.best_metrics = state_dict["best_epoch"], state_dict["best_metrics"]
-        self.latest_metrics = state_dict.get("latest_metrics", {})
+        self.latest = state_dict.get("latest", (0, {}))

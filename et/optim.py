@@ -45,13 +45,13 @@ def build_optimizer(cfg: DictConfig, parameters: list[nn.Parameter]) -> torch.op
         UserError: its class does not take one of the keys.
     """
     build = instantiate(cfg)
-    signature = inspect.signature(build.func).parameters
-    taken = [name for name in signature if name not in ("self", "params")]
-    for key in build.keywords:
-        if key not in taken and not any(p.kind is p.VAR_KEYWORD for p in signature.values()):
-            close = difflib.get_close_matches(key, taken, 1, cutoff=0.8)
-            advice = f"did you mean optim.optimizer.{close[0]}?" if close else f"it takes {', '.join(taken)}"
-            raise UserError(f"optim.optimizer.{key}: {build.func.__name__} takes no {key}; {advice}")
+    signature = inspect.signature(build.func).parameters.values()
+    taken = [p.name for p in signature if p.name != "params"]
+    unknown = [] if any(p.kind is p.VAR_KEYWORD for p in signature) else sorted(build.keywords.keys() - set(taken))
+    for key in unknown[:1]:
+        close = difflib.get_close_matches(key, taken, 1, cutoff=0.8)
+        advice = f"did you mean optim.optimizer.{close[0]}?" if close else f"it takes {', '.join(taken)}"
+        raise UserError(f"optim.optimizer.{key}: {build.func.__name__} takes no {key}; {advice}")
     return build(parameters)
 
 

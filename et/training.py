@@ -77,6 +77,7 @@ def train(cfg: DictConfig) -> Outcome:
     """
     quiet_libraries()
     config = resolve(cfg)
+    check_epochs(cfg)
     check_checkpoint_choice(cfg)
     check_precision(cfg)
     identity = run_id(config)
@@ -133,7 +134,8 @@ def build(cfg: DictConfig, folder: Path, identity: str) -> Parts:
 def describe_run(cfg: DictConfig, identity: str, parts: Parts, tested: dict[str, float]) -> dict[str, Any]:
     """What result.json says of a run that has ended with the test metrics ``tested``."""
     trainer, checkpoints = parts.trainer, parts.checkpoints
-    validated = checkpoints.best_metrics if tests_best(cfg, checkpoints) else checkpoints.latest_metrics
+    best = tests_best(cfg, checkpoints)
+    validated = checkpoints.best_metrics if best else checkpoints.metrics_at(trainer.global_step)
     return {
         "experiment": cfg.name,
         "run_id": identity,
@@ -179,22 +181,27 @@ def fit(
         raise
 
 
+def check_epochs(cfg: DictConfig) -> None:
+    """Raise UserError unless ``trainer.max_epochs`` is a number of epochs."""
+    epochs = cfg.trainer.max_epochs
+    if not isinstance(epochs, int) or epochs < 0:
+        raise UserError(
+            f"trainer.max_epochs must be a number of epochs, not {epochs}: warm-up and schedule are counted in them. "
+            "To end after trainer.max_steps, set it to as many epochs as these steps take"
+        )
+
+
 def check_checkpoint_choice(cfg: DictConfig) -> None:
-    """Refuse, before any work, a choice of weights that cannot be tested at the end, and a training without one.
+    """Refuse, before any work, a choice of weights that cannot be tested at the end.
 
     Raises:
-        UserError: ``checkpoint`` is unknown, or is ``best`` where no metric says what best means; no number of epochs.
+        UserError: ``checkpoint`` is unknown, or is ``best`` where no metric says what best means.
     """
     if cfg.checkpoint not in ("best", "last", "current"):  # current: another word for last, in recorded runs
         raise UserError(f"checkpoint must be best or last, not {cfg.checkpoint!r}")
     if cfg.checkpoint == "best" and cfg.callbacks.monitor is None:
         raise UserError("checkpoint=best needs callbacks.monitor: the metric that names the best epoch")
     every, epochs = cfg.trainer.get("check_val_every_n_epoch") or 1, cfg.trainer.max_epochs
-    if not isinstance(epochs, int) or epochs < 0:
-        raise UserError(
-            f"trainer.max_epochs must be a number of epochs, not {epochs}: warm-up and schedule are counted in them. "
-            "To end after trainer.max_steps, set it to as many epochs as these steps take"
-        )
     if cfg.checkpoint == "best" and epochs < every and not cfg.trainer.get("fast_dev_run"):
         raise UserError(
             f"checkpoint=best needs a validation, but trainer.check_val_every_n_epoch is {every} and "

@@ -81,6 +81,11 @@ def test_what_is_recorded_of_validation_is_of_the_weights_that_are_tested(tiny):
     assert metrics["test/mse"] == pytest.approx(metrics["val/mse"], rel=1e-5)
 
 
+def test_what_validation_said_of_other_weights_is_not_recorded(tiny):
+    outcome = train(tiny("checkpoint=last", "callbacks.monitor=val/mse", "trainer.check_val_every_n_epoch=2"))
+    assert "test/mse" in outcome.record["metrics"] and "val/mse" not in outcome.record["metrics"]
+
+
 def test_a_killed_run_remembers_the_best_epoch_whose_weights_it_has(tiny, monkeypatch, tmp_path):
     overrides = ("checkpoint=best", "callbacks.monitor=val/mse", "callbacks.save_every_n_epochs=10")
     with monkeypatch.context() as patched, pytest.raises(Stop):
@@ -93,7 +98,8 @@ def test_a_killed_run_remembers_the_best_epoch_whose_weights_it_has(tiny, monkey
 
 
 def test_a_run_that_ends_within_an_epoch_keeps_the_weights_that_it_tests(tiny):
-    outcome = train(tiny("+trainer.max_steps=7"))  # of three steps an epoch
+    overrides = ("trainer.max_epochs=10", "callbacks.save_every_n_epochs=10")
+    outcome = train(tiny("+trainer.max_steps=7", *overrides))  # of three steps an epoch
     assert outcome.record["steps"] == 7
     trained = outcome.task.state_dict()
     for name, value in weights(outcome.folder).items():
@@ -112,8 +118,8 @@ def test_equally_good_epochs_are_told_apart_by_the_tie_break(tmp_path):
         checkpoints = Checkpoints(tmp_path, "val/accuracy", "max", tie_break=tie_break)
         for epoch, (accuracy, loss) in enumerate(epochs):
             trainer = SimpleNamespace(
-                callback_metrics={"val/accuracy": accuracy, "val/loss": loss}, current_epoch=epoch, fast_dev_run=True,
-                sanity_checking=False, state=SimpleNamespace(fn="fit"),
+                callback_metrics={"val/accuracy": accuracy, "val/loss": loss}, current_epoch=epoch, global_step=epoch,
+                fast_dev_run=True, sanity_checking=False, state=SimpleNamespace(fn="fit"),
                 strategy=SimpleNamespace(broadcast=lambda metrics: metrics),
             )  # fmt: skip
             checkpoints.on_validation_end(trainer, None)

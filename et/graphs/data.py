@@ -154,17 +154,15 @@ class GraphData(pl.LightningDataModule):
         )
         self.check_counts(graphs)
         self.check_fold(loaded.split is not None)
-        variant = loaded.variant
-        if self.max_nodes is not None and int(graphs.sizes.max()) > self.max_nodes:
+        self.cut = self.max_nodes is not None and int(graphs.sizes.max()) > self.max_nodes
+        if self.cut:
             graphs = graphs.truncate(self.max_nodes)
-            # At the end, since what a variant begins with says whose the data are.
-            variant += f", graphs cut to their first {self.max_nodes} nodes"
         self.has_official_split = loaded.split is not None
         self.split = self.make_split(graphs, loaded.split)
         if self.standardize:
             graphs = standardized(graphs, self.split["train"])
         self.graphs = with_eigenvectors(graphs, self.num_eigenvectors, sources.cache_folder(self.root, self.cache))
-        self.variant, self.sha256 = variant, loaded.sha256
+        self.variant, self.sha256 = loaded.variant, loaded.sha256
 
     def check_counts(self, graphs: GraphBatch) -> None:
         """Raise UserError unless numbers are finite, and features as many as the configuration says."""
@@ -300,6 +298,7 @@ class GraphData(pl.LightningDataModule):
             "folds": self.folds,
             "split": {part: len(numbers) for part, numbers in self.split.items()},
             "split_sha256": {part: _short_hash(numbers) for part, numbers in self.split.items()},
+            **({"cut_to_nodes": self.max_nodes} if self.cut else {}),
         }
 
 

@@ -75,6 +75,8 @@ class GraphTask(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         data, readout = self.trainer.datamodule, getattr(self.network, "readout", None)
+        if data is None and stage == "test" and self.protocol == "released":
+            raise UserError("the released protocol needs all graphs: give a datamodule (et.graphs.data.GraphData)")
         if data is None or readout not in ("cls", "graph", "nodes"):
             return
         level = data.graphs.level
@@ -182,7 +184,7 @@ class GraphTask(pl.LightningModule):
 
     @property
     def noisy(self) -> bool:
-        """Whether two scorings of the network differ."""
+        """Whether the network draws noise when it is evaluated."""
         return getattr(self.network, "noise_in_evaluation", False)
 
     def _counted(self, repetitions: int, first: int = 0) -> Iterator[int]:

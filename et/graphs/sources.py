@@ -77,7 +77,7 @@ def load_gnn_benchmark(name: str, root: Path, cache: Path) -> Source:
 
         return [Cached(str(root / "gnnbench"), name, split=split) for split in SPLITS]
 
-    parts = read_processed(read, cache / "gnnbench" / f"{name}-{digest[:16]}", raw, url)
+    parts = read_processed(read, cache / "gnnbench" / f"{name}-{digest[:16]}", raw, f"take them anew from {url}")
     graphs, split = _join(parts, "node" if name in ("PATTERN", "CLUSTER") else "graph")
     return Source(graphs, "exact", digest, split)
 
@@ -105,7 +105,7 @@ def load_zinc(name: str, root: Path, cache: Path) -> Source:
 
         return [Cached(str(root / "zinc"), subset=subset, split=split) for split in SPLITS]
 
-    parts = read_processed(read, cache / "zinc" / f"{name}-{digest[:16]}", raw, ZINC.url)
+    parts = read_processed(read, cache / "zinc" / f"{name}-{digest[:16]}", raw, f"take them anew from {ZINC.url}")
     graphs, split = _join(parts, "graph")
     return Source(graphs, "exact", digest, split)
 
@@ -173,7 +173,7 @@ def download(attempt: Callable[[], Any], files: str, address: str, folder: Path)
 
 
 def read_processed(
-    read: Callable[[Path], list[Any]], processed: Path, raw: Path, address: str
+    read: Callable[[Path], list[Any]], processed: Path, raw: Path, advice: str
 ) -> list[tuple[Any, dict[str, Tensor]]]:
     """(data, slices) of the InMemoryDatasets that ``read`` makes with their derived files in the folder it is given.
 
@@ -181,7 +181,7 @@ def read_processed(
     its own, and the first that is ready puts them to ``processed``. Files there that do not load are made anew.
 
     Raises:
-        UserError: the published files in ``raw`` (from ``address``) cannot be read.
+        UserError: the published files in ``raw`` cannot be read; ``advice`` says what to do then.
     """
     with only_data():
         if processed.exists():
@@ -201,7 +201,7 @@ def read_processed(
                 raise
             raise UserError(
                 f"the files in {raw} cannot be read ({type(error).__name__}: {error}): they are cut short or damaged; "
-                f"take them anew from {address}"
+                f"{advice}"
             ) from error
     try:
         own.rename(processed)

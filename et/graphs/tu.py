@@ -46,7 +46,7 @@ def load_tu(name: str, root: Path, cache: Path) -> Source:
         )
     absent = [file.name for file in files_of("tu", name, root) if not file.exists()]
     if absent:
-        raise UserError(f"{raw} lacks {', '.join(absent)}: take it from {TU_URL}/{name}.zip")
+        raise UserError(f"{raw} lacks {', '.join(absent)}: {_anew(name)}")
     digest = hash_files(sorted(raw.glob(f"{name}_*.txt")))
     processed = cache / "tu" / f"{name}-{digest[:16]}"
     if not processed.exists():  # else these very files have been checked before
@@ -59,34 +59,13 @@ def load_tu(name: str, root: Path, cache: Path) -> Source:
 
         return [Cached(str(root / "tu"), name, use_node_attr=True, use_edge_attr=True)]
 
-    if _is_blank(raw / f"{name}_A.txt"):
-        data, slices = read_without_edges(raw, name)
-    else:
-        ((data, slices),) = read_processed(read, processed, raw, f"{TU_URL}/{name}.zip")
+    ((data, slices),) = read_processed(read, processed, raw, _anew(name))
     sizes = torch.from_numpy(np.bincount(_column(raw / f"{name}_graph_indicator.txt")[:, 0] - 1))
     # torch_geometric's slices end at the last graph that has an edge.
     edge_counts = F.pad(slices["edge_index"].diff(), (0, len(sizes) - len(slices["edge_index"]) + 1))
     x = data.x if data.x is not None else degree_features(data.edge_index, sizes, edge_counts)
     graphs = pack(sizes, edge_counts, x, data.edge_index, data.edge_attr, data.y)
     return Source(graphs, tu_variant(name, len(sizes)), digest)
-
-
-def read_without_edges(raw: Path, name: str) -> tuple[Any, dict[str, Tensor]]:
-    """(data, slices) of graphs without any edge, which torch_geometric does not read, in the form it gives others."""
-    from torch_geometric.data import Data
-
-    attributes, labels, targets = (
-        raw / f"{name}_{kind}.txt" for kind in ("node_attributes", "node_labels", "graph_attributes")
-    )
-    features = [torch.tensor(_column(attributes, np.float64))] if attributes.exists() else []
-    if labels.exists():
-        features += [F.one_hot(label - label.min()) for label in torch.tensor(_column(labels)).T]
-    if targets.exists():
-        y = torch.tensor(_column(targets, np.float64)).float().squeeze(1)
-    else:
-        y = torch.tensor(_column(raw / f"{name}_graph_labels.txt")[:, 0]).unique(return_inverse=True)[1]
-    x = torch.cat(features, dim=1).float() if features else None
-    return Data(x=x, y=y, edge_index=torch.empty(2, 0, dtype=torch.int64)), {"edge_index": torch.zeros(1).long()}
 
 
 def tu_variant(name: str, count: int) -> str:
@@ -100,6 +79,8 @@ def tu_variant(name: str, count: int) -> str:
 def check_tu_folder(raw: Path, name: str) -> None:
     """Raise UserError unless the files of a TU data set are whole and agree in their lengths."""
     lines = {path.stem.removeprefix(f"{name}_"): _count_lines(path) for path in raw.glob(f"{name}_*.txt")}
+    if lines["A"] == 0:
+        raise _broken(raw, name, f"{name}_A.txt has no edges (graphs of one's own without any: data=graph_list)")
     indicator = _rows(raw, name, "graph_indicator", 1)[:, 0]
     graph_labels = _rows(raw, name, "graph_labels", 1)[:, 0]
     expected = {
@@ -111,8 +92,6 @@ def check_tu_folder(raw: Path, name: str) -> None:
             continue
         if lines[kind] != count:
             raise _broken(raw, name, f"{name}_{kind}.txt has {lines[kind]} lines where {count} belong")
-        if count == 0:  # of edges, where there are none
-            continue
         values = _column(raw / f"{name}_{kind}.txt", np.float64 if kind.endswith("attributes") else np.int64)
         if kind.endswith("labels") and np.ptp(values) >= MOST_LABELS:
             raise _broken(raw, name, f"{name}_{kind}.txt has labels from {values.min()} to {values.max()}")
@@ -127,10 +106,7 @@ def check_tu_folder(raw: Path, name: str) -> None:
     empty = np.setdiff1d(np.arange(1, len(graph_labels) + 1), indicator)
     if len(empty):
         raise _broken(raw, name, f"graph {empty[0]} has a label but no nodes")
-    if lines["A"]:
-        _check_edges(raw, name, indicator)
-    elif name in PUBLISHED_TU:
-        raise _broken(raw, name, f"{name}_A.txt has no edges")
+    _check_edges(raw, name, indicator)
 
 
 def _check_edges(raw: Path, name: str, indicator: np.ndarray) -> None:
@@ -185,16 +161,14 @@ def _column(path: Path, kind: type = np.int64) -> np.ndarray:
         raise UserError(f"{path} is empty, cut short or damaged ({str(error).splitlines()[0]})") from error
 
 
-def _is_blank(path: Path) -> bool:
-    with path.open("rb") as file:
-        return not any(line.strip() for line in file)
-
-
 def _count_lines(path: Path) -> int:
     with path.open("rb") as file:
         return sum(1 for line in file if line.strip())
 
 
 def _broken(raw: Path, name: str, what: str) -> UserError:
-    source = f"take them anew from {TU_URL}/{name}.zip" if name in PUBLISHED_TU else "make them anew"
-    return UserError(f"{raw}: {what}; the files are incomplete or damaged: {source}")
+    return UserError(f"{raw}: {what}; the files are incomplete or damaged: {_anew(name)}")
+
+
+def _anew(name: str) -> str:
+    return f"take them anew from {TU_URL}/{name}.zip, or make them anew if they are your own"

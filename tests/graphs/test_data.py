@@ -7,7 +7,6 @@ import torch
 
 from et.errors import UserError
 from et.graphs.data import GraphData, encode_types, standardized
-from et.same_data import of_user_data
 
 
 @pytest.fixture
@@ -121,12 +120,11 @@ def test_node_limit_applies_to_the_released_fidelity_only(toy):
     assert len(limited.pe) == limited.num_nodes + len(limited)
 
 
-def test_the_variant_tells_of_nodes_that_were_left_out_and_still_whose_the_data_are(toy):
-    whole = toy(max_nodes=5).variant
-    assert toy(max_nodes=7, fidelity="released").variant == whole
-    limited = toy(max_nodes=5, fidelity="released")
-    assert limited.variant == f"{whole}, graphs cut to their first 5 nodes"
-    assert of_user_data({"dataset": limited.describe()}) and limited.sha256 == toy().sha256
+def test_the_description_tells_of_nodes_that_were_left_out(toy):
+    assert "cut_to_nodes" not in toy(max_nodes=5).describe()
+    assert "cut_to_nodes" not in toy(max_nodes=7, fidelity="released").describe()
+    limited = toy(max_nodes=5, fidelity="released").describe()
+    assert limited["cut_to_nodes"] == 5 and limited["sha256"] == toy().describe()["sha256"]
 
 
 def test_standardization_uses_training_graphs_and_leaves_one_hot_columns(toy):

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from et.errors import UserError
-from et.graphs.data import GraphData
 from et.graphs.tu import load_tu, tu_variant
 
 
@@ -153,35 +152,12 @@ def test_tu_graphs_without_edges_are_graphs(tmp_path, make_tu):
     assert [count > 0 for count in graphs.edge_ptr.diff().tolist()] == [True, False, True, False]
 
 
-@pytest.mark.parametrize("nodes_have", ["labels", "attributes", "both", "neither"])
 @pytest.mark.parametrize("content", ["", "\n"])
-def test_tu_data_set_without_any_edge_is_one(tmp_path, make_tu, nodes_have, content):
-    given = {"node_labels": nodes_have in ("labels", "both"), "attributes": nodes_have in ("attributes", "both")}
-    raw = make_tu(tmp_path, num_graphs=6, **given)
-    joined = load_tu("TOY", tmp_path, tmp_path / "cache").graphs
-    for kind in ("A", "edge_labels"):
-        (raw / f"TOY_{kind}.txt").write_text(content)
-    found = load_tu("TOY", tmp_path, tmp_path / "cache").graphs
-    assert found.num_edges == 0 and found.edge_attr is None
-    assert torch.equal(found.y, joined.y) and torch.equal(found.sizes, joined.sizes)
-    assert torch.equal(found.x, joined.x if nodes_have != "neither" else torch.zeros(found.num_nodes, 1))
-    data = GraphData("TOY", "tu", tmp_path, found.x.shape[1], 0, 2, num_eigenvectors=3, protocol="released")
-    data.setup()
-    assert data.graphs.pe.shape == (found.num_nodes + 6, 3)
-
-
-def test_tu_targets_of_a_regression_are_read_without_edges_too(tmp_path, make_tu):
-    raw = make_tu(tmp_path, num_graphs=4, edge_labels=False)
-    (raw / "TOY_graph_attributes.txt").write_text("0.5\n1.5\n2.5\n3.5\n")
-    (raw / "TOY_A.txt").write_text("")
-    assert load_tu("TOY", tmp_path, tmp_path / "cache").graphs.y.tolist() == [0.5, 1.5, 2.5, 3.5]
-
-
-def test_tu_published_data_set_has_edges(tmp_path, make_tu):
-    raw = make_tu(tmp_path, "MUTAG", edge_labels=False)
-    (raw / "MUTAG_A.txt").write_text("")
-    with pytest.raises(UserError, match=r"MUTAG_A\.txt has no edges.*take them anew"):
-        load_tu("MUTAG", tmp_path, tmp_path / "cache")
+def test_tu_data_set_without_any_edge_is_told_where_such_graphs_go(tmp_path, make_tu, content):
+    raw = make_tu(tmp_path, edge_labels=False)
+    (raw / "TOY_A.txt").write_text(content)
+    with pytest.raises(UserError, match=r"TOY_A\.txt has no edges.*data=graph_list.*take them anew"):
+        load_tu("TOY", tmp_path, tmp_path / "cache")
 
 
 @pytest.mark.data
