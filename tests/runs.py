@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning import Callback
 
 from et.inpainting.lit import InpaintingTask
 from et.training import Outcome
@@ -13,6 +16,16 @@ from et.training import Outcome
 
 class Stop(RuntimeError):
     """Stands for whatever ends a process."""
+
+
+class Sleepy(Callback):
+    """Lets every batch take a while, so that a run takes long on a fast machine too."""
+
+    def __init__(self, seconds: float, folder: Path):
+        self.seconds = seconds
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        time.sleep(self.seconds)
 
 
 def stop_in(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:

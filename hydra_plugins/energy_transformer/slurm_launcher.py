@@ -12,6 +12,7 @@ Hydra looks for launchers in the namespace hydra_plugins only, hence this place.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -37,6 +38,8 @@ if SubmititLauncher is not None:
 
         def __call__(self, cells: Sequence[tuple]) -> list[JobReturn]:
             """In the job: run the cells of a pack one after another."""
+            # The address of the submitting process's wandb service: on another machine, or with other runs in it.
+            os.environ.pop("WANDB_SERVICE", None)
             run = super().__call__
             return [run(*cell) for cell in cells]
 
