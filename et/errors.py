@@ -67,11 +67,16 @@ def _key_not_taken(error: InstantiationException, cause: Exception) -> UserError
     if key in taken or unexpected[1] not in {c.__name__ for c in classes}:
         return None  # a mistake within the constructor, which needs its traceback
     section = found[1] if (found := re.search(r"full_key: ([\w.]+)", str(error))) else ""
-    close = difflib.get_close_matches(key, taken, 1, cutoff=0.8)
-    advice = f"did you mean {section}.{close[0]}?" if close else f"it takes {', '.join(taken)}"
-    if section == "model" and not close:
+    advice = key_advice(section, key, taken)
+    if section == "model" and advice.startswith("it takes"):
         advice += ". An experiment sets the keys of its own model; others have their experiments (_gin, _mlp, ...)"
     return UserError(f"{section}.{key}: {built.__name__} takes no {key}; {advice}")
+
+
+def key_advice(section: str, key: str, taken: list[str]) -> str:
+    """What to write instead of ``section.key`` where only the keys ``taken`` are known."""
+    close = difflib.get_close_matches(key, taken, 1, cutoff=0.8)
+    return f"did you mean {section}.{close[0]}?" if close else f"it takes {', '.join(taken)}"
 
 
 def is_user_error(error: Exception) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from typing import Any
@@ -13,7 +12,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from et.errors import UserError
+from et.errors import UserError, key_advice
 
 
 def warmup_cosine(step: int, total: int, warmup: int, peak_lr: float, start_lr: float, end_lr: float) -> float:
@@ -49,8 +48,7 @@ def build_optimizer(cfg: DictConfig, parameters: list[nn.Parameter]) -> torch.op
     taken = [p.name for p in signature if p.name != "params"]
     unknown = [] if any(p.kind is p.VAR_KEYWORD for p in signature) else sorted(build.keywords.keys() - set(taken))
     for key in unknown[:1]:
-        close = difflib.get_close_matches(key, taken, 1, cutoff=0.8)
-        advice = f"did you mean optim.optimizer.{close[0]}?" if close else f"it takes {', '.join(taken)}"
+        advice = key_advice("optim.optimizer", key, taken)
         raise UserError(f"optim.optimizer.{key}: {build.func.__name__} takes no {key}; {advice}")
     return build(parameters)
 
