@@ -105,9 +105,10 @@ class PaddedLayout:
 
     Args:
         batch: the graphs; no graph may hold an edge twice.
-        sinks: the released code's padding: padded tokens are tokens like others, which attend to all of their graph's
-            real tokens and, as long as the adjacency projection has no bias, are attended to by none. Otherwise they
-            are zero and take part in nothing, whatever the bias.
+        sinks: If True, pad as the released code does: a padded token attends to every real token of its graph, and
+            the CLS token attends to every padded token. A real node attends to no padded token unless the adjacency
+            projection has a bias. The result for a graph then depends on the batch it is in. If False, padded tokens
+            are zero and are ignored, whatever the bias.
     """
 
     def __init__(self, batch: GraphBatch, sinks: bool):
@@ -124,7 +125,9 @@ class PaddedLayout:
         dense = features.new_zeros(len(batch), self.width, self.width, features.shape[1])
         self.features = dense.index_put(self.edges, features)
         if sinks:
-            self.features[(~self.real[:, :, None] & self.real[:, None])] = 1.0
+            # Row and column 0 of A-tilde are ones over the padded width; padded rows hold ones at all real columns.
+            self.features[~self.real[:, :, None] & self.real[:, None]] = 1.0
+            self.features[:, 0] = 1.0
 
     def place(self, tokens: Tensor, padding: Tensor | None = None) -> Tensor:
         x = tokens.new_zeros(len(self.batch) * self.width, tokens.shape[1])

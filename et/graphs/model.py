@@ -45,7 +45,8 @@ class GraphEnergyTransformer(nn.Module):
         head_mix: mix the scores over the heads by a matrix (H, H) in each block (released code).
         adjacency_bias: a bias in the projection A'. In the padded layout it turns non-edges into edges.
         layout: ``sparse`` or ``padded`` (see et/graphs/layout.py).
-        sink_padding: padded tokens attend to the real ones (appendix D.3 and released code; only in the padded layout).
+        sink_padding: If True, padded tokens attend to the real ones and CLS attends to them (appendix D.3 and released
+            code). Needs ``layout="padded"``.
         noise_in_evaluation: see ``noise_std``.
         edge_reconstruction: learn to rebuild the edge features from ahat (MNIST and CIFAR10, appendix D.3).
         edge_decoder_init_std: of the layer that does so. It starts at 0, rebuilding nothing: ahat is of the size of D,

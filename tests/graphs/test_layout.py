@@ -39,14 +39,16 @@ def test_cls_tokens_are_where_the_layout_says(graphs):
         assert torch.equal(x.index_select(-2, layout.cls).flatten(0, -2), tokens[graphs.cls_tokens])
 
 
-def test_sinks_attend_to_the_real_tokens_and_nothing_attends_to_them(make_graphs):
+def test_cls_and_padding_attend_to_each_other_and_nodes_ignore_padding(make_graphs):
     graphs = make_graphs(edge_features=2)
     adjacency = PaddedLayout(graphs, sinks=True).features
+    plain = PaddedLayout(graphs, sinks=False).features
     for number, size in enumerate((graphs.sizes + 1).tolist()):
         assert (adjacency[number, size:, :size] == 1).all()
-        assert (adjacency[number, :, size:] == 0).all()
-    plain = PaddedLayout(graphs, sinks=False).features
-    assert torch.equal(adjacency[:, 0], plain[:, 0])
+        assert (adjacency[number, 0] == 1).all()
+        assert (adjacency[number, 1:, size:] == 0).all()
+        assert torch.equal(adjacency[number, :size, :size], plain[number, :size, :size])
+        assert (plain[number, size:] == 0).all() and (plain[number, :, size:] == 0).all()
 
 
 def test_edge_errors_are_means_over_a_graphs_own_edges_in_both_layouts(make_graphs):

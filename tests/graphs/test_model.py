@@ -62,6 +62,23 @@ def test_sparse_is_dense(make_graphs, changes):
         assert torch.allclose(mine, theirs, rtol=1e-8, atol=1e-9)
 
 
+def test_padded_batch_is_the_released_code(golden):
+    """Against the authors' JAX code on a padded batch of four graphs: adjacency, ahat and logits (float64)."""
+    arrays = golden("released_padded")
+    state = {name.removeprefix("state."): array for name, array in arrays.items() if name.startswith("state.")}
+    model = GraphEnergyTransformer(
+        in_features=7, edge_features=4, num_outputs=10, dim=24, num_heads=3, head_dim=8, num_memories=32,
+        num_blocks=4, steps=1, step_size=0.1, num_eigenvectors=15, **RELEASED,
+    ).double().eval()  # fmt: skip
+    model.load_state_dict(state)
+    keys = ("sizes", "edge_counts", "x", "edge_index", "edge_attr")
+    batch = replace(pack(*(arrays[key] for key in keys), y=torch.zeros(4, dtype=torch.int64)), pe=arrays["pe"])
+    _, layout, ahat = model.initial(batch)
+    assert torch.equal(layout.features.double(), arrays["adjacency"])
+    assert torch.allclose(ahat, arrays["ahat"], rtol=0, atol=1e-10)
+    assert torch.allclose(model(batch), arrays["logits"], rtol=0, atol=1e-10)
+
+
 def test_forward_is_the_equations_spelled_out_for_one_graph(make_graphs):
     """Eq. 23-27 for a single graph with dense matrices and the energy's gradient by autograd."""
     batch = make_graphs(sizes=(6,))
