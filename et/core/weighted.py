@@ -217,7 +217,8 @@ class _PairsAttention(Function):
     @once_differentiable
     def backward(ctx: Any, grad_u: Tensor, grad_v: Tensor) -> tuple:
         q, k, beta, ahat, head_mix = ctx.saved_tensors
-        gq, gk, gbeta, gahat, gmix = (torch.zeros_like(x) for x in (q, k, beta, ahat, head_mix))
+        gq, gk, gahat = (torch.empty_like(x) for x in (q, k, ahat))
+        gbeta, gmix = torch.zeros_like(beta), torch.zeros_like(head_mix)
         for part in _parts(ahat):
             into = gq[part], gk[part], gbeta, gahat[part], gmix
             _pair_gradients(q[part], k[part], beta, ahat[part], head_mix, grad_u[part], grad_v[part], into)
@@ -245,10 +246,13 @@ def _pair_maps(q: Tensor, k: Tensor, beta: Tensor, ahat: Tensor, head_mix: Tenso
     """(G, H, N, N) each: products K . Q, what ahat multiplies in z, and P; float32 or better."""
     products = at_least_float32(q @ k.mT)
     mixed = _mix_heads((head_mix * beta[:, None]).mT.to(products.dtype), products)
-    no_edge = ahat == 0
-    scores = (mixed * ahat).masked_fill_(no_edge, -torch.inf)
-    # A query without keys has no softmax; its row is 0. Whatever else is NaN shall stay so.
-    return products, mixed, torch.softmax(scores, -1).masked_fill_(no_edge.all(-1, keepdim=True), 0.0)
+    scores, no_edge = mixed * ahat, ahat == 0
+    if ahat.device.type == "cpu" and not no_edge.any():
+        # The released model's bias turns every pair into an edge; then a sixth of the time goes into empty masks.
+        return products, mixed, torch.softmax(scores, -1)
+    p = torch.softmax(scores.masked_fill_(no_edge, -torch.inf), -1)
+    # A query without keys has no softmax; its row is 0. Any other NaN is kept.
+    return products, mixed, p.masked_fill_(no_edge.all(-1, keepdim=True), 0.0)
 
 
 def _pair_gradients(
