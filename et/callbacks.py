@@ -1,8 +1,10 @@
-"""What a run does beside training: seed its epochs, keep checkpoints it can resume from, time itself, stop on NaN."""
+"""What a run does beside training: seed its epochs, keep what it can resume from, time itself, stop on NaN."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import random
 import time
@@ -15,6 +17,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
 from et.errors import UserError
+from et.files import write_atomically
 from et.optim import centralize
 
 
@@ -208,3 +211,44 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_epoch, self.best_metrics = state_dict["best_epoch"], state_dict["best_metrics"]
         self.latest = state_dict.get("latest", (0, {}))
+
+
+class KeptScores(Callback):
+    """Keeps the scores of a repeated test in a file, so that an interrupted test continues where it stopped.
+
+    The file holds the scores and a key. Scores under another key (other weights, other data) are ignored. The file is
+    JSON: reading it executes nothing.
+
+    Args:
+        path: The file.
+        identity: Id of the configuration, part of every key.
+    """
+
+    def __init__(self, path: Path, identity: str):
+        self.path, self.identity = path, identity
+
+    def key(self, module: torch.nn.Module, *parts: Any) -> str:
+        """SHA-256 over the id, the weights and buffers of ``module``, and ``parts``, which json can write."""
+        digest = hashlib.sha256(json.dumps([self.identity, *parts], sort_keys=True).encode())
+        for name, value in module.state_dict().items():
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def read(self, key: str) -> list[dict[str, float]]:
+        """The scores kept under ``key``, one dictionary per repetition; empty if none are, or the file is damaged."""
+        try:
+            found = json.loads(self.path.read_text())
+            if found["key"] != key:
+                return []
+            return [{name: float(value) for name, value in score.items()} for score in found["scores"]]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return []
+
+    def write(self, key: str, scores: list[dict[str, float]]) -> None:
+        """Replace the file's content."""
+        write_atomically(self.path, json.dumps({"key": key, "scores": scores}) + "\n")
+
+    def forget(self) -> None:
+        """Remove the file: the scores have been recorded."""
+        self.path.unlink(missing_ok=True)

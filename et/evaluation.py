@@ -11,13 +11,15 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from et.callbacks import KeptScores
 from et.errors import UserError
 from et.files import replacing, write_atomically
 from et.loading import family, fill, load_weights
-from et.record import read_result
+from et.record import read_result, run_id
+from et.run_folder import SCORES
 from et.training import accelerator, compute_exactly, quiet_libraries
 
 OPTIONS = ("run", "checkpoint", "images", "output", "mask_seeds", "device", "progress")
@@ -50,13 +52,15 @@ def evaluate(options: DictConfig) -> dict[str, Any]:
         cfg.data.mask_seeds = cfg.task.mask_seeds = options.mask_seeds
     task, data = assemble(cfg, weights, options.run)
     output.mkdir(parents=True, exist_ok=True)
-    trainer = build_tester(cfg, options.device, options.progress)
+    kept_scores = KeptScores(output / SCORES, run_id(OmegaConf.to_container(cfg, resolve=True)))
+    trainer = build_tester(cfg, options.device, options.progress, kept_scores)
     trainer.test(task, data, verbose=False)
     if options.images is None:
         warn_of_changed_data(options.run, data)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     record = {"run": str(options.run), "checkpoint": loaded, "dataset": data.describe(), "metrics": metrics}
     write_atomically(output / "evaluation.json", json.dumps(record, indent=2, sort_keys=True) + "\n")
+    kept_scores.forget()
     if of_images:
         from et.inpainting.pictures import draw_report
 
@@ -103,13 +107,14 @@ def assemble(
     return task, data
 
 
-def build_tester(cfg: DictConfig, device: str, progress: bool) -> pl.Trainer:
-    """A trainer that only scores, and writes nothing."""
+def build_tester(cfg: DictConfig, device: str, progress: bool, *callbacks: pl.Callback) -> pl.Trainer:
+    """A trainer that only scores, and by itself writes nothing."""
     quiet_libraries()
     compute_exactly()
     return pl.Trainer(
         accelerator=accelerator(device), devices=1, logger=False, enable_progress_bar=progress,
         precision=cfg.trainer.precision, enable_checkpointing=False, enable_model_summary=False,
+        callbacks=list(callbacks),
     )  # fmt: skip
 
 

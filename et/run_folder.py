@@ -16,6 +16,8 @@ import torch
 from et.errors import UserError
 from et.record import read_result
 
+SCORES = "scores.json"  # what a repeated test keeps in the run's folder until the run is finished
+
 
 @dataclass(frozen=True)
 class Start:
@@ -89,5 +91,5 @@ def find_start(folder: Path, identity: str) -> Start:
 
 def start_over(folder: Path) -> None:
     """Remove what a former run left, so that a forced one cannot be taken for it."""
-    for path in (folder / "result.json", *(folder / "checkpoints").glob("*.ckpt")):
+    for path in (folder / "result.json", folder / SCORES, *(folder / "checkpoints").glob("*.ckpt")):
         path.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from pytorch_lightning.callbacks import LearningRateMonitor, RichProgressBar
 from pytorch_lightning.plugins.environments import TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 
-from et.callbacks import CentralizedGradients, Checkpoints, FiniteLoss, SeededEpochs, Stopwatch
+from et.callbacks import CentralizedGradients, Checkpoints, FiniteLoss, KeptScores, SeededEpochs, Stopwatch
 from et.errors import UserError
 from et.files import write_atomically
 from et.identity import resolve
@@ -29,7 +29,7 @@ from et.loading import family
 from et.loggers import extra_loggers, log_outcome
 from et.metrics_file import MetricsFile
 from et.record import git_commit, read_result, run_dir, run_id, versions, write_result
-from et.run_folder import Start, find_start, locked, start_over
+from et.run_folder import SCORES, Start, find_start, locked, start_over
 from et.same_data import check_same_data
 
 
@@ -61,6 +61,7 @@ class Parts:
     data: pl.LightningDataModule
     trainer: pl.Trainer
     checkpoints: Checkpoints
+    kept_scores: KeptScores
     stopwatch: Stopwatch
     metrics_file: MetricsFile
 
@@ -107,6 +108,7 @@ def train(cfg: DictConfig) -> Outcome:
         record = describe_run(cfg, identity, parts, tested)
         if trainer.is_global_zero and not trainer.fast_dev_run:
             write_result(folder, record)
+            parts.kept_scores.forget()
     if trainer.world_size > 1 and not TorchElasticEnvironment.detect():  # whose store serves one group only
         torch.distributed.destroy_process_group()  # the next cell of a sweep makes its own
     return Outcome(record, folder, task=task, data=data, trainer=trainer)
@@ -126,9 +128,10 @@ def build(cfg: DictConfig, folder: Path, identity: str) -> Parts:
         cfg.callbacks.get("tie_break"),
     )
     stopwatch, metrics_file = Stopwatch(), MetricsFile(folder / "metrics.csv")
-    keepers = [checkpoints, stopwatch, StopOnSignal(checkpoints)]
+    kept_scores = KeptScores(folder / SCORES, identity)
+    keepers = [checkpoints, kept_scores, stopwatch, StopOnSignal(checkpoints)]
     trainer = build_trainer(cfg, folder, identity, network, keepers, metrics_file)
-    return Parts(network, task, data, trainer, checkpoints, stopwatch, metrics_file)
+    return Parts(network, task, data, trainer, checkpoints, kept_scores, stopwatch, metrics_file)
 
 
 def describe_run(cfg: DictConfig, identity: str, parts: Parts, tested: dict[str, float]) -> dict[str, Any]:

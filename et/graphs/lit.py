@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from et import optim as optimizers
+from et.callbacks import KeptScores
 from et.errors import UserError
 from et.graphs.batch import GraphBatch
 from et.graphs.data import GraphData
@@ -46,7 +47,7 @@ class GraphTask(pl.LightningModule):
         repetitions: of the released scoring.
         label_smoothing: of the cross-entropy in training.
         edge_loss_weight: weight of the edge reconstruction's error, for a network with ``forward_with_edges``; 0: none.
-        seed: of the released scoring.
+        seed: of the released scoring: repetition r draws folds and noise from ``seed + r``.
     """
 
     def __init__(
@@ -168,19 +169,69 @@ class GraphTask(pl.LightningModule):
 
     def _log_released(self, plain: float, data: GraphData) -> None:
         """The 10-fold loop over all graphs, beside the ``plain`` accuracy on them."""
-        repetitions = 1 if self.trainer.fast_dev_run else self.repetitions
 
         def correct(numbers: Tensor) -> Tensor:
             batch = data.graphs.select(numbers).to(self.device)
             with self.trainer.precision_plugin.forward_context():
                 return self.network(batch).argmax(-1) == batch.y
 
-        if not (self.noisy or getattr(self.network, "layout", "") == "padded"):
+        varies = self.noisy or getattr(self.network, "layout", "") == "padded"
+        if not varies:
             every = torch.cat([correct(part) for part in torch.arange(len(data.graphs)).split(RELEASED_BATCH)])
             correct = every.__getitem__  # a model whose answers never vary need be asked but once
-        with seeded(self.seed, self.device):
-            mean, std = released_accuracy(correct, len(data.graphs), self._counted(repetitions), self.seed)
-        self.log_dict({"test/accuracy": mean, "test/accuracy_std": std, "test/accuracy_all": plain})
+
+        def score(repetition: int) -> dict[str, float]:
+            seed = self.seed + repetition
+            with seeded(seed, self.device):
+                return {"accuracy": released_accuracy(correct, len(data.graphs), seed)}
+
+        repetitions = 1 if self.trainer.fast_dev_run else self.repetitions
+        self._log_mean_and_std(self._scores(score, repetitions, data, keep=varies))
+        self.log("test/accuracy_all", plain)
+
+    def _log_repeated(self, first: dict[str, float], data: GraphData) -> None:
+        """Mean and deviation over repeated scorings of the official test part, the ``first`` of them already done."""
+        again = Measures(self.num_classes).to(self.device)
+
+        def score(repetition: int) -> dict[str, float]:
+            if repetition == 0:
+                return first
+            with seeded(self.seed + repetition + self._of_this_process(), self.device):
+                for batch in data.test_dataloader():
+                    batch = batch.to(self.device)
+                    with self.trainer.precision_plugin.forward_context():
+                        outputs = self.network(batch)
+                    again.update(outputs, batch.y)
+            return self.measured(again)
+
+        # Without noise every repetition is the first: the batches are always the same, and so is their padding.
+        varies = self.noisy and not self.trainer.fast_dev_run
+        self._log_mean_and_std(self._scores(score, self.repetitions if varies else 1, data, keep=varies))
+
+    def _scores(
+        self, score: Callable[[int], dict[str, float]], repetitions: int, data: GraphData, keep: bool
+    ) -> list[dict[str, float]]:
+        """``score(0) .. score(repetitions - 1)``, of which an interrupted run keeps those that are done if ``keep``.
+
+        Each repetition seeds itself, so the scores are the same whether the run was interrupted or not.
+        """
+        callbacks = (callback for callback in self.trainer.callbacks if isinstance(callback, KeptScores))
+        kept = next(callbacks, None) if keep and not self.trainer.fast_dev_run else None
+        if kept is None:
+            return [score(repetition) for repetition in self._counted(repetitions)]
+        parts = data.batch_size, self.trainer.world_size, self.seed, data.describe()
+        key = kept.key(self.network, *parts)
+        scores = self.trainer.strategy.broadcast(kept.read(key))[:repetitions]
+        for repetition in self._counted(repetitions, first=len(scores)):
+            scores.append(score(repetition))
+            if self.trainer.is_global_zero:
+                kept.write(key, scores)
+        return scores
+
+    def _log_mean_and_std(self, scores: list[dict[str, float]]) -> None:
+        for name in scores[0]:
+            values = torch.tensor([found[name] for found in scores], dtype=torch.float64)
+            self.log_dict({f"test/{name}": values.mean().item(), f"test/{name}_std": values.std(unbiased=False).item()})
 
     @property
     def noisy(self) -> bool:
@@ -190,29 +241,13 @@ class GraphTask(pl.LightningModule):
     def _counted(self, repetitions: int, first: int = 0) -> Iterator[int]:
         """first .. repetitions - 1; beside a progress bar, which does not count them, a line now and then."""
         bar, said = self.trainer.progress_bar_callback, time.monotonic()
+        if bar is not None and first > 0:
+            bar.print(f"scored {first} of {repetitions} times before the interruption")
         for repetition in range(first, repetitions):
             if bar is not None and time.monotonic() - said > SAY_EVERY:
                 bar.print(f"scored {repetition} of {repetitions} times")
                 said = time.monotonic()
             yield repetition
-
-    def _log_repeated(self, first: dict[str, float], data: GraphData) -> None:
-        """Mean and deviation over repeated scorings of the official test part, the ``first`` of them already done."""
-        scorings, again = [first], Measures(self.num_classes).to(self.device)
-        # Without noise every repetition is the first: the batches are always the same, and so is their padding.
-        varies = self.noisy and not self.trainer.fast_dev_run
-        for repetition in self._counted(self.repetitions if varies else 1, first=1):
-            with seeded(self.seed + repetition + self._of_this_process(), self.device):
-                for batch in data.test_dataloader():
-                    batch = batch.to(self.device)
-                    with self.trainer.precision_plugin.forward_context():
-                        outputs = self.network(batch)
-                    again.update(outputs, batch.y)
-            scorings.append(self.measured(again))
-        for name in first:
-            values = torch.tensor([found[name] for found in scorings], dtype=torch.float64)
-            self.log(f"test/{name}", values.mean().item())
-            self.log(f"test/{name}_std", values.std(unbiased=False).item())
 
 
 class Measures(Metric):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -99,24 +99,19 @@ def released_fold(num_graphs: int, seed: int, folds: int = 10) -> list[Tensor]:
     return looked_at
 
 
-def released_accuracy(
-    correct: Callable[[Tensor], Tensor], num_graphs: int, repetitions: Iterable[int], seed: int
-) -> tuple[float, float]:
-    """Mean and standard deviation over repetitions of the released 10-fold loop, which never refits the model.
+def released_accuracy(correct: Callable[[Tensor], Tensor], num_graphs: int, seed: int) -> float:
+    """Score of one repetition of the released 10-fold loop, which never refits the model.
 
     An accuracy is a mean over batches of 64, a repetition a mean over its ten folds.
 
     Args:
-        correct: takes graph numbers (n,) and says which of them the model classifies correctly, (n,) bool. It is asked
-            again in every batch of every repetition, because noise and padding make the released model's answer vary.
-        repetitions: their numbers, from 0 on.
+        correct: Takes graph indices (n,) and says which of them the model classifies correctly, (n,) bool. It is asked
+            again in every batch, because noise and padding make the released model's answer vary.
+        num_graphs: Number of graphs of the data set.
+        seed: Seed of the repetition's folds.
     """
-    repeated = []
-    for repetition in repetitions:
-        folds = []
-        for graphs in released_fold(num_graphs, seed + repetition):
-            batches = [correct(batch).float().mean() for batch in graphs.split(RELEASED_BATCH)]
-            folds.append(torch.stack(batches).mean())
-        repeated.append(torch.stack(folds).mean())
-    scores = torch.stack(repeated)
-    return scores.mean().item(), scores.std(unbiased=False).item()
+    folds = []
+    for graphs in released_fold(num_graphs, seed):
+        batches = [correct(batch).float().mean() for batch in graphs.split(RELEASED_BATCH)]
+        folds.append(torch.stack(batches).mean())
+    return torch.stack(folds).mean().item()

@@ -1,5 +1,8 @@
 """Training and scoring end to end on small data: measures, both protocols, resuming, what is recorded."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -177,9 +180,9 @@ def test_released_run_is_scored_by_the_released_loop(toy_run, fidelity):
         with torch.no_grad():
             right = network(data.graphs).argmax(1) == data.graphs.y
         assert metrics["test/accuracy_all"] == pytest.approx(right.float().mean().item())
-        mean, std = released_accuracy(lambda numbers: right[numbers], 40, range(3), seed=0)
-        assert metrics["test/accuracy"] == pytest.approx(mean, abs=1e-6)
-        assert metrics["test/accuracy_std"] == pytest.approx(std, abs=1e-6)
+        scores = np.array([released_accuracy(right.__getitem__, 40, seed) for seed in range(3)])
+        assert metrics["test/accuracy"] == pytest.approx(scores.mean(), abs=1e-6)
+        assert metrics["test/accuracy_std"] == pytest.approx(scores.std(), abs=1e-6)
 
 
 @pytest.mark.parametrize("fidelity", ["paper", "released"])
@@ -201,9 +204,6 @@ def test_resumed_run_is_the_uninterrupted_one(toy_run, tmp_path):
     whole = train(toy_run("trainer.max_epochs=4", "callbacks.save_every_n_epochs=1", f"paths.runs={tmp_path}/whole"))
     cfg = toy_run("trainer.max_epochs=4", "callbacks.save_every_n_epochs=1", f"paths.runs={tmp_path}/cut")
 
-    class Cut(Exception):
-        pass
-
     original = GraphTask.training_step
 
     def cut(self, batch, index):
@@ -221,6 +221,93 @@ def test_resumed_run_is_the_uninterrupted_one(toy_run, tmp_path):
     assert resumed.record["metrics"] == whole.record["metrics"]
     for mine, theirs in zip(resumed.task.parameters(), whole.task.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.fixture
+def noisy_run(toy_run, tmp_path, config):
+    """Configuration of a short run that is scored three times with noise, of graphs (``loop``) or of nodes."""
+
+    def build(kind: str, folder: str, *overrides: str):
+        settings = ("protocol=released", "fidelity=released", "task.repetitions=3", "model.noise_std=3.0")
+        settings = (*settings, "trainer.max_epochs=1", f"paths.runs={tmp_path}/{folder}", *overrides)
+        if kind == "loop":
+            return toy_run(*settings)
+        return config("experiment=gnnbench_cluster_generated", f"paths.data={tmp_path}/data", "data.sizes=[8,4,4]",
+                      "data.batch_size=4", *SMALL, *settings)  # fmt: skip
+
+    return build
+
+
+class Cut(Exception):
+    """Stands for whatever ends a process."""
+
+
+def cut_scoring(monkeypatch, after: int) -> list[int]:
+    """Let the scoring end once ``after`` repetitions are done; the list tells which were asked for."""
+    asked, original = [], GraphTask._counted
+
+    def counted(self, repetitions, first=0):
+        for repetition in original(self, repetitions, first):
+            if repetition == after:
+                raise Cut
+            asked.append(repetition)
+            yield repetition
+
+    monkeypatch.setattr(GraphTask, "_counted", counted)
+    return asked
+
+
+@pytest.mark.parametrize("kind", ["loop", "nodes"])
+def test_an_interrupted_scoring_continues_and_gives_the_same_numbers(noisy_run, monkeypatch, kind):
+    whole = train(noisy_run(kind, "whole"))
+    assert whole.record["metrics"]["test/accuracy_std"] > 0
+    assert not (whole.folder / "scores.json").exists()
+    cfg = noisy_run(kind, "cut")
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        cut_scoring(patch, after=2)
+        train(cfg)
+    asked = cut_scoring(monkeypatch, after=3)
+    resumed = train(cfg)
+    assert asked == [2]
+    assert resumed.record["metrics"] == whole.record["metrics"]
+    assert not (resumed.folder / "scores.json").exists()
+
+
+@pytest.mark.parametrize("change", ["force", "weights", "damaged"])
+def test_scores_of_another_state_are_not_taken_up(noisy_run, monkeypatch, change):
+    cfg = noisy_run("loop", "cut")
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        cut_scoring(patch, after=2)
+        train(cfg)
+    (file,) = (Path(cfg.paths.runs) / cfg.name).glob("*/scores.json")
+    if change == "force":
+        cfg.force = True
+    elif change == "weights":
+        path = file.parent / "checkpoints" / "last.ckpt"
+        saved = torch.load(path, weights_only=True)
+        next(value for value in saved["state_dict"].values() if value.is_floating_point()).add_(1e-6)
+        torch.save(saved, path)
+    else:
+        file.write_text(file.read_text()[:-10])
+    asked = cut_scoring(monkeypatch, after=3)
+    train(cfg)
+    assert asked == [0, 1, 2]
+
+
+def test_an_interrupted_evaluation_continues(noisy_run, monkeypatch):
+    outcome = train(noisy_run("loop", "whole"))
+    options = OmegaConf.create({"run": str(outcome.folder), "checkpoint": None, "output": None, "images": None,
+                                "mask_seeds": None, "device": "cpu", "progress": False})  # fmt: skip
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        cut_scoring(patch, after=1)
+        evaluate(options)
+    asked = cut_scoring(monkeypatch, after=3)
+    found = evaluate(options)
+    assert asked == [1, 2]
+    assert found["metrics"]["test/accuracy"] == pytest.approx(outcome.record["metrics"]["test/accuracy"], abs=1e-12)
+    asked.clear()
+    evaluate(options)
+    assert asked == [0, 1, 2], "a finished evaluation is one that can be repeated"
 
 
 @pytest.mark.parametrize("readout", ["cls", "nodes"])

@@ -82,26 +82,23 @@ def test_released_folds_look_at_the_first_of_both_parts():
 def test_released_accuracy_against_the_loop_spelled_out():
     """An independent version: explicit lists, batch by batch."""
     right = set(range(0, 150, 3))
-    mean, std = released_accuracy(lambda graphs: torch.tensor([int(g) in right for g in graphs]), 150, range(3), seed=5)
-    repetitions = []
-    for repetition in range(3):
+    for seed in (5, 6):
+        found = released_accuracy(lambda graphs: torch.tensor([int(g) in right for g in graphs]), 150, seed)
         accuracies = []
-        for looked_at in released_fold(150, 5 + repetition):
+        for looked_at in released_fold(150, seed):
             numbers, batches = looked_at.tolist(), []
             while numbers:
                 batch, numbers = numbers[:64], numbers[64:]
                 batches.append(sum(number in right for number in batch) / len(batch))
             accuracies.append(sum(batches) / len(batches))
-        repetitions.append(sum(accuracies) / 10)
-    assert mean == pytest.approx(np.mean(repetitions), abs=1e-6)
-    assert std == pytest.approx(np.std(repetitions), abs=1e-6)
+        assert found == pytest.approx(sum(accuracies) / 10, abs=1e-6)
 
 
 def test_released_accuracy_favours_the_first_tenth():
     """The score of a model that is right about the first tenth only is far above its accuracy."""
-    mean, _ = released_accuracy(lambda graphs: graphs < 20, 200, range(5), seed=0)
-    assert mean > 0.5
-    assert released_accuracy(lambda graphs: graphs >= 0, 200, range(2), seed=0) == (1.0, 0.0)
+    for seed in range(5):
+        assert released_accuracy(lambda graphs: graphs < 20, 200, seed) > 0.5
+    assert released_accuracy(lambda graphs: graphs >= 0, 200, seed=0) == 1.0
 
 
 def test_everything_is_everything():
