@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hydra import compose, initialize_config_dir
 
@@ -9,8 +11,20 @@ from et.errors import UserError
 from et.identity import Key, check_overrides, config_of, differences, key_of, reproduces, resolve
 from et.places import CONF
 from et.record import run_id
+from tests.configs import ROOT
 
 KEY = Key("demo_inpainting", 3, "held_out", "paper")
+# Run ids of every experiment of this project's results, by protocol, with seed 0 and fold 0.
+RUN_IDS = json.loads((ROOT / "tests" / "fixtures" / "run_ids.json").read_text())
+
+
+@pytest.mark.parametrize("experiment", RUN_IDS)
+def test_run_ids_stay(experiment, monkeypatch):
+    """Recorded results are found by their id: no change of code or configuration files may change one."""
+    monkeypatch.delenv("ET_DATA_DIR", raising=False)
+    for protocol, identity in RUN_IDS[experiment].items():
+        fidelity = {"held_out": "paper", "released": "released"}[protocol]
+        assert run_id(config_of([f"experiment={experiment}", f"protocol={protocol}", f"fidelity={fidelity}"])) == identity
 
 
 def test_the_fast_way_gives_what_hydra_gives():
