@@ -24,7 +24,9 @@ def test_run_ids_stay(experiment, monkeypatch):
     monkeypatch.delenv("ET_DATA_DIR", raising=False)
     for protocol, identity in RUN_IDS[experiment].items():
         fidelity = {"held_out": "paper", "released": "released"}[protocol]
-        assert run_id(config_of([f"experiment={experiment}", f"protocol={protocol}", f"fidelity={fidelity}"])) == identity
+        assert (
+            run_id(config_of([f"experiment={experiment}", f"protocol={protocol}", f"fidelity={fidelity}"])) == identity
+        )
 
 
 def test_the_fast_way_gives_what_hydra_gives():

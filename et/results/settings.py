@@ -10,8 +10,8 @@ from typing import Any
 
 from et.errors import UserError
 from et.identity import Key, config_of
-from et.places import CONF
 from et.results.paper import Setting
+from et.runs import experiments
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Compared:
 
 
 def has_experiment(name: str) -> bool:
-    """Whether conf/experiment has a file of that name."""
-    return (CONF / "experiment" / f"{name}.yaml").exists()
+    """True if there is an experiment of that name, with a file or composed."""
+    return name in experiments.names()
 
 
 def compare(setting: Setting) -> list[Compared]:

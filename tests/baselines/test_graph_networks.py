@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from et.baselines.graph_networks import GAT, GIN, GraphTransformer
 from et.graphs.batch import pack
 from et.graphs.positional import with_eigenvectors
-from tests.configs import ROOT
+from et.runs import experiments
 
 
 def graphs(edge_features=0):
@@ -25,8 +25,7 @@ def graphs(edge_features=0):
     return with_eigenvectors(packed, 4).select(range(3))
 
 
-EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
-BASELINES = [name for name in EXPERIMENTS if re.fullmatch(r"(tu|gnnbench|zinc).*_(gin|gat|gt)", name)]
+BASELINES = [name for name in experiments.names() if re.fullmatch(r"(tu|gnnbench|zinc).*_(gin|gat|gt)", name)]
 NETWORKS = {
     "gin": lambda edge_features, readout="graph": GIN(3, 2, readout, hidden=16),
     "gat": lambda edge_features, readout="graph": GAT(3, edge_features, 2, readout, hidden=16, num_heads=4),

@@ -1,0 +1,1 @@
+"""What a run leaves: its id, record, folder and weights."""

@@ -1,0 +1,54 @@
+"""Lets Hydra find composed experiments (:mod:`et.runs.experiments`) as if each had a file in conf/experiment."""
+
+from __future__ import annotations
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.object_type import ObjectType
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import OmegaConf
+
+from et.runs.experiments import composed, is_composed, names
+
+GROUP = "experiment"
+
+
+class ExperimentSource(ConfigSource):
+    """Configurations ``experiment/NAME`` that conf/variants.yaml composes."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "composed"
+
+    def available(self) -> bool:
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        return config_path.strip("/") in ("", GROUP)
+
+    def is_config(self, config_path: str) -> bool:
+        group, _, name = config_path.removesuffix(".yaml").partition("/")
+        return group == GROUP and is_composed(name)
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        if not self.is_config(config_path):
+            raise ConfigLoadError(f"no composed experiment: {config_path}")
+        name = config_path.removesuffix(".yaml").partition("/")[2]
+        return ConfigResult(
+            provider=self.provider,
+            path=self.full_path(),
+            config=OmegaConf.create(composed(name)),
+            header={"package": "_global_"},
+        )
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        if config_path.strip("/") == GROUP and results_filter != ObjectType.GROUP:
+            return [name for name in names() if is_composed(name)]
+        return [GROUP] if not config_path.strip("/") and results_filter != ObjectType.CONFIG else []
+
+
+class ExperimentSearchPath(SearchPathPlugin):
+    """Appends :class:`ExperimentSource` to Hydra's search path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append(provider="energy-transformer", path=f"{ExperimentSource.scheme()}://")
