@@ -1,4 +1,4 @@
-"""Every experiment composes and builds, with a file or without; those whose data is present run one batch from end to end."""
+"""Every experiment composes and builds; those whose data is present run one batch from end to end."""
 
 from pathlib import Path
 
