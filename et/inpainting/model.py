@@ -27,13 +27,20 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
     return 2**0.5 * torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
 
 
+def lecun_normal_(weight: Tensor) -> None:
+    """Fill a weight (outputs, inputs) with normal numbers cut off at two deviations, of deviation 1/sqrt(inputs)."""
+    std = weight.shape[1] ** -0.5 / 0.87962566103423978  # the deviation of a normal distribution that is cut off there
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
 class InpaintingET(nn.Module):
     """Completes images with masked patches by T steps of one ET block (algorithm 1).
 
     Patch tokens follow the CLS token, which the released code has and the text does not; it is kept under both
     fidelities, as the decoder's layer norm (appendix B) is the block's (released code). ``fidelity`` chooses between
     what paper and released code do differently beside that: self-attention (eq. 3 against eq. 13) and the initial
-    standard deviations (0.02 for all, against 0.002 for attention, CLS, MASK and positions).
+    standard deviations (0.02 for all; against 0.002 for attention, CLS, MASK and positions, and 1/sqrt(fan_in) for
+    encoder and decoder).
 
     Args:
         image_size, patch_size: in pixels, one number or (height, width); the image a multiple of the patch.
@@ -53,11 +60,14 @@ class InpaintingET(nn.Module):
             its size, so a patch keeps its brightness and contrast only next to positions of comparable size.
         checkpoint: in training keep only the tokens of each step for the backward pass, which computes the steps again:
             less memory, more time. The results are the same.
+        affine_init_std: Initial standard deviation of encoder and decoder. ``fan_in``: 1/sqrt(fan_in) of a normal
+            distribution that is cut off at two deviations (Flax's ``lecun_normal``). If None, as ``fidelity`` has it
+            (paper: 0.02; released: ``fan_in``).
         block: further arguments of :class:`EnergyTransformerBlock`.
 
     Raises:
-        ValueError: the image is no multiple of the patch; ``fidelity``, ``position_init`` or ``step_schedule`` is
-            unknown.
+        ValueError: the image is no multiple of the patch; ``fidelity``, ``position_init``, ``step_schedule`` or
+            ``affine_init_std`` is unknown.
     """
 
     def __init__(
@@ -77,6 +87,7 @@ class InpaintingET(nn.Module):
         position_std: float | None = None,
         step_schedule: Literal["constant", "decreasing", "learned"] = "constant",
         checkpoint: bool = False,
+        affine_init_std: float | Literal["fan_in"] | None = None,
         block: dict[str, Any] | None = None,
     ):
         super().__init__()
@@ -84,6 +95,8 @@ class InpaintingET(nn.Module):
             raise ValueError(f"fidelity must be 'paper' or 'released', not {fidelity!r}")
         if position_init not in ("normal", "sincos"):
             raise ValueError(f"position_init must be 'normal' or 'sincos', not {position_init!r}")
+        if isinstance(affine_init_std, str) and affine_init_std != "fan_in":
+            raise ValueError(f"affine_init_std must be a number, 'fan_in' or null, not {affine_init_std!r}")
         if step_schedule not in ("constant", "decreasing", "learned"):
             raise ValueError(f"step_schedule must be 'constant', 'decreasing' or 'learned', not {step_schedule!r}")
         released = fidelity == "released"
@@ -112,8 +125,13 @@ class InpaintingET(nn.Module):
             attention_init_std=token_std,
             **(block or {}),
         )
+        if affine_init_std is None:
+            affine_init_std = "fan_in" if released else 0.02
         for affine in (self.encoder, self.decoder):
-            nn.init.normal_(affine.weight, std=0.02)
+            if affine_init_std == "fan_in":
+                lecun_normal_(affine.weight)
+            else:
+                nn.init.normal_(affine.weight, std=affine_init_std)
             nn.init.zeros_(affine.bias)
 
     def embed(self, patches: Tensor, masked: Tensor) -> Tensor:
