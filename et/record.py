@@ -6,7 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,37 @@ NOT_IN_ID: Mapping[str, tuple[str, ...] | None] = {
     "force": None,
     "tags": None,
     "sweep": None,
+    "precision_by_fidelity": None,  # counts as trainer.precision
     "trainer": ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar", "log_every_n_steps"),
     "data": ("root", "num_workers", "cache"),
     "callbacks": ("progress", "save_every_n_epochs", "pictures"),
+}
+
+# Keys that came after recorded results: for each fidelity, the value at which a run is what it was before the key
+# existed. A run id leaves the key out at that value, so that a new option changes no recorded run. Where a fidelity is
+# absent, its runs were something else before, and the key always counts.
+ADDED_KEYS: Mapping[str, Mapping[str, Any]] = {
+    "model.affine_init_std": {"paper": None},
+    "task.mask_first_patch": {"paper": None},
 }
 
 
 def counted(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a resolved configuration that a run id is made of."""
     sections = {key: value for key, value in config.items() if NOT_IN_ID.get(key, ()) is not None}
-    return {key: _without(value, NOT_IN_ID.get(key) or ()) for key, value in sections.items()}
+    kept = {key: _without(value, NOT_IN_ID.get(key) or ()) for key, value in sections.items()}
+    for key, before in ADDED_KEYS.items():
+        if config.get("fidelity") in before:
+            _drop(kept, key.split("."), before[config["fidelity"]])
+    return kept
+
+
+def _drop(section: Any, path: Sequence[str], value: Any) -> None:
+    """Delete the key at ``path`` from nested dictionaries, in place, if it is there and has this ``value``."""
+    for name in path[:-1]:
+        section = section.get(name) if isinstance(section, dict) else None
+    if isinstance(section, dict) and path[-1] in section and section[path[-1]] == value:
+        del section[path[-1]]
 
 
 def run_id(config: Mapping[str, Any]) -> str:

@@ -7,9 +7,10 @@ import json
 import pytest
 from hydra import compose, initialize_config_dir
 
+from et import record
 from et.errors import UserError
-from et.identity import Key, check_overrides, config_of, differences, key_of, reproduces, resolve
-from et.places import CONF
+from et.identity import Key, check_overrides, config_of, differences, key_of, leaves, reproduces, resolve
+from et.places import CONF, EXPERIMENTS
 from et.record import run_id
 from tests.configs import ROOT
 
@@ -65,6 +66,35 @@ def test_places_loggers_and_hardware_leave_the_run_id(harmless):
 @pytest.mark.parametrize("other", ["seed=4", "protocol=released", "fidelity=released", "trainer.max_epochs=7"])
 def test_what_changes_a_result_changes_the_run_id(other):
     assert not reproduces([*KEY.overrides(), other], run_id(config_of(KEY.overrides())))
+
+
+@pytest.mark.parametrize(("fidelity", "counts"), [("paper", False), ("released", True)])
+def test_a_key_added_later_leaves_the_run_id_at_the_value_that_changes_nothing(monkeypatch, fidelity, counts):
+    config = config_of([*KEY.overrides(), f"fidelity={fidelity}"])
+    before = run_id(config)
+    monkeypatch.setattr(record, "ADDED_KEYS", {**record.ADDED_KEYS, "model.block.new": {"paper": None}})
+    config["model"]["block"]["new"] = None
+    assert (run_id(config) != before) == counts
+    config["model"]["block"]["new"] = 0  # equal to False, and not to None
+    assert run_id(config) != before
+    assert config["model"]["block"] == {"new": 0}  # hashing changes nothing
+
+
+def test_the_keys_added_later_exist():
+    """Each stands in some configuration, with the value that a run id leaves out."""
+    for fidelity in ("paper", "released"):
+        experiments = ("demo_inpainting", "demo_graphs", "demo_anomaly")
+        found = [leaves(config_of([f"experiment={name}", f"fidelity={fidelity}"])) for name in experiments]
+        for key, before in record.ADDED_KEYS.items():
+            if fidelity in before:
+                assert any(key in config and config[key] == before[fidelity] for config in found), key
+
+
+def test_recorded_image_runs_keep_their_ids():
+    for path in (EXPERIMENTS / "table14", EXPERIMENTS / "table16"):
+        for line in (path / "results.jsonl").read_text().splitlines():
+            recorded = json.loads(line)
+            assert reproduces(recorded["overrides"], recorded["run_id"]), recorded["experiment"]
 
 
 def test_differences_are_named_and_places_are_none():

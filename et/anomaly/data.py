@@ -63,6 +63,7 @@ class NodeDataModule(pl.LightningDataModule):
     neighbours of the target node" are others than the node itself, and neither Amazon nor Yelp joins a node to
     itself: so no self-loops, and a node without neighbours is moved by its Hopfield network alone. ``released``:
     repeated edges stay, and the merged graph gets a loop at every node (the graphs of the single relations do not).
+    Single relations stand in the order of their names, as in a dgl graph (Yelp: rsr, rtr, rur; Amazon: upu, usu, uvu).
 
     Args:
         source, root, path, neighbours: see :func:`et.anomaly.sources.load_graph`.
@@ -107,7 +108,7 @@ class NodeDataModule(pl.LightningDataModule):
         subgraphs: int = 1,
     ):
         super().__init__()
-        released = fidelity == "released"
+        self.released = released = fidelity == "released"
         self.source, self.root, self.path, self.neighbours = source, root, path, neighbours
         self.expected = {"num_nodes": num_nodes, "num_features": num_features, "num_relations": num_relations}
         self.train_ratio, self.seed, self.protocol, self.merge = train_ratio, seed, protocol, merge
@@ -170,9 +171,13 @@ class NodeDataModule(pl.LightningDataModule):
             raise UserError(f"the configuration does not fit the graph {graph.name!r}: set {wrong}")
         relations = {
             name: make_undirected(edge_index, graph.num_nodes, name, self.one_way_edges)
-            for name, edge_index in graph.relations.items()
+            for name, edge_index in self._ordered(graph.relations)
         }
         return replace(graph, relations=relations)
+
+    def _ordered(self, relations: dict[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
+        """The relations in the order in which the model meets them: the released one's results depend on it."""
+        return sorted(relations.items()) if self.released and not self.merge else relations.items()
 
     def _describe(self, graph: NodeGraph, split: Split, edges: dict[str, Tensor]) -> dict[str, Any]:
         labelled = graph.labels[graph.labels >= 0]

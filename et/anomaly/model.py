@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -26,9 +27,11 @@ class AnomalyTransformer(nn.Module):
     ``fidelity=released`` is what the authors' code computes: T - 1 steps of one :class:`ReleasedBlock` and a last
     step of another with its own weights, no position embedding, one linear layer with two outputs, whose difference
     is the log-odds, on [x_1 || x_T] without a layer norm. If trained on subgraphs the layer sees x_T alone. Over
-    several relations x_T is 0 for a node without an edge in a relation, and the layer sees the element-wise maximum of
-    the x_T and x_1. (Concatenation stands there only in a comment; here it is [x_1 || x_T of each relation].) The
-    unused parameters that the code allocates are left out.
+    several relations the layer sees the element-wise maximum of the x_T and x_1. (Concatenation stands there only in a
+    comment; here it is [x_1 || x_T of each relation].) The relations share the node data: a node without an edge in a
+    relation takes, in every step, the attention update that the last relation with an edge at that node left there, in
+    its last step. If there is none, x_T is 0. The order of the relations therefore matters. The unused parameters that
+    the code allocates are left out.
 
     Args:
         in_features: F.
@@ -117,7 +120,7 @@ class AnomalyTransformer(nn.Module):
             nodes: (n,) ids in the whole graph; None: 0 .. N-1.
         """
         x = self.tokens(features, nodes)
-        return self.classify(self.dynamics.first(x), [self.dynamics(x, topology) for topology in topologies])
+        return self.classify(self.dynamics.first(x), self.dynamics(x, topologies))
 
     @torch.no_grad()
     def score(
@@ -137,19 +140,18 @@ class AnomalyTransformer(nn.Module):
             return self(features, topologies, nodes)
         nodes = torch.arange(len(features), device=features.device) if nodes is None else nodes
         parts = list(blocks(len(features), block))
-        finals = []
+        finals, kept = [], None
         for topology in topologies:
             x = torch.cat([self.tokens(features[part], nodes[part]) for part in parts])
+            if self.released and len(topologies) > 1 and kept is None:
+                kept = torch.zeros_like(x)
             for step in self.dynamics.taken_apart():
-                x = take_step(step, x, topology, block)
+                x = take_step(step, x, topology, block, kept=kept)
             finals.append(x)
-        log_odds = features.new_empty(len(features))
+        log_odds, reached = features.new_empty(len(features)), reached_nodes(topologies)
         for part in parts:
             first = self.dynamics.first(self.tokens(features[part], nodes[part]))
-            last = [
-                self.dynamics.last(x[part], topology.edges.degree[part])
-                for x, topology in zip(finals, topologies, strict=True)
-            ]
+            last = [self.dynamics.last(x[part], some[part]) for x, some in zip(finals, reached, strict=True)]
             log_odds[part] = self.classify(first, last)
         return log_odds
 
@@ -176,6 +178,11 @@ def mlp_head(width: int, hidden: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(nn.Dropout(dropout), nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
 
+def reached_nodes(topologies: Sequence[EdgeTopology]) -> list[Tensor]:
+    """Of each relation, the nodes with an edge in it or in one before it, (N,) bool."""
+    return list(accumulate((topology.edges.degree > 0 for topology in topologies), torch.logical_or))
+
+
 class PaperDynamics(nn.Module):
     """T steps x <- x - dE/dg along the edges and a last layer norm (eq. 15-20)."""
 
@@ -186,15 +193,15 @@ class PaperDynamics(nn.Module):
         self.steps, self.step_size = steps, step_size
         self.block = EnergyTransformerBlock(dim, num_heads, head_dim, num_memories, train_beta=True, **parts)
 
-    def forward(self, x: Tensor, topology: EdgeTopology) -> Tensor:
-        """x_1 -> g_T, (n, D)."""
-        return self.last(descend(self.block, x, self.steps, self.step_size, topology).x)
+    def forward(self, x: Tensor, topologies: Sequence[EdgeTopology]) -> list[Tensor]:
+        """x_1 -> g_T of each relation, (n, D)."""
+        return [self.last(descend(self.block, x, self.steps, self.step_size, topology).x) for topology in topologies]
 
     def first(self, x: Tensor) -> Tensor:
         """x_1 -> g_1, (n, D)."""
         return self.block.norm(x)
 
-    def last(self, x: Tensor, degree: Tensor | None = None) -> Tensor:
+    def last(self, x: Tensor, reached: Tensor | None = None) -> Tensor:
         """x_T -> g_T, (n, D)."""
         return self.block.norm(x)
 
@@ -236,21 +243,25 @@ class ReleasedDynamics(nn.Module):
         """The block of each step."""
         return [self.block] * (self.steps - 1) + [self.last_block]
 
-    def forward(self, x: Tensor, topology: EdgeTopology) -> Tensor:
-        """x_1 -> x_T, (n, D)."""
-        for block in self.step_blocks:
-            x = block(x, topology)
-        return self.last(x, topology.edges.degree)
+    def forward(self, x: Tensor, topologies: Sequence[EdgeTopology]) -> list[Tensor]:
+        """x_1 -> x_T of each relation, (n, D); each starts from x_1, and from what the one before left on the nodes."""
+        finals, kept = [], None
+        for topology, reached in zip(topologies, reached_nodes(topologies), strict=True):
+            after = x
+            for block in self.step_blocks:
+                after, kept = block.step(after, topology, kept)
+            finals.append(self.last(after, reached))
+        return finals
 
     def first(self, x: Tensor) -> Tensor:
         """x_1, as it is."""
         return x
 
-    def last(self, x: Tensor, degree: Tensor) -> Tensor:
-        """x_T (n, D), 0 for a node of degree (n,) 0: there the released code divides 0 by 0 and replaces the NaN."""
-        if self.last_block.w_query is None or degree.all():
+    def last(self, x: Tensor, reached: Tensor) -> Tensor:
+        """x_T (n, D), 0 for a node that no relation has ``reached`` (n,): the released code divides 0 by 0 there."""
+        if self.last_block.w_query is None or reached.all():
             return x
-        return torch.where(degree[:, None] > 0, x, torch.zeros_like(x))
+        return torch.where(reached[:, None], x, torch.zeros_like(x))
 
     def taken_apart(self) -> list[Step]:
         """The T steps, for :func:`et.anomaly.scoring.take_step`; without dropout."""

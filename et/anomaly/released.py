@@ -27,9 +27,11 @@ class ReleasedBlock(nn.Module):
     sum z_C over C's edges: first sum_B W^Q K_B w_CB / z_C, then, by messages that run from each node A along its
     edges to its neighbours, sum_A W^K Q_A w_AB / z_A. On an undirected graph the edges out of A are the reverse of
     those into A, so the weights of the second term are those of the first: its transpose. Gradients pass through
-    both terms and through z. Neither term is the gradient of an energy once the clamp holds somewhere. (Where an
-    edge is repeated, the released code addresses it by its two ends, and dgl's automatic gradient then differs from
-    that of the formula; here it is the formula's. Without repeated edges the two agree.)
+    both terms and through z. Neither term is the gradient of an energy once the clamp holds somewhere.
+
+    The gradients are those of the formula. The released code addresses an edge by its two ends, and dgl then counts
+    the gradient through the scores of an edge that stands m times m^2 times too often for queries, keys and tokens, and
+    m times for beta. Without repeated edges the two agree.
 
     Args:
         dim, num_heads, head_dim, num_memories: D, H, Y, M (the paper's K).
@@ -63,13 +65,29 @@ class ReleasedBlock(nn.Module):
 
     def forward(self, x: Tensor, topology: EdgeTopology) -> Tensor:
         """One step: (N, D) -> (N, D)."""
+        return self.step(x, topology)[0]
+
+    def step(self, x: Tensor, topology: EdgeTopology, kept: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """One step along one of several relations.
+
+        Args:
+            x: Tokens, (N, D).
+            topology: Edges of the relation.
+            kept: Attention updates that the relations before left, (N, D). A node without an edge takes its update from
+                there. If None, that update is 0.
+
+        Returns:
+            Tokens after the step and the attention updates that it took, (N, D) each; None without attention.
+        """
         g = self.norm(x)
         out = g
         if self.w_query is not None:
-            out = out + self.attend(g, topology)
+            update = self.attend(g, topology)
+            kept = update if kept is None else torch.where(topology.edges.degree[:, None] > 0, update, kept)
+            out = out + kept
         if self.memories is not None:
             out = out + self.remember(g)
-        return out
+        return out, kept
 
     def attend(self, g: Tensor, topology: EdgeTopology) -> Tensor:
         """Both attention terms, (N, D)."""

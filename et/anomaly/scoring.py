@@ -48,12 +48,21 @@ def blocks(num_nodes: int, size: int) -> Iterator[slice]:
     return (slice(first, min(first + size, num_nodes)) for first in range(0, num_nodes, size))
 
 
-def take_step(step: Step, x: Tensor, topology: EdgeTopology, block: int = BLOCK, width: int = SLICE) -> Tensor:
+def take_step(
+    step: Step,
+    x: Tensor,
+    topology: EdgeTopology,
+    block: int = BLOCK,
+    width: int = SLICE,
+    kept: Tensor | None = None,
+) -> Tensor:
     """x after one step, (N, D) -> (N, D); without gradients.
 
     Args:
         block: nodes at a time.
         width: components of queries and keys at a time.
+        kept: Attention updates that earlier relations left, (N, D), changed in place. A node with an edge replaces its
+            own; a node without an edge takes what stands there. If None, a node without an edge has no such update.
     """
     after = torch.empty_like(x)
     for part in blocks(len(x), block):
@@ -61,14 +70,17 @@ def take_step(step: Step, x: Tensor, topology: EdgeTopology, block: int = BLOCK,
         after[part] = g if step.from_normalised else x[part]
         if step.hopfield is not None:
             after[part] += step.step_size * step.hopfield(g)
-    if step.w_query is not None:
-        for head in range(len(step.w_query)):
-            _attend(step, head, x, after, topology, block, width)
-    return after
+    if step.w_query is None:
+        return after
+    if kept is not None:
+        kept[topology.edges.degree > 0] = 0
+    for head in range(len(step.w_query)):  # adds nothing to a node without an edge
+        _attend(step, head, x, after if kept is None else kept, topology, block, width)
+    return after if kept is None else after.add_(kept)
 
 
-def _attend(step: Step, head: int, x: Tensor, after: Tensor, topology: EdgeTopology, block: int, width: int) -> None:
-    """Add what one head contributes to ``after``, (N, D), in place."""
+def _attend(step: Step, head: int, x: Tensor, total: Tensor, topology: EdgeTopology, block: int, width: int) -> None:
+    """Add what one head contributes to ``total``, (N, D), in place."""
     edges = topology.edges
     slices = list(zip(step.w_query[head].split(width), step.w_key[head].split(width), strict=True))
     scores = None
@@ -81,7 +93,7 @@ def _attend(step: Step, head: int, x: Tensor, after: Tensor, topology: EdgeTopol
         for source, back, to_keys in ((w_key, w_query, False), (w_query, w_key, True)):
             collected = edge_aggregate(weights, _project(step, x, source, block), edges, to_keys)[:, 0]
             for part in blocks(len(x), block):
-                after[part] += step.step_size * (collected[part] @ back)
+                total[part] += step.step_size * (collected[part] @ back)
 
 
 def _project(step: Step, x: Tensor, weight: Tensor, block: int) -> Tensor:

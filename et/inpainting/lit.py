@@ -13,7 +13,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from et import optim as optimizers
 from et.baselines.fillings import mean_fill, nearest_fill
-from et.inpainting.patches import fill, patchify
+from et.inpainting.patches import fill, mask_first_patch, patchify
 from et.inpainting.pixels import STD, to_pixels
 
 Batch = dict[str, Tensor]
@@ -93,6 +93,8 @@ class InpaintingTask(pl.LightningModule):
         network: maps images (B, C, H, W) and masks (B, N) to patches (B, N, P).
         optim: configuration of the optimizer.
         fidelity: which loss, see :func:`reconstruction_loss`.
+        mask_first_patch: If True, training always hides patch 0, see :func:`et.inpainting.patches.mask_first_patch`.
+            If None, as ``fidelity`` has it (paper: False, released: True). Evaluation never does.
         mask_seeds: masks per test image, as the data has them.
         compile: run the network through torch.compile.
     """
@@ -104,9 +106,11 @@ class InpaintingTask(pl.LightningModule):
         fidelity: Literal["paper", "released"] = "paper",
         mask_seeds: int = 1,
         compile: bool = False,
+        mask_first_patch: bool | None = None,
     ):
         super().__init__()
         self.network, self.optim, self.fidelity = network, optim, fidelity
+        self.mask_first_patch = fidelity == "released" if mask_first_patch is None else mask_first_patch
         if compile:
             network.compile()
         self.validation = nn.ModuleDict({name: MeanPerSeed(1) for name in ("mse", "mse_masked")})
@@ -117,19 +121,22 @@ class InpaintingTask(pl.LightningModule):
     def configure_optimizers(self) -> dict:
         return optimizers.configure(self.optim, self, self.trainer)
 
-    def _patches(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _patches(self, batch: Batch, masked: Tensor) -> tuple[Tensor, Tensor]:
         """(prediction, target), both (B, N, P) float32."""
-        prediction = self.network(batch["image"], batch["masked"]).float()
+        prediction = self.network(batch["image"], masked).float()
         return prediction, patchify(batch["image"], self.network.patch_size)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        prediction, target = self._patches(batch)
+        masked = batch["masked"]
+        if self.mask_first_patch:
+            masked = mask_first_patch(masked, batch["occluded"])
+        prediction, target = self._patches(batch, masked)
         loss = reconstruction_loss(prediction, target, batch["occluded"], self.fidelity)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        prediction, target = self._patches(batch)
+        prediction, target = self._patches(batch, batch["masked"])
         for name, chosen in (("mse", "occluded"), ("mse_masked", "masked")):
             self.validation[name].update(
                 masked_mse(prediction, target, batch[chosen]), torch.zeros_like(batch["index"])
@@ -141,7 +148,7 @@ class InpaintingTask(pl.LightningModule):
             metric.reset()
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
-        prediction, target = self._patches(batch)
+        prediction, target = self._patches(batch, batch["masked"])
         masked, network = batch["masked"], self.network
         completed = fill(batch["image"], prediction, masked, network.patch_size)
         values = {

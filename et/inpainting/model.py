@@ -27,13 +27,27 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
     return 2**0.5 * torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
 
 
+def followed_by(first: Descent, second: Descent) -> Descent:
+    """Two descents as one: the state in which one ends and the other starts is recorded once, by the second."""
+    names = ("energies", "attention_energies", "hopfield_energies", "states")
+    pairs = {name: (getattr(first, name), getattr(second, name)) for name in names}
+    return Descent(second.x, **{name: None if b is None else torch.cat([a[:-1], b]) for name, (a, b) in pairs.items()})
+
+
+def lecun_normal_(weight: Tensor) -> None:
+    """Fill a weight (outputs, inputs) with normal numbers cut off at two deviations, of deviation 1/sqrt(inputs)."""
+    std = weight.shape[1] ** -0.5 / 0.87962566103423978  # the deviation of a normal distribution that is cut off there
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
 class InpaintingET(nn.Module):
     """Completes images with masked patches by T steps of one ET block (algorithm 1).
 
     Patch tokens follow the CLS token, which the released code has and the text does not; it is kept under both
     fidelities, as the decoder's layer norm (appendix B) is the block's (released code). ``fidelity`` chooses between
     what paper and released code do differently beside that: self-attention (eq. 3 against eq. 13) and the initial
-    standard deviations (0.02 for all, against 0.002 for attention, CLS, MASK and positions).
+    standard deviations (0.02 for all; against 0.002 for attention, CLS, MASK and positions, and 1/sqrt(fan_in) for
+    encoder and decoder).
 
     Args:
         image_size, patch_size: in pixels, one number or (height, width); the image a multiple of the patch.
@@ -53,11 +67,17 @@ class InpaintingET(nn.Module):
             its size, so a patch keeps its brightness and contrast only next to positions of comparable size.
         checkpoint: in training keep only the tokens of each step for the backward pass, which computes the steps again:
             less memory, more time. The results are the same.
+        affine_init_std: Initial standard deviation of encoder and decoder. ``fan_in``: 1/sqrt(fan_in) of a normal
+            distribution that is cut off at two deviations (Flax's ``lecun_normal``). If None, as ``fidelity`` has it
+            (paper: 0.02; released: ``fan_in``).
+        num_blocks: S blocks of T steps each, one after the other (the authors' PyTorch port). Algorithm 1 has one.
+        decoder_norm_eps: If set, the decoder has a layer norm of its own with this eps, and a gain and a bias for every
+            element (the authors' PyTorch port). If None, it uses the block's.
         block: further arguments of :class:`EnergyTransformerBlock`.
 
     Raises:
-        ValueError: the image is no multiple of the patch; ``fidelity``, ``position_init`` or ``step_schedule`` is
-            unknown.
+        ValueError: the image is no multiple of the patch; ``fidelity``, ``position_init``, ``step_schedule`` or
+            ``affine_init_std`` is unknown.
     """
 
     def __init__(
@@ -77,6 +97,9 @@ class InpaintingET(nn.Module):
         position_std: float | None = None,
         step_schedule: Literal["constant", "decreasing", "learned"] = "constant",
         checkpoint: bool = False,
+        affine_init_std: float | Literal["fan_in"] | None = None,
+        num_blocks: int = 1,
+        decoder_norm_eps: float | None = None,
         block: dict[str, Any] | None = None,
     ):
         super().__init__()
@@ -84,6 +107,8 @@ class InpaintingET(nn.Module):
             raise ValueError(f"fidelity must be 'paper' or 'released', not {fidelity!r}")
         if position_init not in ("normal", "sincos"):
             raise ValueError(f"position_init must be 'normal' or 'sincos', not {position_init!r}")
+        if isinstance(affine_init_std, str) and affine_init_std != "fan_in":
+            raise ValueError(f"affine_init_std must be a number, 'fan_in' or null, not {affine_init_std!r}")
         if step_schedule not in ("constant", "decreasing", "learned"):
             raise ValueError(f"step_schedule must be 'constant', 'decreasing' or 'learned', not {step_schedule!r}")
         released = fidelity == "released"
@@ -103,17 +128,23 @@ class InpaintingET(nn.Module):
         self.position = nn.Parameter(torch.randn(1 + self.num_patches, dim) * position_std)
         if position_init == "sincos":
             self.position.data[1:] = sincos_positions(self.grid, dim) * position_std
-        self.block = EnergyTransformerBlock(
-            dim,
-            num_heads,
-            head_dim,
-            num_memories,
-            self_attention=released if self_attention is None else self_attention,
-            attention_init_std=token_std,
+        options = {
+            "self_attention": released if self_attention is None else self_attention,
+            "attention_init_std": token_std,
             **(block or {}),
+        }
+        self.block, *later = (
+            EnergyTransformerBlock(dim, num_heads, head_dim, num_memories, **options) for _ in range(num_blocks)
         )
+        self.later_blocks = nn.ModuleList(later)
+        self.decoder_norm = None if decoder_norm_eps is None else nn.LayerNorm(dim, eps=decoder_norm_eps)
+        if affine_init_std is None:
+            affine_init_std = "fan_in" if released else 0.02
         for affine in (self.encoder, self.decoder):
-            nn.init.normal_(affine.weight, std=0.02)
+            if affine_init_std == "fan_in":
+                lecun_normal_(affine.weight)
+            else:
+                nn.init.normal_(affine.weight, std=affine_init_std)
             nn.init.zeros_(affine.bias)
 
     def embed(self, patches: Tensor, masked: Tensor) -> Tensor:
@@ -123,15 +154,16 @@ class InpaintingET(nn.Module):
         return torch.cat([cls, tokens], dim=1) + self.position
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Patches of tokens without CLS: (..., D) -> (..., P); the layer norm of the block comes first."""
-        return self.decoder(self.block.norm(tokens))
+        """Patches of tokens without CLS: (..., D) -> (..., P); the layer norm comes first."""
+        return self.decoder((self.decoder_norm or self.block.norm)(tokens))
 
     def forward(self, images: Tensor, masked: Tensor) -> Tensor:
         """Reconstruction of every patch: images (B, C, H, W), masked (B, N) bool -> (B, N, P)."""
         tokens = self.embed(patchify(images, self.patch_size), masked)
         checkpoint = self.checkpoint and torch.is_grad_enabled()
-        final = descend(self.block, tokens, self.steps, self.step_sizes(self.steps), checkpoint=checkpoint).x
-        return self.decode(final[:, 1:])
+        for block in (self.block, *self.later_blocks):
+            tokens = descend(block, tokens, self.steps, self.step_sizes(self.steps), checkpoint=checkpoint).x
+        return self.decode(tokens[:, 1:])
 
     def step_sizes(self, steps: int) -> float | Tensor:
         """alpha of ``steps`` steps, one number or (steps,); learned ones go on with the last of them."""
@@ -151,11 +183,15 @@ class InpaintingET(nn.Module):
     ) -> Descent:
         """The descent itself, recorded; ``states[:, :, 1:]`` are patch tokens for :meth:`decode`.
 
-        ``steps`` are T unless given; ``record`` is that of :func:`et.core.descend`.
+        ``steps`` are T of each block unless given; ``record`` is that of :func:`et.core.descend`. The energy of a state
+        is that of the block that takes the next step.
         """
         tokens = self.embed(patchify(images, self.patch_size), masked)
         steps = self.steps if steps is None else steps
-        return descend(self.block, tokens, steps, self.step_sizes(steps), record=record)
+        found = descend(self.block, tokens, steps, self.step_sizes(steps), record=record)
+        for block in self.later_blocks:
+            found = followed_by(found, descend(block, found.x, steps, self.step_sizes(steps), record=record))
+        return found
 
     def complete(self, images: Tensor, masked: Tensor) -> Tensor:
         """The images with their masked patches replaced by the reconstruction: (B, C, H, W)."""

@@ -75,3 +75,21 @@ def draw_masks(rng: np.random.Generator, num_patches: int, num_occluded: int, nu
     occluded[order[:num_occluded]] = True
     masked[order[num_kept:num_occluded]] = True
     return occluded, masked
+
+
+def mask_first_patch(masked: Tensor, occluded: Tensor) -> Tensor:
+    """The masks that the authors' released training uses.
+
+    It looks for as many masked patches as are occluded. Occluded patches that stay visible are missing there, and patch
+    0 is put in their place.
+
+    Args:
+        masked: Patches to be replaced by the MASK token, (B, N) bool.
+        occluded: Patches of the loss, (B, N) bool.
+
+    Returns:
+        ``masked`` with patch 0, for every image of which fewer patches are masked than occluded.
+    """
+    masked = masked.clone()
+    masked[:, 0] |= masked.sum(1) < occluded.sum(1)
+    return masked

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from unittest.mock import patch
 
 import numpy as np
@@ -50,6 +51,19 @@ def test_fidelity_decides_what_a_neighbour_is(graph, graph_file, fidelity, merge
     expected = [sorted((e if repeated else list(set(e))) + loops * self_loops) for e in given]
     assert edges == expected
     assert (data.describe()["self_loops"], data.describe()["repeated_edges"]) == (self_loops, repeated)
+
+
+@pytest.mark.parametrize(
+    ("fidelity", "merge", "order"),
+    [("paper", False, ["rur", "rsr"]), ("released", False, ["rsr", "rur"]), ("released", True, ["merged"])],
+)
+def test_relations_stand_in_the_order_of_their_names_under_released(graph, tmp_path, fidelity, merge, order):
+    first, second = graph.relations.values()
+    path = save_npz(replace(graph, relations={"rur": first, "rsr": second}), tmp_path / "named.npz")
+    data = module(path, fidelity=fidelity, merge=merge, num_relations=len(order))
+    assert list(data.describe()["directed_edges"]) == order
+    counts = [topology.edges.key.numel() for topology in data.whole.topologies]
+    assert counts == list(data.describe()["directed_edges"].values())
 
 
 def test_neighbours_stand_near_each_other():

@@ -7,7 +7,7 @@ import torch
 
 from et.anomaly.model import AnomalyTransformer
 from et.core import EdgeTopology, descend
-from tests.anomaly.test_released import symmetric_edges
+from tests.anomaly.test_released import attention_by_messages, symmetric_edges
 
 SIZES = {"in_features": 5, "dim": 8, "num_heads": 2, "head_dim": 6, "num_memories": 10, "steps": 2, "num_nodes": 15}
 FIDELITIES = ("paper", "released")
@@ -114,7 +114,7 @@ def test_relations_are_combined(fidelity, relations, combine):
     model, x = build(fidelity, num_relations=relations, combine=combine), features()
     edges = [topology(seed) for seed in range(relations)]
     tokens = model.tokens(x)
-    first, finals = model.dynamics.first(tokens), [model.dynamics(tokens, e) for e in edges]
+    first, finals = model.dynamics.first(tokens), model.dynamics(tokens, edges)
     merged = model.merge(first, finals)
     if relations > 1 and combine == "max":
         expected = torch.stack(finals).max(0).values
@@ -130,10 +130,59 @@ def test_relations_are_combined(fidelity, relations, combine):
         model(x, [*edges, topology(9)])
 
 
-def test_released_node_without_edges_in_a_relation_is_zero_there():
-    edges = EdgeTopology(torch.tensor([[0, 1], [1, 0]]), 15)
-    final = build("released").dynamics(build("released").tokens(features()), edges)
-    assert (final[2:] == 0).all() and (final[:2].abs().sum(1) > 0).all()
+# Node 0 has edges in all relations, 6 in the last only, 1 in the first only, 14 in none.
+RELATIONS = [
+    torch.tensor([[0, 1, 1, 2, 2, 3], [1, 0, 2, 1, 3, 2]]),
+    torch.tensor([[0, 3, 3, 4, 4, 5], [3, 0, 4, 3, 5, 4]]),
+    torch.tensor([[0, 5, 5, 6, 2, 0], [5, 0, 6, 5, 0, 2]]),
+]
+
+
+def released_finals(model: AnomalyTransformer, x: torch.Tensor, relations: list[torch.Tensor]) -> list[torch.Tensor]:
+    """x_T of each relation, where what a node receives overwrites what it received before, in whichever relation."""
+    first = model.embed(x)
+    received, finals = torch.full_like(first, torch.nan), []
+    for edge_index in relations:
+        after = first
+        for block in model.dynamics.step_blocks:
+            g = block.norm(after)
+            new = attention_by_messages(block, g, edge_index)
+            receives = torch.bincount(edge_index[1], minlength=len(x)) > 0
+            received = torch.where(receives[:, None], new, received)
+            after = g + received + torch.relu(g @ block.memories.T) @ block.memories
+        finals.append(after.nan_to_num())
+    return finals
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_released_node_without_edges_keeps_what_the_relation_before_left(steps):
+    model, x = build("released", steps=steps, num_relations=3), features()
+    with torch.no_grad():
+        for block in model.dynamics.step_blocks:
+            block.w_query.mul_(30)
+            block.w_key.mul_(30)
+    topologies = [EdgeTopology(edge_index, 15) for edge_index in RELATIONS]
+    tokens = model.embed(x)
+    for found, expected in zip(model.dynamics(tokens, topologies), released_finals(model, x, RELATIONS), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    backwards = model.dynamics(tokens, topologies[::-1])[::-1]
+    assert not torch.allclose(backwards[1][1], model.dynamics(tokens, topologies)[1][1])  # the order matters
+    torch.testing.assert_close(model.score(x, topologies, block=4), model(x, topologies), rtol=1e-9, atol=1e-9)
+
+
+def test_released_gradients_reach_the_relation_that_left_an_update():
+    """In the last relation node 1 has no edge; its result depends on its neighbours 0 and 2 in the first."""
+    model, x = build("released", steps=1, num_relations=3), features().requires_grad_()
+    final = model.dynamics(model.embed(x), [EdgeTopology(edge_index, 15) for edge_index in RELATIONS])[2]
+    reached = torch.autograd.grad(final[1].sum(), x)[0].abs().sum(1) > 0
+    assert reached[:4].all() and not reached[4:].any()  # 3: through the softmax of node 2
+
+
+def test_released_node_without_edges_in_any_relation_is_zero():
+    model = build("released", num_relations=3)
+    finals = model.dynamics(model.embed(features()), [EdgeTopology(edge_index, 15) for edge_index in RELATIONS])
+    assert all((final[7:] == 0).all() for final in finals)
+    assert [int((final.abs().sum(1) > 0).sum()) for final in finals] == [4, 6, 7]
 
 
 def test_paper_node_without_neighbours_is_moved_by_its_memories_alone():
@@ -141,7 +190,7 @@ def test_paper_node_without_neighbours_is_moved_by_its_memories_alone():
     tokens = model.tokens(features())
     alone = build(use_attention=False)
     alone.load_state_dict(model.state_dict(), strict=False)
-    torch.testing.assert_close(model.dynamics(tokens, edges)[2:], alone.dynamics(tokens, edges)[2:])
+    torch.testing.assert_close(model.dynamics(tokens, [edges])[0][2:], alone.dynamics(tokens, [edges])[0][2:])
 
 
 @pytest.mark.parametrize("fidelity", FIDELITIES)

@@ -22,20 +22,62 @@ def symmetric_edges(num_nodes: int, count: int, loops: bool, seed: int = 0) -> T
 
 def by_messages(block: ReleasedBlock, x: Tensor, edge_index: Tensor) -> Tensor:
     """What the released code computes, message by message: (N, D) -> (N, D); without dropout."""
-    source, target = edge_index
-    num_nodes, heads = len(x), block.num_heads
     g = F.layer_norm(x, x.shape[-1:], block.norm.weight, block.norm.bias)
-    out = g.clone()
+    return g + attention_by_messages(block, g, edge_index) + F.relu(g @ block.memories.T) @ block.memories
+
+
+def attention_by_messages(
+    block: ReleasedBlock, g: Tensor, edge_index: Tensor, amplification: Tensor | float = 1.0
+) -> Tensor:
+    """Both attention terms, (N, D), NaN for a node that receives nothing.
+
+    ``amplification`` (E,) is what the gradient through a score is multiplied with before and after the division by
+    beta; it changes no value.
+    """
+    source, target = edge_index
+    num_nodes, heads = len(g), block.num_heads
+    out = torch.zeros_like(g)
+
+    def amplify(scores: Tensor) -> Tensor:
+        return amplification * scores - ((amplification - 1) * scores).detach()
+
+    def weights(a: Tensor, b: Tensor) -> Tensor:
+        return torch.exp(amplify(amplify((a[source] * b[target]).sum(-1)) / block.beta).clamp(-5, 5))
+
     for h in range(heads):
         q, k = g @ block.w_query[h].T, g @ block.w_key[h].T
-        weight = torch.exp(((k[source] * q[target]).sum(-1) / block.beta).clamp(-5, 5))
-        z = torch.zeros(num_nodes, dtype=x.dtype).index_add(0, target, weight)
+        weight = weights(k, q)
+        z = torch.zeros(num_nodes, dtype=g.dtype).index_add(0, target, weight)
         collected = torch.zeros_like(k).index_add(0, target, weight[:, None] * k[source])
         out = out + (collected / z[:, None]) @ block.w_query[h]
         # The second term is sent the other way: from a node, with its own query and its own sum z.
-        weight = torch.exp(((q[source] * k[target]).sum(-1) / block.beta).clamp(-5, 5)) / z[source]
+        weight = weights(q, k) / z[source]
         out = out + torch.zeros_like(q).index_add(0, target, weight[:, None] * q[source]) @ block.w_key[h]
-    return out + F.relu(g @ block.memories.T) @ block.memories
+    return out
+
+
+def attention_by_dgl(block: ReleasedBlock, g: Tensor, edge_index: Tensor) -> Tensor:
+    """Both attention terms, (N, D), of one head, with edges addressed by their two ends as in the released code."""
+    import dgl
+    import dgl.function as fn
+
+    graph = dgl.graph(tuple(edge_index), num_nodes=len(g))
+    ends = graph.edges()
+    graph.ndata["q"], graph.ndata["k"] = g @ block.w_query[0].T, g @ block.w_key[0].T
+
+    def scores(a: str, b: str) -> None:
+        graph.apply_edges(lambda edges: {"w": (edges.src[a] * edges.dst[b]).sum(-1, keepdim=True)}, ends)
+        graph.apply_edges(lambda edges: {"w": torch.exp((edges.data["w"] / block.beta).clamp(-5, 5))}, ends)
+
+    scores("k", "q")
+    graph.send_and_recv(ends, fn.u_mul_e("k", "w", "m"), fn.sum("m", "collected"))
+    graph.send_and_recv(ends, fn.copy_e("w", "m"), fn.sum("m", "z"))
+    scores("q", "k")
+    graph.send_and_recv(
+        ends, lambda edges: {"m": edges.src["q"] * edges.data["w"] / edges.src["z"]}, fn.sum("m", "back")
+    )
+    to_query = (graph.ndata["collected"] / graph.ndata["z"]) @ block.w_query[0]
+    return to_query + graph.ndata["back"] @ block.w_key[0]
 
 
 @pytest.mark.parametrize("scale", [1.0, 30.0, 150.0])  # at 150 the clamp holds on many edges
@@ -58,6 +100,32 @@ def test_values_and_gradients_are_those_of_the_messages(scale):
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
+def test_repeated_edges_change_the_gradients_of_the_released_code():
+    """The gradient through the score of an edge that stands m times: m^2 times for queries and keys, m for beta."""
+    pytest.importorskip("dgl")
+    torch.manual_seed(0)
+    block = ReleasedBlock(6, 1, 5, 10).double().eval()
+    with torch.no_grad():
+        block.w_query.mul_(30)
+        block.w_key.mul_(30)
+    pairs = torch.tensor([[0, 1, 2, 3, 4, 1], [1, 2, 3, 4, 0, 3]]).repeat(1, 2)
+    pairs[:, 6:] = pairs[:, :6].flip(0)
+    count = torch.tensor([1, 2, 3, 1, 2, 1]).repeat(2)
+    edge_index, times = pairs.repeat_interleave(count, dim=1), count.repeat_interleave(count).double()
+    g, probe = torch.randn(5, 6, dtype=torch.float64, requires_grad=True), torch.randn(5, 6, dtype=torch.float64)
+    inputs = [block.w_query, block.w_key, block.beta, g]
+
+    def gradients(out: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad((out * probe).sum(), inputs)
+
+    theirs, ours = attention_by_dgl(block, g, edge_index), block.attend(g, EdgeTopology(edge_index, 5))
+    torch.testing.assert_close(theirs, ours, rtol=1e-10, atol=1e-10)
+    amplified = attention_by_messages(block, g, edge_index, times)
+    for a, b, plain in zip(gradients(theirs), gradients(amplified), gradients(ours), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+        assert not torch.allclose(a, plain, rtol=1e-2)
 
 
 def test_the_clamp_matters():

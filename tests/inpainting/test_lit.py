@@ -4,6 +4,7 @@ from omegaconf import OmegaConf
 
 from et.inpainting.lit import InpaintingTask, MeanPerSeed, image_scores, masked_mse, reconstruction_loss
 from et.inpainting.model import InpaintingET
+from et.inpainting.patches import mask_first_patch
 
 
 def test_losses_of_paper_and_released_code():
@@ -11,6 +12,39 @@ def test_losses_of_paper_and_released_code():
     occluded = torch.tensor([[True, True, False, False]] * 2)
     assert reconstruction_loss(prediction, target, occluded, "paper") == pytest.approx(1.0)
     assert reconstruction_loss(prediction, target, occluded, "released").item() == pytest.approx(0.5**0.5)
+
+
+def test_first_patch_is_masked_where_an_occluded_patch_stays_visible():
+    occluded = torch.tensor([[False, True, True, True], [False, True, True, True], [True, True, False, False]])
+    masked = torch.tensor([[False, True, True, False], [False, True, True, True], [False, True, False, False]])
+    expected = masked.clone()
+    expected[0, 0] = expected[2, 0] = True
+    before = masked.clone()
+    assert torch.equal(mask_first_patch(masked, occluded), expected) and torch.equal(masked, before)
+
+
+@pytest.mark.parametrize(
+    ("fidelity", "option", "hidden"),
+    [("paper", None, False), ("released", None, True), ("paper", True, True), ("released", False, False)],
+)
+def test_training_alone_hides_the_first_patch(fidelity, option, hidden):
+    class Recorder(torch.nn.Module):
+        patch_size, masks = (4, 4), []
+
+        def forward(self, images, masked):
+            self.masks.append(masked)
+            return torch.zeros(len(images), 4, 48)
+
+    network = Recorder()
+    task = InpaintingTask(network, OmegaConf.create({}), fidelity, mask_first_patch=option)
+    task.log = lambda *args, **kwargs: None
+    occluded, masked = torch.tensor([[[False, True, True, True]], [[False, True, True, False]]])
+    batch = {"image": torch.ones(1, 3, 8, 8), "occluded": occluded, "masked": masked, "index": torch.zeros(1).long()}
+    loss = task.training_step(batch, 0)
+    assert network.masks.pop()[0, 0] == hidden
+    assert loss.item() == pytest.approx(1.0 if fidelity == "paper" else 0.75**0.5)  # of the occluded patches alone
+    task.validation_step(batch, 0)
+    assert not network.masks.pop()[0, 0] and not masked[0, 0]
 
 
 def test_masked_mse_is_over_the_chosen_patches_of_each_image():

@@ -85,6 +85,32 @@ def test_fidelity_chooses_self_attention_and_initial_weights():
         InpaintingET(fidelity="exact")
 
 
+def test_encoder_and_decoder_start_as_fidelity_or_the_option_has_it():
+    def found(**changes):
+        torch.manual_seed(0)
+        model = InpaintingET(64, 16, dim=192, num_heads=1, head_dim=4, num_memories=8, **changes)
+        return model.encoder.weight, model.decoder.weight
+
+    for changes in ({"fidelity": "released"}, {"affine_init_std": "fan_in"}):
+        for weight, fan_in in zip(found(**changes), (768, 192), strict=True):
+            assert weight.std().item() == pytest.approx(fan_in**-0.5, rel=0.02)
+            assert weight.abs().max() <= 2 / 0.8796 * fan_in**-0.5  # Flax's lecun_normal is cut off there
+    for changes, std in (({}, 0.02), ({"fidelity": "released", "affine_init_std": 0.1}, 0.1)):
+        for weight in found(**changes):
+            assert weight.std().item() == pytest.approx(std, rel=0.02)
+    with pytest.raises(ValueError, match="affine_init_std must be a number"):
+        found(affine_init_std="fan_out")
+
+
+@pytest.mark.parametrize("experiment", ("imagenet_inpainting", "imagenet_vit", "imagenet_albert_base"))
+def test_released_training_on_imagenet_is_float32_unless_asked_otherwise(experiment):
+    def precision(*overrides):
+        return compose_config(f"experiment={experiment}", *overrides).trainer.precision
+
+    assert precision() == "bf16-mixed" and precision("fidelity=released") == "32-true"
+    assert precision("fidelity=released", "trainer.precision=bf16-mixed") == "bf16-mixed"
+
+
 def test_sincos_positions_have_unit_size_and_like_neighbours():
     positions = sincos_positions((5, 7), 64)
     assert positions.square().mean().sqrt().item() == pytest.approx(1, abs=0.05)
