@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from et.errors import UserError, unwrapped
 from et.identity import check_overrides, resolve
 from et.record import read_result, run_dir, run_id
 from et.same_data import of_user_data
-from et.sweep_cells import Cell, inspect_all, jobs, label_of, needed, record_failure, skipped
+from et.sweep_cells import Cell, combinations, inspect_all, jobs, label_of, needed, record_failure, skipped
 from et.sweep_report import missing_data, report, say
 
 
@@ -62,6 +62,36 @@ def run_cell(cfg: DictConfig) -> float | None:
     if not outcome.skipped:
         say(f"   {outcome.record['seconds']:.0f} s, {folder}")
     return _monitored(cfg, outcome.record)
+
+
+def run_job(cfg: DictConfig, run: Callable[[], float | None]) -> float | None:
+    """Run one job of a multirun without a sweep file: a failure is told, kept in failure.json, and the others go on.
+
+    Args:
+        cfg: Configuration of the job.
+        run: Trains it.
+
+    Returns:
+        What ``run`` returned, None if it failed.
+    """
+    from et.cli import user_message
+
+    overrides, folder = list(HydraConfig.get().overrides.task), None
+    try:
+        config = resolve(cfg)
+        folder = run_dir(cfg.paths.runs, cfg.name, run_id(config))
+        (folder / "failure.json").unlink(missing_ok=True)
+        return run()
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            traceback.print_exception(error)
+            message = _first_line(unwrapped(error))
+        print(f"error: {label_of(overrides)}: {message}", file=sys.stderr, flush=True)
+        if folder is not None:
+            record_failure(folder, unwrapped(error), overrides)
+        end_if_others_wait(error)
+        return None
 
 
 def end_if_others_wait(error: Exception) -> None:
@@ -125,6 +155,28 @@ class SweepCallback(Callback):
             return
         if any(cell.state != "done" for cell in self.cells):
             say("  the same command runs what is not finished")
+            raise SystemExit(1)
+
+
+class MultirunCallback(Callback):
+    """Hydra callback of multiruns without a sweep file: the exit status says whether every job finished.
+
+    Searches report themselves: their jobs are not known beforehand.
+    """
+
+    def __init__(self) -> None:
+        self.jobs: list[list[str]] = []
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Note the jobs there will be."""
+        if config.get("sweep") is None and config.hydra.sweeper._target_.endswith("BasicSweeper"):
+            self.jobs = combinations(config.hydra.sweeper.params or {}, config.hydra.overrides.task)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Report the jobs that failed and leave with status 1 if there are any."""
+        cells = inspect_all(self.jobs)
+        if any(cell.state in ("failed", "invalid") for cell in cells):
+            report(cells, "multirun", Path(config.paths.runs), verbose=False)
             raise SystemExit(1)
 
 

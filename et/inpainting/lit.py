@@ -125,7 +125,7 @@ class InpaintingTask(pl.LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         prediction, target = self._patches(batch)
         loss = reconstruction_loss(prediction, target, batch["occluded"], self.fidelity)
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
