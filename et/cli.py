@@ -58,13 +58,18 @@ def run_training(cfg: DictConfig) -> float | None:
             from et.sweeps import run_cell
 
             return run_cell(cfg)
-        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        if in_multirun():
             from et.sweeps import run_job
 
             return run_job(cfg, lambda: train_and_print(cfg))
         return train_and_print(cfg)
 
     return exit_on_user_error(run)
+
+
+def in_multirun() -> bool:
+    """Whether this process runs the jobs of a Hydra multirun."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def train_and_print(cfg: DictConfig) -> float | None:
@@ -129,7 +134,12 @@ def run_evaluation(cfg: DictConfig) -> None:
         print_metrics(f"evaluation of {record['run']}", record["dataset"], record["metrics"])
         print(record["output"])
 
-    exit_on_user_error(run)
+    try:
+        exit_on_user_error(run)
+    except SystemExit as end:
+        if end.code != 1 or not in_multirun():
+            raise
+        raise UserError("the evaluation failed") from end  # which et.sweeps.FailedJobs counts; the others go on
 
 
 def print_metrics(title: str, dataset: dict[str, Any], metrics: dict[str, float]) -> None:

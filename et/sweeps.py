@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -177,6 +178,25 @@ class MultirunCallback(Callback):
         cells = inspect_all(self.jobs)
         if any(cell.state in ("failed", "invalid") for cell in cells):
             report(cells, "multirun", Path(config.paths.runs), verbose=False)
+            raise SystemExit(1)
+
+
+class FailedJobs(Callback):
+    """Hydra callback of evaluate.py: jobs that raise do not end a multirun, and show in its exit status."""
+
+    def __init__(self) -> None:
+        self.failed: list[str] = []
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Note a failed job, which has told why, and let Hydra go on."""
+        if config.hydra.mode == RunMode.MULTIRUN and job_return.status == JobStatus.FAILED:
+            self.failed.append(" ".join(job_return.overrides or ()))
+            job_return.status, job_return.return_value = JobStatus.COMPLETED, None
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Name the failed jobs and leave with status 1 if there are any."""
+        if self.failed:
+            print(f"error: {len(self.failed)} jobs failed: {'; '.join(self.failed)}", file=sys.stderr)
             raise SystemExit(1)
 
 
