@@ -325,7 +325,7 @@ def test(
     A protocol without validation data (the released one for graphs) has no best epoch: the last one's are tested.
     """
     best = tests_best(cfg, kept) and not trainer.fast_dev_run
-    if cfg.checkpoint == "best" and not best and trainer.val_dataloaders and not trainer.fast_dev_run:
+    if cfg.checkpoint == "best" and kept.best_epoch is None and not trainer.fast_dev_run and data.val_dataloader():
         warnings.warn("training ended before its first validation: the last weights are tested", stacklevel=2)
     # After fit the weights in memory are those of last.ckpt: no file need be read for them.
     trainer.test(task, data, ckpt_path=kept.folder / "best.ckpt" if best else None, weights_only=True, verbose=False)

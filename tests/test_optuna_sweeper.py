@@ -37,8 +37,8 @@ def parsed(text):
         ("x=choice([1,2],[3])", distributions.CategoricalDistribution(["[1,2]", "[3]"])),
         ("x=range(1,8,3)", distributions.IntDistribution(1, 7, step=3)),
         ("x=range(0,1.0,0.25)", distributions.FloatDistribution(0.0, 0.75, step=0.25)),
-        ("x=interval(1, 8)", distributions.IntDistribution(1, 8)),
-        ("x=interval(0.5, 8)", distributions.FloatDistribution(0.5, 8)),
+        ("x=int(interval(1, 8))", distributions.IntDistribution(1, 8)),
+        ("x=interval(1, 8)", distributions.FloatDistribution(1.0, 8.0)),
         ("x=tag(log, interval(1e-4, 1e-1))", distributions.FloatDistribution(1e-4, 1e-1, log=True)),
     ),
 )

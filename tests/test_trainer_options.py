@@ -76,9 +76,9 @@ def test_a_run_that_validates_in_time_has_a_best_epoch(tiny):
     assert train(tiny(*BEST, "+trainer.max_steps=2", "+trainer.val_check_interval=1")).record["best_epoch"] == 0
 
 
-def test_a_run_that_is_stopped_before_its_first_validation_says_so(tiny):
+def test_a_run_that_its_time_limit_ends_before_the_first_validation_says_so(tiny):
     with pytest.warns(UserWarning, match="before its first validation: the last weights are tested"):
-        outcome = train(tiny(*BEST, "+trainer.max_time={seconds: 0}"))
+        outcome = train(tiny(*BEST, "+trainer.max_time='00:00:00:00'"))
     assert outcome.record["best_epoch"] is None
 
 
