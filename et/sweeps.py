@@ -11,11 +11,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -171,7 +173,8 @@ class MultirunCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note the jobs there will be."""
         if config.get("sweep") is None and config.hydra.sweeper._target_.endswith("BasicSweeper"):
-            self.jobs = combinations(config.hydra.sweeper.params or {}, config.hydra.overrides.task)
+            with suppress(HydraException):  # which the sweeper is about to raise, too
+                self.jobs = combinations(config.hydra.sweeper.params or {}, config.hydra.overrides.task)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Report the jobs that failed and leave with status 1 if there are any."""

@@ -91,10 +91,12 @@ def test_a_terminal_and_a_locale_that_are_not_utf8(tmp_path):
         **os.environ, "ET_RUNS_DIR": str(tmp_path), "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0",
         "PYTHONCOERCECLOCALE": "0",
     }  # fmt: skip
-    command = [sys.executable, "train.py", *TINY, "trainer.max_epochs=1", "tags=[größer]"]
+    command = [sys.executable, "train.py", *TINY, "trainer.max_epochs=1"]
     for _ in range(2):
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)
         assert done.returncode == 0, done.stderr
         assert b"test/mse" in done.stdout
-    (config,) = tmp_path.glob("*/*/config.yaml")
-    assert "größer" in config.read_text(encoding="utf-8")
+    assert list(tmp_path.glob("*/*/result.json"))
+    code = f"from pathlib import Path; from et.files import write_atomically as w; w(Path({str(tmp_path)!r}, 'x'), '\\xb7')"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
+    assert (tmp_path / "x").read_bytes() == "·".encode()
