@@ -97,6 +97,6 @@ def test_a_terminal_and_a_locale_that_are_not_utf8(tmp_path):
         assert done.returncode == 0, done.stderr
         assert b"test/mse" in done.stdout
     assert list(tmp_path.glob("*/*/result.json"))
-    code = f"from pathlib import Path; from et.files import write_atomically as w; w(Path({str(tmp_path)!r}, 'x'), '\\xb7')"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
+    code = "import sys, pathlib, et.files; et.files.write_atomically(pathlib.Path(sys.argv[1]), '\\xb7')"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")], cwd=ROOT, env=environment, check=True)
     assert (tmp_path / "x").read_bytes() == "·".encode()
