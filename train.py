@@ -7,6 +7,11 @@ from __future__ import annotations
 
 import sys
 
+from et.startup import prepare
+
+if __name__ == "__main__":  # before the imports that take time
+    prepare()
+
 import hydra
 from omegaconf import DictConfig
 

@@ -2,40 +2,52 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
 from et.errors import Interrupted, UserError, is_user_error, unwrapped
+from et.startup import exit_status, tolerate_encoding
 
 T = TypeVar("T")
 
 
 def exit_on_user_error(function: Callable[[], T]) -> T:
     """Run ``function``; an error the user can mend becomes its message on stderr and exit status 1."""
+    tolerate_encoding()
     try:
         return function()
     except Interrupted as stop:
         print(f"error: {stop}", file=sys.stderr)
         raise
-    except OmegaConfBaseException as error:
-        message = f"configuration: {error}"
-    except (UserError, InstantiationException) as error:
-        if not is_user_error(error):
-            raise
-        # A loader's worker process puts its own traceback before the message.
-        message = str(unwrapped(error)).rstrip().rsplit("et.errors.UserError: ", 1)[-1]
     except KeyboardInterrupt:
-        message = "interrupted"
+        print("error: interrupted", file=sys.stderr)
+        raise SystemExit(exit_status(signal.SIGINT)) from None
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(1)
+
+
+def user_message(error: Exception) -> str | None:
+    """What to tell the person at the keyboard, or None if ``error`` needs its traceback."""
+    if isinstance(error, OmegaConfBaseException):
+        return f"configuration: {error}"
+    if isinstance(error, UserError | InstantiationException) and is_user_error(error):
+        # A loader's worker process puts its own traceback before the message.
+        return str(unwrapped(error)).rstrip().rsplit("et.errors.UserError: ", 1)[-1]
+    return None
 
 
 def run_training(cfg: DictConfig) -> float | None:
@@ -46,18 +58,36 @@ def run_training(cfg: DictConfig) -> float | None:
             from et.sweeps import run_cell
 
             return run_cell(cfg)
-        if OmegaConf.is_missing(cfg, "name"):
-            raise UserError("no experiment chosen: python train.py experiment=NAME (conf/experiment has the names)")
-        from et.identity import check_overrides, resolve
-        from et.training import train
+        if in_multirun():
+            from et.sweeps import run_job
 
-        if HydraConfig.initialized():
-            check_overrides(HydraConfig.get().overrides.task, resolve(cfg))
-        outcome = train(cfg)
-        print_record(outcome.record, str(outcome.folder), outcome.skipped)
-        return outcome.record["metrics"].get(cfg.callbacks.monitor)
+            return run_job(cfg, lambda: train_and_print(cfg))
+        return train_and_print(cfg)
 
     return exit_on_user_error(run)
+
+
+def in_multirun() -> bool:
+    """Whether this process runs the jobs of a Hydra multirun."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def train_and_print(cfg: DictConfig) -> float | None:
+    """Train one run, print its record, and return the monitored metric.
+
+    Raises:
+        UserError: No experiment is chosen, or what :func:`et.training.train` raises.
+    """
+    if OmegaConf.is_missing(cfg, "name"):
+        raise UserError("no experiment chosen: python train.py experiment=NAME (conf/experiment has the names)")
+    from et.identity import check_overrides, resolve
+    from et.training import train
+
+    if HydraConfig.initialized():
+        check_overrides(HydraConfig.get().overrides.task, resolve(cfg))
+    outcome = train(cfg)
+    print_record(outcome.record, str(outcome.folder), outcome.skipped)
+    return outcome.record["metrics"].get(cfg.callbacks.monitor)
 
 
 def run_repetition(arguments: list[str]) -> int:
@@ -104,7 +134,12 @@ def run_evaluation(cfg: DictConfig) -> None:
         print_metrics(f"evaluation of {record['run']}", record["dataset"], record["metrics"])
         print(record["output"])
 
-    exit_on_user_error(run)
+    try:
+        exit_on_user_error(run)
+    except SystemExit as end:
+        if end.code != 1 or not in_multirun():
+            raise
+        raise UserError("the evaluation failed") from end  # which et.sweeps.FailedJobs counts; the others go on
 
 
 def print_metrics(title: str, dataset: dict[str, Any], metrics: dict[str, float]) -> None:

@@ -10,6 +10,8 @@ from pydoc import locate
 
 from hydra.errors import InstantiationException
 
+from et.startup import RESUMABLE, exit_status
+
 
 class UserError(RuntimeError):
     """Something the user can mend: the message says what is wrong, where, and what to do.
@@ -25,12 +27,11 @@ class Interrupted(SystemExit):
     signal's number.
     """
 
-    RESUMABLE = 75  # EX_TEMPFAIL: try again
+    RESUMABLE = RESUMABLE
 
     def __init__(self, signum: int):
         self.signum = signum
-        warning = signum in (signal.SIGUSR1, signal.SIGUSR2)
-        super().__init__(self.RESUMABLE if warning else 128 + signum)
+        super().__init__(exit_status(signum))
 
     def __str__(self) -> str:
         name = signal.Signals(self.signum).name

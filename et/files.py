@@ -22,7 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write ``text`` to ``path``, and to the disk before it is seen."""
-    with replacing(path) as fresh, fresh.open("w") as file:
+    with replacing(path) as fresh, fresh.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -14,8 +14,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from et.callbacks import Checkpoints
 from et.errors import Interrupted
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+from et.startup import SIGNALS, leave
 
 
 class StopOnSignal(Callback):
@@ -25,8 +24,7 @@ class StopOnSignal(Callback):
     The processes of a distributed run agree after every batch whether any of them has been told to stop, so they all
     stop at the same one. In the middle of an epoch the checkpoint also holds how many batches there were and the state
     of every process's random generators, so the resumed run computes what an uninterrupted one would have. After an
-    epoch's last batch the run stops once validation is over. A second Ctrl-C stops at once, as it does where nothing is
-    being trained yet.
+    epoch's last batch the run stops once validation is over. A second Ctrl-C stops at once, without saving.
 
     Handing on means calling the handler that was there before. Submitit's handler of USR2 requeues the job.
 
@@ -57,7 +55,7 @@ class StopOnSignal(Callback):
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None and signum == signal.SIGINT:
-            raise KeyboardInterrupt
+            leave(signum, frame)
         self.signum = signum
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -115,10 +113,8 @@ class StopOnSignal(Callback):
 
     def _stop(self, trainer: Trainer | None = None) -> None:
         self.restore_handlers()
-        former = self.former.get(self.signum)
         try:
-            if callable(former) and self.signum != signal.SIGINT:
-                former(self.signum, None)
+            hand_on(self.former.get(self.signum), self.signum)
         except Exception as error:  # submitit: the job may not be requeued once more. The run has to end all the same.
             print(f"warning: {error}", flush=True)
         finally:
@@ -132,6 +128,12 @@ class StopOnSignal(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.batches, self.generators = state_dict["batches"], state_dict["generators"]
+
+
+def hand_on(handler: Any, signum: int) -> None:
+    """Call the handler that a signal had before, unless it is Python's or the entry point's, which only end."""
+    if callable(handler) and handler not in (leave, signal.default_int_handler):
+        handler(signum, None)
 
 
 def generator_state() -> dict[str, Any]:

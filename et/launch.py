@@ -31,8 +31,9 @@ from pytorch_lightning.plugins.environments import (
 )
 
 from et.errors import Interrupted, UserError
-from et.interrupt import SIGNALS
+from et.interrupt import hand_on
 from et.slurm import device_count
+from et.startup import SIGNALS
 
 T = TypeVar("T")
 OWN = "ET_PROCESS_FOLDER"  # set in the processes that run_processes started
@@ -135,14 +136,15 @@ def run_processes(cfg: DictConfig) -> dict[str, Any]:
         processes = [start_process(folder, rank, count) for rank in range(count)]
         try:
             signum = wait_for(processes)
+            codes = [process.poll() for process in processes]  # before those that hang are killed below
         finally:
             for process in processes:
                 process.kill()
                 process.wait()
                 process.stdin.close()
-        if all(process.returncode == 0 for process in processes):
+        if all(code == 0 for code in codes):
             return json.loads((folder / "record.json").read_text())
-        raise_failure(folder, [process.returncode for process in processes], signum)
+        raise_failure(folder, codes, signum)
 
 
 def start_process(folder: Path, rank: int, count: int) -> subprocess.Popen:
@@ -185,24 +187,46 @@ def wait_for(processes: list[subprocess.Popen]) -> int | None:
     finally:
         for signum, handler in former.items():
             signal.signal(signum, handler)
-    if passed and callable(former.get(passed[0])) and passed[0] != signal.SIGINT:
-        former[passed[0]](passed[0], None)
+    if passed:
+        hand_on(former.get(passed[0]), passed[0])
     return passed[0] if passed else None
 
 
-def raise_failure(folder: Path, codes: list[int], signum: int | None) -> NoReturn:
-    """Raise what the processes' exit statuses and messages say."""
+def raise_failure(folder: Path, codes: list[int | None], signum: int | None) -> NoReturn:
+    """Raise what the processes' exit statuses and messages say.
+
+    Args:
+        folder: Where the processes left their messages.
+        codes: Exit status of each process, by rank; None for one that did not end by itself.
+        signum: Signal that was passed on to the processes, if any.
+    """
+    killed = next(((rank, -code) for rank, code in enumerate(codes) if code is not None and code < 0), None)
+    if killed is not None and signum is None:  # what the others say follows from it: they lost a peer
+        raise UserError(
+            f"process {killed[0]} of {len(codes)} was killed by {signal_name(killed[1])} (SIGKILL often means out of "
+            "memory); start the same command again to resume"
+        )
     told = sorted(folder.glob("failure.*.json"), key=lambda path: path.stat().st_mtime_ns)
-    if told:
-        failure = json.loads(told[0].read_text())
-        if failure["user"]:
-            raise UserError(failure["message"])
-        raise RuntimeError(failure["message"])
+    failures = [json.loads(path.read_text()) for path in told]
+    if failures and failures[0]["user"]:
+        raise UserError(failures[0]["message"])
     if signum is not None:
         raise Interrupted(signum)
-    stopped = [code for code in codes if code == Interrupted.RESUMABLE or code > 128]
+    if failures:
+        raise RuntimeError(failures[0]["message"])
+    stopped = [code for code in codes if code is not None and (code == Interrupted.RESUMABLE or code > 128)]
     if stopped:
         raise Interrupted(signal.SIGUSR1 if stopped[0] == Interrupted.RESUMABLE else stopped[0] - 128)
     rank, code = next((rank, code) for rank, code in enumerate(codes) if code)
-    ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-    raise UserError(f"process {rank} of {len(codes)} {ended} (out of memory?); start the same command again to resume")
+    raise UserError(
+        f"process {rank} of {len(codes)} ended with status {code} (out of memory?); start the same command again to "
+        "resume"
+    )
+
+
+def signal_name(number: int) -> str:
+    """Name of a signal, such as SIGKILL."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"

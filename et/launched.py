@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from et.startup import prepare
+
+if __name__ == "__main__":  # before the imports that take time
+    prepare()
+
 import json
 import os
 import sys

@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from et.errors import UserError
 
@@ -54,7 +55,7 @@ def extra_loggers(cfg: DictConfig, folder: Path, identity: str) -> list[Logger]:
                 str(value) for key, value in cell_of(cfg).items() if key != "sweep" and value is not None
             )
             loggers.append(
-                WandbLogger(
+                SteppedWandbLogger(
                     save_dir=folder, id=identity, name=run_name, group=group_of(cfg) or cfg.name, job_type=cfg.protocol,
                     tags=tags_of(cfg), config=OmegaConf.to_container(cfg, resolve=True), resume="allow",
                     **cfg.logger.wandb,
@@ -63,6 +64,38 @@ def extra_loggers(cfg: DictConfig, folder: Path, identity: str) -> list[Logger]:
         else:
             raise UserError(f"logger.extra knows 'tensorboard' and 'wandb', not {name!r}")
     return loggers
+
+
+class SteppedWandbLogger(WandbLogger):
+    """Lightning's wandb logger with the optimizer step as wandb's own step.
+
+    wandb counts calls of ``log`` from 0 in every process. An offline run that resumes would start at 0 again, and its
+    rows would collide with the earlier ones once both parts are synchronised.
+    """
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        row = metrics if step is None else {**metrics, "trainer/global_step": step}
+        self.experiment.log(row, step=step)
+
+
+def finish_loggers(loggers: list[Logger], identity: str, error: BaseException | None = None) -> None:
+    """End the wandb run of the training run ``identity``: the next run of this process would write into it.
+
+    A wandb run that the caller of :func:`et.training.train` started has another id and stays open.
+
+    Args:
+        loggers: Loggers of the run.
+        identity: Id of the run.
+        error: What ended the run, None if it finished.
+    """
+    if not any(isinstance(logger, WandbLogger) for logger in loggers):
+        return
+    import wandb
+
+    if wandb.run is not None and wandb.run.id == identity:
+        code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
+        wandb.run.finish(exit_code=0 if error is None else code)
 
 
 def tensorboard_place(cfg: DictConfig, folder: Path, identity: str) -> tuple[str, str, str]:

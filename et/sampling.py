@@ -37,6 +37,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.length, self.seed, self.shuffle, self.epoch = length, seed, shuffle, 0
         self.skip = (-1, 0)  # an epoch, and how many of this process's samples it has seen before it was interrupted
         self.used = length if used is None else used
+        self.repeat = False  # whether every epoch has the samples of epoch 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before every epoch."""
@@ -44,12 +45,13 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         rank, world = rank_and_world()
+        drawn = 0 if self.repeat else self.epoch
         if self.shuffle:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)[: self.used]
+            order = np.random.default_rng((self.seed, drawn)).permutation(self.length)[: self.used]
         else:
             order = np.arange(self.used)
         epoch, seen = self.skip
-        return ((self.epoch, int(index)) for index in order[rank::world][seen if epoch == self.epoch else 0 :])
+        return ((drawn, int(index)) for index in order[rank::world][seen if epoch == self.epoch else 0 :])
 
     def __len__(self) -> int:
         rank, world = rank_and_world()

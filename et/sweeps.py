@@ -10,11 +10,14 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -23,7 +26,7 @@ from et.errors import UserError, unwrapped
 from et.identity import check_overrides, resolve
 from et.record import read_result, run_dir, run_id
 from et.same_data import of_user_data
-from et.sweep_cells import Cell, inspect_all, jobs, label_of, needed, record_failure, skipped
+from et.sweep_cells import Cell, combinations, inspect_all, jobs, label_of, needed, record_failure, skipped
 from et.sweep_report import missing_data, report, say
 
 
@@ -62,6 +65,36 @@ def run_cell(cfg: DictConfig) -> float | None:
     if not outcome.skipped:
         say(f"   {outcome.record['seconds']:.0f} s, {folder}")
     return _monitored(cfg, outcome.record)
+
+
+def run_job(cfg: DictConfig, run: Callable[[], float | None]) -> float | None:
+    """Run one job of a multirun without a sweep file: a failure is told, kept in failure.json, and the others go on.
+
+    Args:
+        cfg: Configuration of the job.
+        run: Trains it.
+
+    Returns:
+        What ``run`` returned, None if it failed.
+    """
+    from et.cli import user_message
+
+    overrides, folder = list(HydraConfig.get().overrides.task), None
+    try:
+        config = resolve(cfg)
+        folder = run_dir(cfg.paths.runs, cfg.name, run_id(config))
+        (folder / "failure.json").unlink(missing_ok=True)
+        return run()
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            traceback.print_exception(error)
+            message = _first_line(unwrapped(error))
+        print(f"error: {label_of(overrides)}: {message}", file=sys.stderr, flush=True)
+        if folder is not None:
+            record_failure(folder, unwrapped(error), overrides)
+        end_if_others_wait(error)
+        return None
 
 
 def end_if_others_wait(error: Exception) -> None:
@@ -125,6 +158,48 @@ class SweepCallback(Callback):
             return
         if any(cell.state != "done" for cell in self.cells):
             say("  the same command runs what is not finished")
+            raise SystemExit(1)
+
+
+class MultirunCallback(Callback):
+    """Hydra callback of multiruns without a sweep file: the exit status says whether every job finished.
+
+    Searches report themselves: their jobs are not known beforehand.
+    """
+
+    def __init__(self) -> None:
+        self.jobs: list[list[str]] = []
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Note the jobs there will be."""
+        if config.get("sweep") is None and config.hydra.sweeper._target_.endswith("BasicSweeper"):
+            with suppress(HydraException):  # which the sweeper is about to raise, too
+                self.jobs = combinations(config.hydra.sweeper.params or {}, config.hydra.overrides.task)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Report the jobs that failed and leave with status 1 if there are any."""
+        cells = inspect_all(self.jobs)
+        if any(cell.state in ("failed", "invalid") for cell in cells):
+            report(cells, "multirun", Path(config.paths.runs), verbose=False)
+            raise SystemExit(1)
+
+
+class FailedJobs(Callback):
+    """Hydra callback of evaluate.py: jobs that raise do not end a multirun, and show in its exit status."""
+
+    def __init__(self) -> None:
+        self.failed: list[str] = []
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Note a failed job, which has told why, and let Hydra go on."""
+        if config.hydra.mode == RunMode.MULTIRUN and job_return.status == JobStatus.FAILED:
+            self.failed.append(" ".join(job_return.overrides or ()))
+            job_return.status, job_return.return_value = JobStatus.COMPLETED, None
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Name the failed jobs and leave with status 1 if there are any."""
+        if self.failed:
+            print(f"error: {len(self.failed)} jobs failed: {'; '.join(self.failed)}", file=sys.stderr)
             raise SystemExit(1)
 
 

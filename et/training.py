@@ -26,11 +26,12 @@ from et.identity import resolve
 from et.interrupt import StopOnSignal
 from et.launch import agreed, cluster_environment, local_processes, must_start_processes, run_processes
 from et.loading import family
-from et.loggers import extra_loggers, log_outcome
+from et.loggers import extra_loggers, finish_loggers, log_outcome
 from et.metrics_file import MetricsFile
 from et.record import git_commit, read_result, run_dir, run_id, versions, write_result
 from et.run_folder import SCORES, Start, find_start, locked, start_over
 from et.same_data import check_same_data
+from et.trainer_options import ValidationComes, check_options, overfit_options, repeat_first_epoch
 
 
 @dataclass
@@ -78,6 +79,7 @@ def train(cfg: DictConfig) -> Outcome:
     """
     quiet_libraries()
     config = resolve(cfg)
+    check_options(cfg.trainer)
     check_epochs(cfg)
     check_checkpoint_choice(cfg)
     check_precision(cfg)
@@ -101,6 +103,7 @@ def train(cfg: DictConfig) -> Outcome:
             return find_start(folder / "checkpoints", identity)
 
         start = agreed(trainer, take_folder)
+        held.push(lambda kind, error, trace: finish_loggers(trainer.loggers, identity, error))
         reset_peak_memory(trainer.strategy.root_device)
         fit(trainer, task, data, start, parts.metrics_file)
         tested = test(cfg, trainer, task, data, parts.checkpoints)
@@ -119,6 +122,8 @@ def build(cfg: DictConfig, folder: Path, identity: str) -> Parts:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     data, network = instantiate(cfg.data), build_network(cfg)
     task = instantiate(cfg.task, network=network, optim=cfg.optim)
+    if cfg.trainer.get("overfit_batches"):
+        repeat_first_epoch(data)
     checkpoints = Checkpoints(
         folder / "checkpoints",
         cfg.callbacks.monitor,
@@ -130,6 +135,8 @@ def build(cfg: DictConfig, folder: Path, identity: str) -> Parts:
     stopwatch, metrics_file = Stopwatch(), MetricsFile(folder / "metrics.csv")
     kept_scores = KeptScores(folder / SCORES, identity)
     keepers = [checkpoints, kept_scores, stopwatch, StopOnSignal(checkpoints)]
+    if cfg.checkpoint == "best":
+        keepers.append(ValidationComes())
     trainer = build_trainer(cfg, folder, identity, network, keepers, metrics_file)
     return Parts(network, task, data, trainer, checkpoints, kept_scores, stopwatch, metrics_file)
 
@@ -204,6 +211,10 @@ def check_checkpoint_choice(cfg: DictConfig) -> None:
         raise UserError(f"checkpoint must be best or last, not {cfg.checkpoint!r}")
     if cfg.checkpoint == "best" and cfg.callbacks.monitor is None:
         raise UserError("checkpoint=best needs callbacks.monitor: the metric that names the best epoch")
+    if cfg.checkpoint == "best" and cfg.trainer.get("limit_val_batches") == 0:
+        raise UserError(
+            "checkpoint=best needs a validation, but trainer.limit_val_batches is 0: raise it, or set checkpoint=last"
+        )
     every, epochs = cfg.trainer.get("check_val_every_n_epoch") or 1, cfg.trainer.max_epochs
     if cfg.checkpoint == "best" and epochs < every and not cfg.trainer.get("fast_dev_run"):
         raise UserError(
@@ -271,6 +282,7 @@ def build_trainer(
         default_root_dir=str(folder),
         enable_checkpointing=True,
         enable_progress_bar=bool(progress),
+        **overfit_options(cfg.trainer),
         **distributed_options(cfg, network),
     )
 
@@ -316,6 +328,8 @@ def test(
     A protocol without validation data (the released one for graphs) has no best epoch: the last one's are tested.
     """
     best = tests_best(cfg, kept) and not trainer.fast_dev_run
+    if cfg.checkpoint == "best" and kept.best_epoch is None and not trainer.fast_dev_run and data.val_dataloader():
+        warnings.warn("training ended before its first validation: the last weights are tested", stacklevel=2)
     # After fit the weights in memory are those of last.ckpt: no file need be read for them.
     trainer.test(task, data, ckpt_path=kept.folder / "best.ckpt" if best else None, weights_only=True, verbose=False)
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -64,12 +65,15 @@ def run_sweep(tmp_path, monkeypatch, capsys):
     """``python train.py --multirun ARGUMENTS`` in this process: (exit status, what it printed)."""
     from hydra.core.global_hydra import GlobalHydra
 
+    from et.startup import SIGNALS
+
     (tmp_path / "data").mkdir()
     monkeypatch.setenv("ET_RUNS_DIR", str(tmp_path / "runs"))
     monkeypatch.setenv("ET_DATA_DIR", str(tmp_path / "data"))
 
     def run(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["train.py", "--multirun", *arguments])
+        handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
         try:
             runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
             status = 0
@@ -77,6 +81,8 @@ def run_sweep(tmp_path, monkeypatch, capsys):
             status = int(end.code or 0)
         finally:
             GlobalHydra.instance().clear()
+            for signum, handler in handlers.items():  # which train.py replaces
+                signal.signal(signum, handler)
         return status, capsys.readouterr().out
 
     return run

@@ -1,9 +1,16 @@
+import runpy
+import signal
+import sys
+
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from et.cli import compare_with_fillings, exit_on_user_error, print_record, run_evaluation, run_training
 from et.errors import UserError
+from et.startup import SIGNALS
+from tests.configs import ROOT
 
 
 def failing(error):
@@ -17,7 +24,6 @@ def failing(error):
     ("error", "message"),
     (
         (UserError("no folder x: put it there"), "error: no folder x: put it there\n"),
-        (KeyboardInterrupt(), "error: interrupted\n"),
         (
             UserError("Caught UserError in DataLoader worker process 0.\nTraceback ...\net.errors.UserError: bad.jpg"),
             "error: bad.jpg\n",
@@ -30,6 +36,12 @@ def test_errors_for_people_have_no_traceback(error, message, capsys):
         exit_on_user_error(failing(error))
     assert stopped.value.code == 1
     assert capsys.readouterr().err == message
+
+
+def test_ctrl_c_has_the_promised_status(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        exit_on_user_error(failing(KeyboardInterrupt()))
+    assert stopped.value.code == 130 and capsys.readouterr().err == "error: interrupted\n"
 
 
 def test_values_that_a_constructor_refuses_are_told_and_bugs_keep_their_traceback(capsys):
@@ -67,3 +79,20 @@ def test_a_record_is_printed_with_its_data(capsys):
     assert all(
         part in printed for part in ("photos (embedded)", "0.2500", "1,234 parameters", "force=true", "runs/demo/abc")
     )
+
+
+def test_a_failing_evaluation_does_not_end_a_multirun(tmp_path, monkeypatch, capsys):
+    """Two runs that are not there: both are told, and the exit status says so."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--multirun", "run=nowhere,neither"])
+    handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    try:
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(ROOT / "evaluate.py"), run_name="__main__")
+    finally:
+        GlobalHydra.instance().clear()
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+    told = capsys.readouterr().err
+    assert left.value.code == 1 and "Traceback" not in told
+    assert "nowhere" in told and "error: 2 jobs failed: run=nowhere; run=neither" in told

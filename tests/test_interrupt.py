@@ -11,7 +11,7 @@ import torch
 from et.errors import Interrupted, UserError
 from et.graphs.lit import GraphTask
 from et.inpainting.lit import InpaintingTask
-from et.interrupt import SIGNALS, generator_state, set_generators
+from et.interrupt import SIGNALS, StopOnSignal, generator_state, set_generators
 from et.training import train
 from tests.configs import TINY
 from tests.runs import weights
@@ -131,3 +131,11 @@ def test_generators_come_back():
 def test_what_a_stop_says():
     assert "SIGTERM" in str(Interrupted(signal.SIGTERM)) and Interrupted(signal.SIGTERM).code == 143
     assert not issubclass(Interrupted, UserError), "a sweep must not go on to its next cell"
+
+
+def test_a_second_ctrl_c_ends_at_once(capfd):
+    stop = StopOnSignal(checkpoints=None)
+    stop._note(signal.SIGINT, None)
+    with pytest.raises(SystemExit) as left:
+        stop._note(signal.SIGINT, None)
+    assert left.value.code == 130 and "SIGINT" in capfd.readouterr().err

@@ -80,3 +80,13 @@ def test_samples_have_generators_of_their_own():
     draws = {sample_rng(*key).integers(2**60) for key in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0))}
     assert len(draws) == 4
     assert sample_rng(1, 2, 3).integers(2**60) == sample_rng(1, 2, 3).integers(2**60)
+
+
+def test_a_repeating_sampler_has_the_first_epoch_in_all():
+    sampler = EpochSampler(10, seed=3, shuffle=True)
+    first = list(sampler)
+    sampler.repeat = True
+    sampler.set_epoch(4)
+    assert list(sampler) == first and all(epoch == 0 for epoch, _ in first)
+    sampler.skip = (4, 6)
+    assert list(sampler) == first[6:], "what was seen before an interruption is left out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -212,6 +213,28 @@ def test_a_multirun_without_a_sweep_leaves_hydras_notes_below_the_runs(run_sweep
     assert run_sweep(*TINY, "trainer.max_epochs=1")[0] == 0
     assert (tmp_path / "runs/sweeps/multirun/multirun.yaml").exists()
     assert not (ROOT / "multirun.yaml").exists()
+
+
+@pytest.mark.slow
+def test_a_failing_job_does_not_end_a_multirun(run_sweep, tmp_path):
+    """Of four jobs one diverges and one is refused; the exit status and a report say so at the end."""
+    jobs = ("optim.optimizer.lr=1e30,0.001", "data.patch_size=7,40", "optim.schedule.warmup_epochs=0")
+    status, printed = run_sweep(*TINY, *jobs)
+    assert status == 1
+    assert len(list((tmp_path / "runs").rglob("result.json"))) == 1
+    assert "multirun: 1 finished, 3 failed" in printed
+    failures = [json.loads(path.read_text())["message"] for path in (tmp_path / "runs").rglob("failure.json")]
+    assert sum("no multiple" in message for message in failures) == 2
+    assert sum("the loss is" in message for message in failures) == 1
+
+
+def test_slurm_that_is_not_there_is_one_sentence(run_sweep, monkeypatch, capsys):
+    monkeypatch.setattr("et.slurm.shutil.which", lambda name: None)
+    monkeypatch.setattr("sys.stderr", (told := io.StringIO()))
+    status, _ = run_sweep(*TINY, "hydra/launcher=slurm")
+    assert status == 1
+    assert told.getvalue().startswith("error: hydra/launcher=slurm: Slurm does not answer")
+    assert len(told.getvalue().splitlines()) == 1
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ class AnomalyTask(pl.LightningModule):
         loss = weighted_cross_entropy(log_odds[batch.train], batch.labels[batch.train], weight)
         if self.trainer.world_size > 1:
             loss = loss * self._share(batch.labels[batch.train], weight)
-        self.log("train/loss", loss, prog_bar=True, batch_size=1)
+        self.log("train/loss", loss, prog_bar=True, batch_size=1, sync_dist=True)
         if self.protocol == "released":
             self._measure_training_step(log_odds.detach(), batch)
         return loss

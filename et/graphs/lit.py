@@ -92,11 +92,11 @@ class GraphTask(pl.LightningModule):
         if self.edge_loss_weight > 0:
             outputs, edge_errors = self.network.forward_with_edges(batch)
             edge_loss = edge_errors.float().mean() * self._share(len(batch))
-            self.log("train/edge_loss", edge_loss, batch_size=len(batch))
+            self.log("train/edge_loss", edge_loss, batch_size=len(batch), sync_dist=True)
             loss = self.loss(outputs, batch.y) * self._share(len(batch.y)) + self.edge_loss_weight * edge_loss
         else:
             loss = self.loss(self.network(batch), batch.y) * self._share(len(batch.y))
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, batch_size=len(batch))
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, batch_size=len(batch), sync_dist=True)
         return loss
 
     def _share(self, count: int) -> Tensor | float:

@@ -132,7 +132,7 @@ class InpaintingTask(pl.LightningModule):
             masked = mask_first_patch(masked, batch["occluded"])
         prediction, target = self._patches(batch, masked)
         loss = reconstruction_loss(prediction, target, batch["occluded"], self.fidelity)
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:

@@ -210,7 +210,7 @@ def expected_runs(number: int) -> Counter[tuple[str, str]]:
     file = CONF / "sweep" / f"table{number:02d}.yaml"
     if not file.exists():
         return Counter()
-    raw = yaml.safe_load(file.read_text())
+    raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     named = [dict(override.split("=", 1) for override in job) for job in jobs(raw)]
     return Counter((job["experiment"], job["protocol"]) for job in named)
 

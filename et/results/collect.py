@@ -24,6 +24,7 @@ from et.record import read_result, run_id
 from et.results import paper
 from et.results.run_files import read_curves
 from et.same_data import of_user_data
+from et.startup import tolerate_encoding
 
 STALE = "recorded with another configuration"
 
@@ -148,7 +149,7 @@ def from_folder(folder: Path) -> Run:
     if record is None:
         raise UserError(f"corrupt: {where}/result.json is no whole record; treated as missing")
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         key, identity = key_of(config), run_id(config)
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"foreign: {where} has no readable config.yaml ({type(error).__name__}); left out") from error
@@ -310,4 +311,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    tolerate_encoding()
     sys.exit(main())

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from et.errors import UserError
+from et.startup import tolerate_encoding
 
 USAGE = """python -m et.results.figures run=PATH | experiment=NAME [output=FOLDER] [mask_seeds=N] [compare=PATH,PATH]
 
@@ -61,4 +62,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    tolerate_encoding()
     sys.exit(main())

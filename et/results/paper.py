@@ -161,7 +161,7 @@ def load(number: int) -> Table:
     """
     if number not in NUMBERS:
         raise UserError(f"there is no table {number}: choose among {', '.join(map(str, NUMBERS))} (3 lists symbols)")
-    raw = yaml.safe_load((FOLDER / f"table{number:02d}.yaml").read_text())
+    raw = yaml.safe_load((FOLDER / f"table{number:02d}.yaml").read_text(encoding="utf-8"))
     conditions = [Condition(name, tuple(labels)) for name, labels in raw.get("conditions", {}).items()]
     conditions += [
         Condition(name, tuple(labels), in_paper=False) for name, labels in raw.get("extra_conditions", {}).items()

@@ -26,6 +26,7 @@ from et.results.evidence import Evidence
 from et.results.formats import Document, Grid, Section, Text
 from et.results.results_table import Entry
 from et.results.tables import gather, render
+from et.startup import tolerate_encoding
 
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("dom.js", "charts.js", "tables.js", "cells.js", "viewer.js", "overview.js", "main.js")
@@ -52,10 +53,10 @@ def build(numbers: Sequence[int], roots: Sequence[Path], experiments: Path, figu
         "tables": [{"number": table.number, "title": table.title, "kind": table.kind} for table in tables],
     }
     return fill(
-        (PAGE / "index.html").read_text(),
+        (PAGE / "index.html").read_text(encoding="utf-8"),
         {
-            "style": (PAGE / "style.css").read_text(),
-            "script": "\n".join((PAGE / name).read_text() for name in SCRIPTS),
+            "style": (PAGE / "style.css").read_text(encoding="utf-8"),
+            "script": "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS),
             "data": json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c"),
             "navigation": "\n".join(
                 f'<li><a href="#table-{t.number}" title="{html.escape(t.title)}">{t.number}</a></li>' for t in tables
@@ -207,4 +208,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    tolerate_encoding()
     sys.exit(main())

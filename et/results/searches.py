@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from et.errors import UserError
 from et.places import CONF, EXPERIMENTS
 from et.results.collect import Run, append, collect, relative
+from et.startup import tolerate_encoding
 
 FILE = EXPERIMENTS / "table01" / "searches.jsonl"
 SCORE = "val/f1_macro"  # of the best epoch: what a trial returned to the search
@@ -64,7 +65,7 @@ def write_experiments(found: Mapping[str, Sequence[Run]], folder: Path) -> list[
     paths = []
     for name, runs in sorted(found.items()):
         paths.append(folder / f"{name}{SUFFIX}.yaml")
-        paths[-1].write_text(experiment_file(runs[0], len(runs)))
+        paths[-1].write_text(experiment_file(runs[0], len(runs)), encoding="utf-8")
     return paths
 
 
@@ -92,4 +93,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    tolerate_encoding()
     sys.exit(main())

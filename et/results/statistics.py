@@ -18,6 +18,7 @@ from et.files import write_atomically
 from et.places import EXPERIMENTS
 from et.record import git_commit
 from et.results import paper
+from et.startup import tolerate_encoding
 
 if TYPE_CHECKING:
     from et.anomaly.graph import NodeGraph
@@ -112,4 +113,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    tolerate_encoding()
     sys.exit(main())

@@ -26,6 +26,7 @@ from et.results.reference_tables import (
 )
 from et.results.results_table import results_csv, results_document
 from et.results.statistics import read_statistics
+from et.startup import tolerate_encoding
 
 
 def gather(roots: Sequence[Path], experiments: Path) -> Collection:
@@ -80,4 +81,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    tolerate_encoding()
     sys.exit(main())

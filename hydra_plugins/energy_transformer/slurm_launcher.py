@@ -20,14 +20,35 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 
 try:
     from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher as SubmititLauncher
-except ImportError:  # Hydra imports every plugin at every start; without the extra there is only no launcher
+except ImportError:  # Hydra imports every plugin at every start
     SubmititLauncher = None
 
-if SubmititLauncher is not None:
+if SubmititLauncher is None:
+
+    class SlurmLauncher(Launcher):
+        """Stands in where the extra ``slurm`` is not installed, and says so."""
+
+        def __init__(self, **params: Any):
+            pass
+
+        def setup(self, **context: Any) -> None:
+            from et.cli import exit_on_user_error
+            from et.errors import UserError
+
+            def refuse() -> None:
+                raise UserError("hydra/launcher=slurm needs submitit: pip install 'energy-transformer[slurm]'")
+
+            exit_on_user_error(refuse)
+
+        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+            raise NotImplementedError
+
+else:
 
     class SlurmLauncher(SubmititLauncher):
         """See the module's docstring; conf/hydra/launcher/slurm.yaml lists the parameters."""
@@ -47,10 +68,8 @@ if SubmititLauncher is not None:
             from hydra.core.singleton import Singleton
 
             from et import slurm, sweep_cells
-            from et.errors import UserError
 
-            if slurm.queue() is None:
-                raise UserError("Slurm does not answer: squeue is not there, or its controller is down")
+            exit_without_slurm()
             returns = [JobReturn(overrides=list(o), status=JobStatus.COMPLETED) for o in job_overrides]
             groups: dict[slurm.Resources, list[int]] = defaultdict(list)
             found = sweep_cells.inspect_all(job_overrides)
@@ -152,6 +171,22 @@ if SubmititLauncher is not None:
                     if cell.state in ("open", "interrupted"):
                         message = f"Slurm job {job.job_id} {problem}; its log is {job.paths.stdout}"
                         sweep_cells.record_failure(cell.folder, UserError(message), cell.overrides)
+
+
+def exit_without_slurm() -> None:
+    """End the process with one sentence where Slurm does not answer; Hydra would print a traceback."""
+    from et import slurm
+    from et.cli import exit_on_user_error
+    from et.errors import UserError
+
+    def check() -> None:
+        if slurm.queue() is None:
+            raise UserError(
+                "hydra/launcher=slurm: Slurm does not answer (squeue is not there, or its controller is down). "
+                "Start this on a login node of the cluster, or leave hydra/launcher=slurm out"
+            )
+
+    exit_on_user_error(check)
 
 
 def first_task(job: Any) -> Any:
