@@ -22,6 +22,10 @@ RESULT_KEYS = (
 # Keys that records have had only since they were added: a record without them is whole.
 LATER_KEYS = ("machine", "uncommitted_changes")
 
+LIBRARIES = (
+    "torch", "pytorch-lightning", "hydra-core", "torch-geometric", "timm", "numpy", "scipy", "scikit-learn",
+)  # fmt: skip
+
 # What a record calls data that are nobody's published ones, and that may change under the same name.
 USER_DATA = "user data"
 
@@ -141,7 +145,7 @@ def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": sys.version.split()[0]}
-    for package in ("torch", "pytorch-lightning", "hydra-core", "torch-geometric", "timm", "numpy", "scipy", "scikit-learn"):
+    for package in LIBRARIES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
