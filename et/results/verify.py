@@ -30,9 +30,9 @@ from et.results import paper
 from et.results.collect import STALE, Run, collect
 from et.sweep_report import absent_files
 
-# Relative and absolute difference of a metric that a family allows on another machine or with other libraries. Trees
-# compute nothing whose rounding matters; trained networks carry it, and the dropout that a node order draws, through
-# their whole training; an accuracy of TU data is over some 20 graphs, of which one may change sides.
+# Relative and absolute difference of a metric that a family allows on another machine or with other libraries: limits
+# that were set, not measured. Trees do not depend on the order of nodes or sums; trained networks carry rounding, and
+# the dropout that a node order draws, through their training; one graph of a test fold of TU data may change sides.
 TOLERANCES: Mapping[str, float] = {"trees": 1e-6, "anomaly": 0.05, "graphs": 0.1, "inpainting": 0.02}
 
 
