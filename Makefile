@@ -5,12 +5,14 @@ RUN := $(VENV)/bin/python
 EXTRAS := dev,slurm,sweep
 # Tests run file by file in so many processes of one thread each.
 WORKERS ?= 2
+# Which records verify-records repeats: others every day, all of them in the long run.
+SEED ?= $(shell date +%j)
 RUNS ?= $(or $(ET_RUNS_DIR),runs)
 
-.PHONY: help setup demo test lint tables report clean
+.PHONY: help setup demo test lint tables verify-records report clean
 
 help: ## say what can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(VENV)/.ready ## create the environment in .venv (about 6 GB)
 
@@ -34,6 +36,9 @@ lint: setup ## check style and format
 
 tables: setup ## render every table from the recorded results
 	$(RUN) -m et.results.tables
+
+verify-records: setup ## repeat a random few recorded runs; SEED (the day of the year) chooses them
+	OMP_NUM_THREADS=1 $(RUN) -m et.results.verify --seed $(SEED)
 
 report: setup ## build/report.html: all tables on one page, with the runs, curves and pictures in RUNS (runs)
 	@mkdir -p $(RUNS)

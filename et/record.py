@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,21 @@ RESULT_KEYS = (
     "seconds", "peak_memory_mb", "device", "git_commit", "versions",
 )  # fmt: skip
 
+# Keys that records have had only since they were added: a record without them is whole.
+LATER_KEYS = ("machine", "uncommitted_changes")
+
+LIBRARIES = (
+    "torch", "pytorch-lightning", "hydra-core", "torch-geometric", "timm", "numpy", "scipy", "scikit-learn",
+)  # fmt: skip
+
 # What a record calls data that are nobody's published ones, and that may change under the same name.
 USER_DATA = "user data"
+
+# Flags of /proc/cpuinfo that numerical libraries choose their code by.
+INSTRUCTION_SETS = (
+    "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16",
+    "amx_int8", "asimd", "sve", "sve2", "bf16",
+)  # fmt: skip
 
 # What does not change a run's result, and so has no part in its id: where things are, what is shown, what it runs on.
 NOT_IN_ID: Mapping[str, tuple[str, ...] | None] = {
@@ -117,12 +131,42 @@ def git_commit(root: Path | None = None) -> str:
     return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")
 
 
+def uncommitted_changes(commit: str) -> bool | None:
+    """Whether ``commit``, as :func:`git_commit` gives it, is of a tree with changes; None outside a checkout."""
+    return None if commit == "unknown" else commit.endswith("+changes")
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """The part of the machine that the last digits of a result depend on: CPU, its instruction sets, threads.
+
+    Args:
+        threads: Number of threads that the run computes with.
+
+    Returns:
+        ``cpu`` (model name), ``instruction_sets`` (those of :data:`INSTRUCTION_SETS` that it has, as Linux calls them;
+        empty if unknown) and ``threads``.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    about = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+    flags = (about.get("flags") or about.get("Features") or "").split()
+    name = about.get("model name") or platform.processor() or platform.machine()
+    numbers = [f"{key} {about[key]}" for key in ("cpu family", "model") if key in about]
+    return {
+        "cpu": f"{name} ({', '.join(numbers)})" if numbers else name,
+        "instruction_sets": [flag for flag in INSTRUCTION_SETS if flag in flags],
+        "threads": threads,
+    }
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries a number depends on."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": sys.version.split()[0]}
-    for package in ("torch", "pytorch-lightning", "hydra-core", "torch-geometric", "timm", "numpy", "scikit-learn"):
+    for package in LIBRARIES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

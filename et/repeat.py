@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from et.errors import UserError
 from et.identity import Key, config_of, differences
-from et.record import RESULT_KEYS, run_id
+from et.record import LATER_KEYS, RESULT_KEYS, run_id
 
 # Metrics within this of each other agree: what another machine, or another number of threads, may change.
 TOLERANCE = 1e-3
@@ -42,7 +42,16 @@ class Comparison:
     @property
     def agrees(self) -> bool:
         """Whether every metric is the same within :data:`TOLERANCE`, relative or absolute."""
-        return all(same(*pair, tolerance=TOLERANCE) for pair in self.metrics.values())
+        return not self.beyond(TOLERANCE)
+
+    @property
+    def same_machine(self) -> bool:
+        """Whether both ran with the same libraries on the same known kind of machine, so that every digit repeats."""
+        return not any(name == "device" or name.startswith(("versions.", "machine.")) for name in self.circumstances)
+
+    def beyond(self, tolerance: float) -> dict[str, tuple[float | None, float | None]]:
+        """The metrics that differ by more than ``tolerance``, relative and absolute, or that one of the two lacks."""
+        return {name: pair for name, pair in self.metrics.items() if not same(*pair, tolerance=tolerance)}
 
 
 def same(recorded: float | None, repeated: float | None, tolerance: float) -> bool:
@@ -93,8 +102,6 @@ def repeat(path: Path, overrides: Sequence[str] = ()) -> Comparison:
     Raises:
         UserError: no such run, or an override that would make it another run.
     """
-    from et.training import train
-
     record, cfg = recorded_run(path)
     before = OmegaConf.to_container(cfg, resolve=True)
     home = (path if path.is_dir() else path.parent).resolve()
@@ -110,6 +117,13 @@ def repeat(path: Path, overrides: Sequence[str] = ()) -> Comparison:
     changed = differences(before, OmegaConf.to_container(cfg, resolve=True))
     if changed:
         raise UserError(f"{', '.join(changed)}: that would be another run; only paths and hardware can be changed")
+    return compare_repetition(record, cfg)
+
+
+def compare_repetition(record: Mapping[str, Any], cfg: DictConfig) -> Comparison:
+    """Train ``cfg`` anew, in its ``paths.runs``, and compare the outcome with ``record``, which is of the same run."""
+    from et.training import train
+
     cfg.force = True
     outcome = train(cfg)
     names = sorted({*record["metrics"], *outcome.record["metrics"]})
@@ -119,8 +133,9 @@ def repeat(path: Path, overrides: Sequence[str] = ()) -> Comparison:
 
 def circumstances(record: Mapping[str, Any], again: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What two records of one run differ in, beside times and metrics: data, code, versions, machine."""
-    pairs = {name: (record[name], again[name]) for name in ("device", "git_commit", "num_params", "epochs")}
-    for section in ("versions", "dataset"):
-        names = {*record[section], *again[section]}
-        pairs |= {f"{section}.{n}": (record[section].get(n), again[section].get(n)) for n in sorted(names)}
+    names = ("device", "git_commit", "num_params", "epochs", *(key for key in LATER_KEYS if key != "machine"))
+    pairs = {name: (record.get(name), again.get(name)) for name in names}
+    for section in ("versions", "dataset", "machine"):
+        one, other = record.get(section, {}), again.get(section, {})
+        pairs |= {f"{section}.{n}": (one.get(n), other.get(n)) for n in sorted({*one, *other})}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

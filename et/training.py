@@ -28,7 +28,7 @@ from et.launch import agreed, cluster_environment, local_processes, must_start_p
 from et.loading import family
 from et.loggers import extra_loggers, finish_loggers, log_outcome
 from et.metrics_file import MetricsFile
-from et.record import git_commit, read_result, run_dir, run_id, versions, write_result
+from et.record import git_commit, machine, read_result, run_dir, run_id, uncommitted_changes, versions, write_result
 from et.run_folder import SCORES, Start, find_start, locked, start_over
 from et.same_data import check_same_data
 from et.trainer_options import ValidationComes, check_options, overfit_options, repeat_first_epoch
@@ -146,6 +146,7 @@ def describe_run(cfg: DictConfig, identity: str, parts: Parts, tested: dict[str,
     trainer, checkpoints = parts.trainer, parts.checkpoints
     best = tests_best(cfg, checkpoints)
     validated = checkpoints.best_metrics if best else checkpoints.metrics_at(trainer.global_step)
+    commit = git_commit()
     return {
         "experiment": cfg.name,
         "run_id": identity,
@@ -162,7 +163,9 @@ def describe_run(cfg: DictConfig, identity: str, parts: Parts, tested: dict[str,
         "seconds": round(parts.stopwatch.seconds, 2),
         "peak_memory_mb": peak_memory_mb(trainer.strategy.root_device),
         "device": device_name(trainer),
-        "git_commit": git_commit(),
+        "machine": machine(torch.get_num_threads()),
+        "git_commit": commit,
+        "uncommitted_changes": uncommitted_changes(commit),
         "versions": versions(),
     }
 

@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import reverse_cuthill_mckee
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from et.anomaly.graph import NodeGraph, check_graph, make_undirected, neighbourhoods
+from et.anomaly.graph import NodeGraph, check_graph, make_undirected, neighbourhoods, reverse_cuthill_mckee
 from et.anomaly.sources import PUBLISHED, existing_file, load_graph
 from et.anomaly.splits import Split, make_split
 from et.core import EdgeTopology
@@ -254,8 +252,7 @@ def nearby_order(relations: Iterable[Tensor], num_nodes: int) -> Tensor:
     communities.
     """
     edges = np.concatenate([edge_index.numpy().astype(np.int32) for edge_index in relations], axis=1)
-    graph = csr_matrix((np.ones(edges.shape[1], np.bool_), tuple(edges)), (num_nodes, num_nodes))
-    return torch.from_numpy(reverse_cuthill_mckee(graph, symmetric_mode=True).astype(np.int64))
+    return torch.from_numpy(reverse_cuthill_mckee(*edges, num_nodes))
 
 
 def whole_graph_loader(batch: NodeBatch) -> DataLoader:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from et.errors import UserError
@@ -176,3 +177,47 @@ def _neighbourhood(edge_index: Tensor, num_nodes: int, self_loops: bool, repeate
         loops = torch.arange(num_nodes, dtype=edge_index.dtype).expand(2, -1)
         edge_index = torch.cat([edge_index, loops], dim=1)
     return edge_index
+
+
+def reverse_cuthill_mckee(source: np.ndarray, target: np.ndarray, num_nodes: int) -> np.ndarray:
+    """Reverse Cuthill-McKee order of the nodes; nodes of equal degree come in the order of their ids.
+
+    scipy's function of this name sorts degrees by an unstable sort, whose order of ties depends on the instruction set
+    of the CPU (AVX2, AVX-512). An order of the nodes that differs between machines changes what dropout draws and how
+    sums round.
+
+    Args:
+        source, target: Ends of the directed edges, (E,) integers; a symmetric graph lists both directions.
+        num_nodes: N.
+
+    Returns:
+        The nodes in their new order, (N,) int64.
+    """
+    by_degree = np.argsort(np.bincount(source, minlength=num_nodes), kind="stable")
+    rank = np.empty(num_nodes, np.int32)
+    rank[by_degree] = np.arange(num_nodes, dtype=np.int32)
+    # In ranks, rows with ascending columns list neighbours by degree, and every search starts at the lowest rank left.
+    graph = csr_matrix((np.ones(len(source), np.bool_), (rank[source], rank[target])), (num_nodes, num_nodes))
+    graph.sort_indices()
+    seen, levels = np.diff(graph.indptr) == 0, []
+    levels.append(np.flatnonzero(seen))  # nodes without edges: nothing to search from
+    for root in np.flatnonzero(~seen):
+        if seen[root]:
+            continue
+        level = np.array([root])
+        while len(level):
+            seen[level] = True
+            levels.append(level)
+            level = _next_level(graph, level, seen)
+    return by_degree[np.concatenate(levels)][::-1].copy()
+
+
+def _next_level(graph: csr_matrix, level: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Neighbours of the nodes ``level`` that were not seen before, once each, in the order in which they are met."""
+    first = graph.indptr[level]
+    count = graph.indptr[level + 1] - first
+    offset = np.repeat(first - (np.cumsum(count) - count), count)
+    found = graph.indices[offset + np.arange(len(offset))]
+    found = found[~seen[found]]
+    _, position = np.unique(found, return_index=True)
+    return found[np.sort(position)]

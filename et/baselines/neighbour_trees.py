@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 from et.core import EdgeTopology
-from et.core.sparse import edge_aggregate
 
 
 class NeighbourTrees(nn.Module):
     """scikit-learn's HistGradientBoosting on [x | mean over neighbours | mean over the neighbours' means].
 
-    It has no parameters to train by gradient: :meth:`fit` grows the trees in one go.
+    It has no parameters to train by gradient: :meth:`fit` grows the trees in one go. The trees do not depend on the
+    order of the nodes: splits of equal gain are common, and rounding that depends on the order would choose among them.
 
     Args:
         hops: how far the means reach; 0: the node's own features only.
@@ -66,8 +68,9 @@ class NeighbourTrees(nn.Module):
         """Grow the trees on the nodes ``train`` (m,); ``labels`` (n,) of other nodes are not looked at."""
         from sklearn.ensemble import HistGradientBoostingClassifier
 
-        inputs = self.inputs(features, topologies)[train].cpu().numpy()
-        self.trees = HistGradientBoostingClassifier(**self.settings).fit(inputs, labels[train].cpu().numpy())
+        inputs, known = self.inputs(features, topologies)[train].cpu().numpy(), labels[train].cpu().numpy()
+        order = np.lexsort((known, *inputs.T))
+        self.trees = HistGradientBoostingClassifier(**self.settings).fit(inputs[order], known[order])
 
     def forward(self, features: Tensor, topologies: Sequence[EdgeTopology], nodes: Tensor | None = None) -> Tensor:
         """Log-odds (n,); after :meth:`fit`."""
@@ -76,7 +79,13 @@ class NeighbourTrees(nn.Module):
 
 
 def neighbour_mean(x: Tensor, topology: EdgeTopology) -> Tensor:
-    """Mean over each node's neighbours, (n, F) -> (n, F); 0 for a node without any."""
+    """Mean over each node's neighbours, (n, F) -> (n, F); 0 for a node without any.
+
+    Summed in float64, where float32 features add up without rounding for all practical purposes: the mean does not
+    depend on the order of the neighbours, and nodes with the same neighbours have the same mean.
+    """
     edges = topology.edges
-    degree = edges.degree.clamp(min=1).to(x.dtype)
-    return edge_aggregate(x.new_ones(edges.num_edges, 1), x[:, None], edges)[:, 0] / degree[:, None]
+    ones = np.ones(edges.num_edges)
+    rows = csr_matrix((ones, edges.key.cpu().numpy(), edges.row_start.cpu().numpy()), (edges.num_nodes,) * 2)
+    sums = torch.from_numpy(rows @ x.double().cpu().numpy()).to(x.device)
+    return (sums / edges.degree.clamp(min=1)[:, None]).to(x.dtype)

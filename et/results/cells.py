@@ -125,7 +125,14 @@ def _finite(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method against the best measured baseline: mean difference over ``n`` shared splits, p of the paired t-test."""
+    """A method against the best measured baseline of its kind, tuned or not.
+
+    Attributes:
+        baseline: Its name.
+        difference: Mean difference to it over the shared splits, in the metric's unit.
+        n: Number of shared splits.
+        p_value: Of the paired t-test; None where there is none.
+    """
 
     baseline: str
     difference: float
@@ -143,15 +150,16 @@ def best(measured: Iterable[tuple[Line, Measured]], metric: Metric) -> list[Line
 
 
 def comparisons(table: Table, metric: Metric, lines: Iterable[Line], protocol: str) -> dict[int, Comparison]:
-    """For each of our lines (by its position) the comparison with the best baseline on the same data.
+    """For each of our lines (by its position) the comparison with the best baseline of its kind on the same data.
 
-    Only runs of the experiments' own configurations take part; pairs share seed, fold and the hash of the split.
+    Tuned methods are compared with tuned baselines and untuned ones with untuned. Only runs of the experiments' own
+    configurations take part; pairs share seed, fold and the hash of the split.
     """
-    groups: dict[tuple[str, str], list[tuple[int, Line, Measured]]] = defaultdict(list)
+    groups: dict[tuple[str, str, bool], list[tuple[int, Line, Measured]]] = defaultdict(list)
     for index, line in enumerate(lines):
         measured = None if line.label else measure(table, metric, line, protocol)
         if measured is not None:
-            groups[(line.condition.name, line.variant)].append((index, line, measured))
+            groups[line.condition.name, line.variant, line.method.tuned].append((index, line, measured))
     found = {}
     for group in groups.values():
         baselines = [(line, m) for _, line, m in group if not line.method.ours]

@@ -235,29 +235,40 @@ def as_line(run: Run) -> str:
     return json.dumps(line, sort_keys=True)
 
 
-def append(runs: Iterable[Run], file: Path) -> tuple[int, list[str]]:
-    """Add runs to a results.jsonl, one line each; those that are in it already stay as they are.
+def append(runs: Iterable[Run], file: Path, replace: bool = False) -> tuple[int, list[str]]:
+    """Add runs to a results.jsonl, one line each.
+
+    Args:
+        runs: Finished runs.
+        file: The results.jsonl; created if it does not exist.
+        replace: Write runs that are in the file already anew, in their old place. If False, they stay as they are.
 
     Returns:
-        (number of lines added, what could not be recorded).
+        (number of lines added or written anew, what could not be recorded).
     """
     lines = file.read_text().splitlines() if file.exists() else []
-    known = {identity for line in lines if (identity := _run_id_of(line)) is not None}
-    added, problems = [], []
+    known = {identity: at for at, line in enumerate(lines) if (identity := _run_id_of(line)) is not None}
+    added, replaced, problems = [], 0, []
     for run in sorted(runs, key=lambda run: (run.key.experiment, run.key.protocol, run.key.seed, run.key.fold or 0)):
-        if run.record["run_id"] in known:
+        place = known.get(run.record["run_id"])
+        if place is not None and not replace:
             continue
         if run.of_user_data:
             problems.append(f"user data: {run.source} is of data that no table is about; not recorded")
             continue
         try:
-            added.append(as_line(run))
+            line = as_line(run)
         except UserError as error:
             problems.append(str(error))
-    if added:
+            continue
+        if place is None:
+            added.append(line)
+        elif line != lines[place]:
+            lines[place], replaced = line, replaced + 1
+    if added or replaced:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, "\n".join([*lines, *added]) + "\n")
-    return len(added), problems
+    return len(added) + replaced, problems
 
 
 def _claimed(record: Mapping[str, Any], fold: int | None) -> Key:
@@ -292,6 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs = os.environ.get("ET_RUNS_DIR", "runs")
     parser.add_argument("--runs", nargs="*", default=[runs], help="run folders, searched at any depth")
     parser.add_argument("--experiments", type=Path, default=EXPERIMENTS, help="where tableNN/ folders are")
+    parser.add_argument("--replace", action="store_true", help="write runs that are recorded already anew")
     options = parser.parse_args(arguments)
     absent = [root for root in options.runs if not Path(root).is_dir()]
     if absent:
@@ -303,8 +315,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         found = collect(options.runs, experiments=[name for name in table.experiments() if home(name) == number])
         file = options.experiments / f"table{number:02d}" / "results.jsonl"
-        count, problems = append(found.runs.values(), file)
-        print(f"table {number}: {count} runs added to {relative(file)}")
+        count, problems = append(found.runs.values(), file, options.replace)
+        print(f"table {number}: {count} runs written to {relative(file)}")
         for problem in (*found.problems, *problems):
             print(f"  {problem}")
     return 0

@@ -60,6 +60,10 @@ class Condition:
     in_paper: bool = True
 
 
+# Ending of the experiments whose settings a search has found.
+TUNED = "_tuned"
+
+
 @dataclass(frozen=True)
 class Method:
     """A row of the comparison. ``experiment`` is a template, ``{condition}_gt``; None where it does not run here."""
@@ -69,6 +73,11 @@ class Method:
     quoted: bool = False  # the paper has its numbers from prior work
     ours: bool = False  # an Energy Transformer, not a baseline
     in_paper: bool = True
+
+    @property
+    def tuned(self) -> bool:
+        """Whether its settings come from a search of et.results.searches."""
+        return self.experiment is not None and self.experiment.endswith(TUNED)
 
     def experiment_for(self, condition: str) -> str | None:
         """Name of the experiment that fills this method's cells under ``condition``."""

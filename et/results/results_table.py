@@ -30,8 +30,10 @@ DASH = Text("–")
 LEGEND = (
     "Measured: mean ± deviation (n runs). Δ is measured minus paper. held_out: honest evaluation of the model as the "
     "paper has it; released: the authors' own protocol and model. Bold: best in its column for that data. Against "
-    "baseline: mean difference to the best measured baseline on shared splits, p of a paired t-test (optimistic: the "
-    "splits are redrawn from one data set)."
+    "baseline: mean difference to a baseline on shared splits, p of a paired t-test (optimistic: the splits are "
+    "redrawn from one data set). The baseline is the one with the best mean of that column, on the same data and under "
+    "the same protocol. Tuned methods are compared with tuned baselines, untuned with untuned. Picking the best by the "
+    "scores shown favours the baseline."
 )
 
 

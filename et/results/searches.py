@@ -21,18 +21,18 @@ from omegaconf import OmegaConf
 from et.errors import UserError
 from et.places import CONF, EXPERIMENTS
 from et.results.collect import Run, append, collect, relative
+from et.results.paper import TUNED
 from et.startup import tolerate_encoding
 
 FILE = EXPERIMENTS / "table01" / "searches.jsonl"
 SCORE = "val/f1_macro"  # of the best epoch: what a trial returned to the search
-SUFFIX = "_tuned"
 
 
 def trials(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """The trials of each experiment's search, best validation score first; the first run among equals wins."""
     found: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        if run.label and not run.key.experiment.endswith(SUFFIX):
+        if run.label and not run.key.experiment.endswith(TUNED):
             found[run.key.experiment].append(run)
     return {name: sorted(those, key=lambda run: -run.record["metrics"][SCORE]) for name, those in found.items()}
 
@@ -50,7 +50,7 @@ def settings(run: Run) -> dict[str, Any]:
 def experiment_file(best: Run, count: int) -> str:
     """Text of the experiment file that has the settings of ``best``, the best of ``count`` different ones."""
     name, score = best.key.experiment, best.record["metrics"][SCORE]
-    body = {"defaults": [name, "_self_"], "name": f"{name}{SUFFIX}", **settings(best)}
+    body = {"defaults": [name, "_self_"], "name": f"{name}{TUNED}", **settings(best)}
     return (
         "# @package _global_\n"
         f"# {name} beyond the paper: the best of {count} settings by validation macro-F1 ({score:.4f}; split of seed "
@@ -64,7 +64,7 @@ def write_experiments(found: Mapping[str, Sequence[Run]], folder: Path) -> list[
     """An experiment file for every search, in ``folder``."""
     paths = []
     for name, runs in sorted(found.items()):
-        paths.append(folder / f"{name}{SUFFIX}.yaml")
+        paths.append(folder / f"{name}{TUNED}.yaml")
         paths[-1].write_text(experiment_file(runs[0], len(runs)), encoding="utf-8")
     return paths
 

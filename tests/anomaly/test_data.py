@@ -6,6 +6,8 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import reverse_cuthill_mckee as scipy_order
 
 from et.anomaly.data import NodeDataModule, SubgraphSamples, induced_topology, joined, nearby_order
 from et.core import EdgeTopology
@@ -74,6 +76,24 @@ def test_neighbours_stand_near_each_other():
     assert nodes.sort().values.tolist() == list(range(103))
     kinds = (nodes[nodes < 100] % 2).diff().abs().sum()
     assert kinds == 1  # the one community, then the other
+
+
+def test_nodes_of_equal_degree_keep_their_order():
+    """An unstable sort, as scipy's function has it, would order them by the CPU's instruction set."""
+    pairs_of_nodes = torch.arange(2000).view(-1, 2).T
+    edges = torch.cat([pairs_of_nodes, pairs_of_nodes.flip(0)], dim=1)
+    assert nearby_order([edges], 2100).flip(0).tolist() == [*range(2000, 2100), *range(2000)]
+
+
+def test_the_order_is_scipys_where_no_start_is_a_tie():
+    """A connected graph with one node of the lowest degree."""
+    rng = np.random.default_rng(0)
+    ring, extra = np.stack([np.arange(299), (np.arange(299) + 1) % 299]), rng.integers(0, 299, (2, 600))
+    ends = np.concatenate([ring, extra[:, extra[0] != extra[1]], [[299], [0]]], axis=1)
+    edges = np.unique(np.concatenate([ends, ends[::-1]], axis=1), axis=1)
+    graph = csr_matrix((np.ones(edges.shape[1]), tuple(edges)), (300, 300))
+    expected = scipy_order(graph, symmetric_mode=True)
+    assert nearby_order([torch.from_numpy(edges)], 300).tolist() == expected.tolist()
 
 
 def test_explicit_options_win_over_fidelity(graph_file):

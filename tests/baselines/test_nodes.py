@@ -153,3 +153,19 @@ class TestTrees:
             trees.fit(features.float(), [topology], given, train)
             results.append(trees(features.float(), [topology]))
         assert torch.equal(*results)
+
+    def test_trees_do_not_depend_on_the_order_of_the_nodes(self):
+        """Features with many equal values, so that many splits gain the same."""
+        rng = np.random.default_rng(1)
+        nodes, count = torch.from_numpy(rng.permutation(400)), 400
+        features = torch.from_numpy(rng.integers(0, 3, (count, 4)) / 7).float()
+        labels = torch.from_numpy((rng.random(count) < 0.3).astype(np.int64))
+        edge_index, train = symmetric_edges(count, 1500, loops=False), torch.arange(0, count, 2)
+        place = nodes.argsort()
+        found = []
+        for ids, at in ((torch.arange(count), torch.arange(count)), (nodes, place)):
+            topology = EdgeTopology(at[edge_index], count)
+            trees = NeighbourTrees(rounds=60, learning_rate=0.3, min_samples_leaf=2)
+            trees.fit(features[ids], [topology], labels[ids], at[train])
+            found.append(trees(features[ids], [topology])[at])
+        assert torch.equal(*found)

@@ -141,6 +141,23 @@ def test_the_comparison_is_with_the_best_baseline_on_shared_splits(gathered):
     assert len(found) == 1, "neither a variant nor another configuration is compared with this data's baseline"
 
 
+def test_tuned_methods_are_compared_with_tuned_baselines(make_run, tmp_path):
+    scores = {"": 0.5, "_gt": 0.6, "_tuned": 0.7, "_trees_tuned": 0.9, "_bwgnn_tuned": 0.8}
+    for ending, score in scores.items():
+        for seed in range(3):
+            make_run(key(f"tolokers_40pct{ending}", seed), {"test/f1_macro": score + seed / 100})
+    lines = lines_of(TABLE, collect([tmp_path / "runs"]))
+    found = comparisons(TABLE, F1, lines, "held_out")
+    named = {lines[index].method.name: (c.baseline, round(c.difference, 6)) for index, c in found.items()}
+    assert named == {"ET (Ours)": ("GT", -10.0), "ET, tuned": ("Trees, tuned", -20.0)}
+
+
+def test_a_tuned_method_without_tuned_baselines_is_not_compared(make_run, tmp_path):
+    for ending in ("_tuned", "_gt"):
+        make_run(key(f"tolokers_40pct{ending}", 0), {"test/f1_macro": 0.5})
+    assert comparisons(TABLE, F1, lines_of(TABLE, collect([tmp_path / "runs"])), "held_out") == {}
+
+
 def test_runs_on_other_splits_are_no_pairs(make_run, tmp_path):
     for seed in range(3):
         make_run(key("amazon_1pct", seed), {"test/f1_macro": 0.9 + seed / 100})
