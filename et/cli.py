@@ -27,7 +27,7 @@ def exit_on_user_error(function: Callable[[], T]) -> T:
         raise
     except OmegaConfBaseException as error:
         message = f"configuration: {error}"
-    except (UserError, InstantiationException) as error:
+    except (UserError, InstantiationException, OSError, RuntimeError) as error:
         if not is_user_error(error):
             raise
         # A loader's worker process puts its own traceback before the message.

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from et.errors import UserError
+from et.record import plain_name
 
 
 def cell_of(cfg: DictConfig) -> dict[str, Any]:
@@ -72,7 +73,7 @@ def tensorboard_place(cfg: DictConfig, folder: Path, identity: str) -> tuple[str
         return str(folder), "", "tensorboard"
     fold = "" if cell["fold"] is None else f"-fold{cell['fold']}"
     run_name = f"{cfg.name}/{cfg.protocol}-seed{cfg.seed}{fold}-{identity}"
-    return str(Path(cfg.paths.runs) / "sweeps" / sweep), "tensorboard", run_name
+    return str(Path(cfg.paths.runs) / "sweeps" / plain_name(sweep, "sweep.name")), "tensorboard", run_name
 
 
 def log_outcome(loggers: list[Logger], cfg: DictConfig, metrics: Mapping[str, float]) -> None:

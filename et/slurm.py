@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from et.files import write_atomically
+
 # States that a job does not come back from; every other one means that it waits, runs, or will run again.
 ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT",
@@ -81,7 +83,7 @@ def active(job: str, states: Mapping[str, str] | None) -> bool | None:
 def note_job(folder: Path, job: str) -> None:
     """Write down in a run's folder which job it was given to."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / NOTE).write_text(json.dumps({"job": job}) + "\n")
+    write_atomically(folder / NOTE, json.dumps({"job": job}) + "\n")
 
 
 def noted_job(folder: Path) -> str | None:

@@ -71,8 +71,8 @@ def test_a_checkpoint_of_another_configuration_is_not_taken_up(tiny, tmp_path, m
         stop_in(patched, 2)
         train(tiny())
     folder = tmp_path / "runs" / "demo_inpainting" / whole.record["run_id"] / "checkpoints"
-    foreign = (other.folder / "checkpoints" / "last.ckpt").read_bytes()
-    (folder / "last.ckpt").write_bytes(foreign)
+    for name in ("last.ckpt", "last.ckpt.sha256"):
+        (folder / name).write_bytes((other.folder / "checkpoints" / name).read_bytes())
     resumed = train(tiny())
     printed = capsys.readouterr().out
     assert f"last.ckpt is of another configuration (run {other.record['run_id']})" in printed
@@ -115,7 +115,7 @@ def test_a_disk_that_is_full_and_then_is_not(tiny, tmp_path, small_disk):
     with pytest.raises(UserError, match=r"the disk is full\. The checkpoint before it is untouched"):
         train(cfg)
     checkpoints = disk / "demo_inpainting" / whole.record["run_id"] / "checkpoints"
-    assert [path.name for path in checkpoints.iterdir()] == ["last.ckpt"]
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["last.ckpt", "last.ckpt.sha256"]
     assert remount("size=50m").returncode == 0
     assert_same_run(whole, train(cfg))
 

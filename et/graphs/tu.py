@@ -12,7 +12,7 @@ from torch import Tensor
 
 from et.errors import UserError
 from et.graphs.batch import pack
-from et.graphs.sources import Source, download, files_of, hash_files, read_processed
+from et.graphs.sources import Source, download, files_of, fresh_read, hash_files, read_processed
 from et.record import USER_DATA
 
 MOST_LABELS = 10_000  # each becomes a column of the features: more are a damaged file
@@ -37,9 +37,17 @@ def load_tu(name: str, root: Path, cache: Path) -> Source:
     from torch_geometric.datasets import TUDataset
 
     raw = root / "tu" / name / "raw"
+
+    def read(folder: Path) -> list[Any]:
+        class Cached(TUDataset):
+            # The data root may be read-only, and a processed file must never outlive the raw files it was made from.
+            processed_dir = property(lambda self: str(folder))
+
+        return [Cached(str(root / "tu"), name, use_node_attr=True, use_edge_attr=True)]
+
     if not raw.exists():
         download(
-            lambda: TUDataset(str(root / "tu"), name),
+            lambda: fresh_read(read, cache),
             ", ".join(file.name for file in files_of("tu", name, root)),
             f"{TU_URL}/{name}.zip",
             raw,
@@ -48,16 +56,9 @@ def load_tu(name: str, root: Path, cache: Path) -> Source:
     if absent:
         raise UserError(f"{raw} lacks {', '.join(absent)}: {_anew(name)}")
     digest = hash_files(sorted(raw.glob(f"{name}_*.txt")))
-    processed = cache / "tu" / f"{name}-{digest[:16]}"
+    processed = cache / "tu" / f"{name}-{digest[:16]}.pt"
     if not processed.exists():  # else these very files have been checked before
         check_tu_folder(raw, name)
-
-    def read(folder: Path) -> list[Any]:
-        class Cached(TUDataset):
-            # The data root may be read-only, and a processed file must never outlive the raw files it was made from.
-            processed_dir = property(lambda self: str(folder))
-
-        return [Cached(str(root / "tu"), name, use_node_attr=True, use_edge_attr=True)]
 
     ((data, slices),) = read_processed(read, processed, raw, _anew(name))
     sizes = torch.from_numpy(np.bincount(_column(raw / f"{name}_graph_indicator.txt")[:, 0] - 1))

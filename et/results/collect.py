@@ -20,7 +20,7 @@ from et.errors import UserError
 from et.files import write_atomically
 from et.identity import Key, config_of, differences, key_of, leaves, reproduces
 from et.places import EXPERIMENTS, ROOT
-from et.record import read_result, run_id
+from et.record import load_record, malformed, plain_name, run_id
 from et.results import paper
 from et.results.run_files import read_curves
 from et.same_data import of_user_data
@@ -144,15 +144,16 @@ def from_folder(folder: Path) -> Run:
         UserError: the result is corrupt or half-written, or is not of the configuration beside it.
     """
     where = relative(folder)
-    record = read_result(folder)
-    if record is None:
-        raise UserError(f"corrupt: {where}/result.json is no whole record; treated as missing")
+    try:
+        record = load_record(folder / "result.json")
+    except UserError as error:
+        raise UserError(f"corrupt: {str(error).replace(str(folder), where)}; treated as missing") from error
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text())
         key, identity = key_of(config), run_id(config)
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"foreign: {where} has no readable config.yaml ({type(error).__name__}); left out") from error
-    if identity != record["run_id"] or key != _claimed(record, key.fold):
+    if identity != record["run_id"] or key != _claimed(record, key.fold) or not isinstance(key.fold, int | None):
         raise UserError(f"foreign: {where}/result.json is not of the config.yaml beside it; left out")
     try:
         own = config_of(key.overrides())
@@ -196,15 +197,17 @@ def from_line(line: str, source: str) -> Run:
         given = dict(o.split("=", 1) for o in overrides)
         fold = int(given["data.fold"]) if "data.fold" in given else None
         key = _claimed(record, fold)
-        whole = all(name in record for name in ("run_id", "metrics", "dataset", "git_commit"))
-    except (ValueError, KeyError, TypeError) as error:
+        problem = malformed(record, ("run_id", "metrics", "dataset", "git_commit"))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"corrupt: {source} is no whole record ({type(error).__name__}); treated as missing") from error
-    if not whole:
-        raise UserError(f"corrupt: {source} is no whole record; treated as missing")
+    if problem is not None:
+        raise UserError(f"corrupt: {source} is no whole record ({problem}); treated as missing")
     own = key.overrides()
     if tuple(overrides[: len(own)]) != tuple(own):
         raise UserError(f"foreign: {source} says it is {' '.join(own)}, but its overrides are others; left out")
     extras = overrides[len(own) :]
+    if any("${" in extra or extra.lstrip("+~").startswith("hydra") for extra in extras):
+        raise UserError(f"foreign: {source} has overrides that no run is recorded with; left out")
     if not reproduces(overrides, record["run_id"]):
         return Run(record, key, overrides, ", ".join((STALE, *extras)), source)
     return Run(record, key, overrides, ", ".join(extras), source)
@@ -260,7 +263,13 @@ def append(runs: Iterable[Run], file: Path) -> tuple[int, list[str]]:
 
 
 def _claimed(record: Mapping[str, Any], fold: int | None) -> Key:
-    return Key(record["experiment"], record["seed"], record["protocol"], record["fidelity"], fold)
+    return Key(
+        plain_name(record["experiment"], "the experiment of a record"),
+        record["seed"],
+        record["protocol"],
+        record["fidelity"],
+        fold,
+    )
 
 
 def _run_id_of(line: str) -> str | None:
