@@ -1,9 +1,17 @@
+import os
+import re
+import runpy
+import sys
+
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from et.cli import compare_with_fillings, exit_on_user_error, print_record, run_evaluation, run_training
 from et.errors import UserError
+from et.identity import config_of
+from tests.configs import ROOT
 
 
 def failing(error):
@@ -67,3 +75,35 @@ def test_a_record_is_printed_with_its_data(capsys):
     assert all(
         part in printed for part in ("photos (embedded)", "0.2500", "1,234 parameters", "force=true", "runs/demo/abc")
     )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    (
+        (["experiment=demo_inpaintin"], "no experiment 'demo_inpaintin'; the nearest: demo_inpainting, "),
+        (["experiment=tu_mutag_gin", "optim.schedule.warmup_epochs=3"], "warmup_cosine takes warmup_epochs, start_lr"),
+        (["experiment=demo_graphs", "modle.dim=3"], "modle: there is no such key; did you mean model?"),
+        (["experiment=demo_graphs", "trainer.limit_val_batches=3"], "write +trainer.limit_val_batches=..."),
+        (["experiment=demo_graphs", "data=photo"], "there is no data 'photo'; the nearest: photos"),
+    ),
+)
+def test_a_configuration_that_does_not_compose_is_told_in_a_sentence(overrides, message, monkeypatch, capsys):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.setattr(sys, "argv", ["train.py", *overrides])
+    try:
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    finally:
+        GlobalHydra.instance().clear()
+    told = capsys.readouterr().err
+    assert left.value.code == 1 and message in told and told.count("\n") == 1
+    assert "HYDRA_FULL_ERROR" not in os.environ
+    with pytest.raises(UserError, match=re.escape(message)):
+        config_of(overrides)
+
+
+def test_a_mistyped_experiment_is_told_with_five_names_and_where_all_are():
+    with pytest.raises(UserError) as caught:
+        config_of(["experiment=tu_mutagg"])
+    nearest = str(caught.value).partition("the nearest: ")[2].partition(". `ls")[0].split(", ")
+    assert len(nearest) == 5 and nearest[0] == "tu_mutag" and str(ROOT / "conf" / "experiment") in str(caught.value)
