@@ -17,4 +17,4 @@ def main(cfg: DictConfig) -> None:
 if __name__ == "__main__":
     from et.cli import run_hydra
 
-    run_hydra(main)
+    run_hydra(main, "evaluate")

@@ -43,8 +43,13 @@ def exit_on_user_error(function: Callable[[], T]) -> T:
     raise SystemExit(1)
 
 
-def run_hydra(main: Callable[[], Any]) -> None:
-    """Call ``main``, decorated by hydra.main; a configuration that does not compose is told in a sentence."""
+def run_hydra(main: Callable[[], Any], config_name: str = "train") -> None:
+    """Call ``main``, decorated by hydra.main; a configuration that does not compose is told in a sentence.
+
+    Args:
+        main: what hydra.main made.
+        config_name: the root of its configuration, in conf/.
+    """
     if _WHOLE_ERRORS in os.environ:  # a person wants to see Hydra's own
         main()
         return
@@ -55,7 +60,7 @@ def run_hydra(main: Callable[[], Any]) -> None:
     except HydraException as error:
         from et.identity import explain
 
-        print(f"error: {explain(error, [a for a in sys.argv[1:] if '=' in a])}", file=sys.stderr)
+        print(f"error: {explain(error, [a for a in sys.argv[1:] if '=' in a], config_name)}", file=sys.stderr)
         raise SystemExit(1) from error
     finally:
         leave_errors_to_hydra()

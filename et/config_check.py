@@ -267,7 +267,9 @@ def _hints(target: str) -> dict[str, Any]:
     return found
 
 
-def unknown_key(path: str, key: str, known: tuple[str, ...], config: Mapping[str, Any], nodes: bool = False) -> str:
+def unknown_key(
+    path: str, key: str, known: typing.Sequence[str], config: Mapping[str, Any], nodes: bool = False
+) -> str:
     """What to say of a key that a section does not have."""
     name = f"{path}.{key}" if path else key
     close = _nearest(key, known)
@@ -275,7 +277,7 @@ def unknown_key(path: str, key: str, known: tuple[str, ...], config: Mapping[str
     if other:
         return f"{name}: there is no such key; did you mean {other}?"
     more = ", and classes to instantiate (a section with _target_)" if nodes else ""
-    return f"{name}: there is no such key; {path or 'a configuration'} has {_listed(known) or 'none'}{more}"
+    return f"{name}: there is no such key; {path or 'the configuration'} has {_listed(known) or 'none'}{more}"
 
 
 def _same_name(key: str, path: str, config: Mapping[str, Any]) -> str | None:

@@ -116,6 +116,8 @@ def trusted(config: Any, where: str) -> DictConfig:
         if "_target_" not in plain[section]:
             raise UserError(f"{where} is no configuration of a run: {section} names no class")
     plain_name(plain.get("name"), f"{where}: name")
+    config = OmegaConf.create(plain)
+    config.data.pop("cache", None)  # derived files go where this machine keeps them
     return config
 
 

@@ -16,7 +16,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from et.config_check import check_config
+from et.config_check import check_config, unknown_key
 from et.errors import UserError
 from et.places import CONF
 from et.record import counted, run_id
@@ -150,12 +150,13 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
         raise UserError(f"the configuration does not compose: {explain(error, overrides)}") from error
 
 
-def explain(error: HydraException, overrides: Sequence[str]) -> str:
+def explain(error: HydraException, overrides: Sequence[str], config_name: str = "train") -> str:
     """Why a configuration does not compose, in a sentence: the nearest names, or the keys that there are.
 
     Args:
         error: what Hydra raised.
         overrides: what it was given.
+        config_name: the root of the configuration, in conf/.
     """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
@@ -166,6 +167,9 @@ def explain(error: HydraException, overrides: Sequence[str]) -> str:
     if refused is None or added == list(overrides):
         return _first_line(error)
     key = refused[1]
+    if config_name != "train":
+        known = [name for name in OmegaConf.load(CONF / f"{config_name}.yaml") if name not in ("defaults", "hydra")]
+        return unknown_key("", key, known, {})
     try:  # once it is added, its section says what it thinks of it
         check_config(resolve(_composed(tuple(added))))
     except UserError as problem:

@@ -102,6 +102,16 @@ def test_a_configuration_that_does_not_compose_is_told_in_a_sentence(overrides, 
         config_of(overrides)
 
 
+def test_a_mistyped_option_of_evaluation_is_told_with_the_right_one(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "run=x", "chekpoint=best"])
+    try:
+        with pytest.raises(SystemExit):
+            runpy.run_path(str(ROOT / "evaluate.py"), run_name="__main__")
+    finally:
+        GlobalHydra.instance().clear()
+    assert capsys.readouterr().err == "error: chekpoint: there is no such key; did you mean checkpoint?\n"
+
+
 def test_a_mistyped_experiment_is_told_with_five_names_and_where_all_are():
     with pytest.raises(UserError) as caught:
         config_of(["experiment=tu_mutagg"])

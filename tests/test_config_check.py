@@ -39,7 +39,7 @@ def test_what_is_shipped_is_accepted(configs):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     (
-        ("nonsense.key", 3, "nonsense: there is no such key; a configuration has name, seed"),
+        ("nonsense.key", 3, "nonsense: there is no such key; the configuration has name, seed"),
         ("sed", 3, "did you mean seed"),
         ("learning", 3, "there is no such key"),
         ("lr", 3, r"lr: there is no such key; did you mean optim\.optimizer\.lr"),

@@ -18,6 +18,7 @@ from et.errors import UserError
 from et.files import replacing
 from et.graphs.batch import GraphBatch, pack
 from et.graphs.plain_pickle import only_data
+from et.record import plain_name
 
 SPLITS = ("train", "val", "test")
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -34,8 +35,15 @@ FILES = {
 
 
 def files_of(source: str, name: str, root: Path) -> list[Path]:
-    """The files that ``source`` cannot do without for the data set ``name``; none for what is made or embedded."""
-    return [root / file.format(name=name) for file in FILES.get(source, [])]
+    """The files that ``source`` cannot do without for the data set ``name``; none for what is made or embedded.
+
+    Raises:
+        UserError: ``name`` would lead out of the folder of the collection.
+    """
+    files = FILES.get(source, [])
+    if any("{name}" in file for file in files):
+        plain_name(name, "data.name")
+    return [root / file.format(name=name) for file in files]
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def load_tu(name: str, root: Path, cache: Path) -> Source:
     """
     from torch_geometric.datasets import TUDataset
 
-    raw = root / "tu" / name / "raw"
+    files, raw = files_of("tu", name, root), root / "tu" / name / "raw"
 
     def read(folder: Path) -> list[Any]:
         class Cached(TUDataset):
@@ -48,11 +48,11 @@ def load_tu(name: str, root: Path, cache: Path) -> Source:
     if not raw.exists():
         download(
             lambda: fresh_read(read, cache),
-            ", ".join(file.name for file in files_of("tu", name, root)),
+            ", ".join(file.name for file in files),
             f"{TU_URL}/{name}.zip",
             raw,
         )
-    absent = [file.name for file in files_of("tu", name, root) if not file.exists()]
+    absent = [file.name for file in files if not file.exists()]
     if absent:
         raise UserError(f"{raw} lacks {', '.join(absent)}: {_anew(name)}")
     digest = hash_files(sorted(raw.glob(f"{name}_*.txt")))

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from et.cli import exit_on_user_error
 from et.errors import UserError
 from et.files import write_atomically
 from et.identity import Key, config_of, differences, key_of, leaves, reproduces
@@ -319,4 +320,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_on_user_error(main))
