@@ -10,9 +10,13 @@ import difflib
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from et.errors import UserError, accepted_keys, constructor_of, key_not_taken
 
@@ -117,6 +121,16 @@ def check_config(config: Mapping[str, Any], classes: bool = True) -> None:
         UserError: an unknown key or value; the message names the nearest right one.
     """
     _check_section(config, TOP, "", config, classes)
+
+
+def check_choices(cfg: DictConfig) -> None:
+    """Raise UserError if a value of the root is none of those it can have; ``cfg`` need not resolve otherwise."""
+    for key, choices in TOP.keys.items():
+        if isinstance(choices, tuple):
+            with suppress(OmegaConfBaseException):
+                value = OmegaConf.select(cfg, key)
+                if value is not None:
+                    _check_choice(value, choices, key)
 
 
 def _check_section(value: Any, section: Section, path: str, config: Mapping[str, Any], classes: bool) -> None:

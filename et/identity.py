@@ -16,7 +16,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from et.config_check import check_config, unknown_key
+from et.config_check import check_choices, check_config, unknown_key
 from et.errors import UserError
 from et.places import CONF
 from et.record import counted, run_id
@@ -114,6 +114,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
             raise UserError(f"the configuration lacks {', '.join(sorted(missing))}: choose experiment=NAME or set them")
         config = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
+        check_choices(cfg)  # other values are looked up by these
         raise UserError(f"the configuration does not resolve: {_first_line(error)}") from error
     config.pop("hydra", None)
     return config

@@ -21,7 +21,10 @@ def read_rows(path: Path) -> dict[int, dict[str, float]]:
     """
     rows = {}
     with path.open(newline="") as file:
-        for row in csv.DictReader(file):
+        reader = csv.DictReader(file)
+        if "step" not in (reader.fieldnames or ["step"]):
+            raise KeyError("step")
+        for row in reader:
             step = int(row.pop("step"))
             rows[step] = {name: float(value) for name, value in row.items() if value}
     return rows

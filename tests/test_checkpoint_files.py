@@ -18,7 +18,7 @@ def write(path, number, **extra):
 
 def save(folder, number):
     """What a run does at the end of an epoch."""
-    fresh = write(folder / ".new", number)
+    fresh = write(folder / "fresh.ckpt", number)
     if (folder / "last.ckpt").exists():
         rotate(folder / "last.ckpt", folder / "previous.ckpt")
     put_in_place(fresh, folder / "last.ckpt")

@@ -87,7 +87,7 @@ def test_unknown_keys_and_values_are_refused_in_every_family(configs, family, ke
         ("demo_inpainting", "model.block.hopfield_bta", 1, r"did you mean model\.block\.hopfield_beta"),
         ("demo_inpainting", "data.source.crops", 1, "Photos takes no crops"),
         ("imagenet_inpainting", "data.source.augmentation.hflp", 1, r"did you mean data.source.augmentation.hflip"),
-        ("demo_graphs", "model.layout", "pading", "model.layout must be sparse or padded, .*; did you mean padded"),
+        ("demo_graphs", "model.layout", "paded", "model.layout must be sparse or padded, .*; did you mean padded"),
         ("demo_graphs", "model.released.layout", "x", "model.released.layout must be"),
         ("demo_graphs", "model.released.laout", "x", "did you mean model.released.layout"),
         ("demo_graphs", "data.source", "tuu", "data.source must be"),

@@ -152,9 +152,12 @@ def from_folder(folder: Path) -> Run:
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text())
         key, identity = key_of(config), run_id(config)
+        claimed = _claimed(record, key.fold)
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"foreign: {where} has no readable config.yaml ({type(error).__name__}); left out") from error
-    if identity != record["run_id"] or key != _claimed(record, key.fold) or not isinstance(key.fold, int | None):
+        raise UserError(
+            f"foreign: {where} has no config.yaml and result.json that can be read ({type(error).__name__}); left out"
+        ) from error
+    if identity != record["run_id"] or key != claimed or not isinstance(key.fold, int | None):
         raise UserError(f"foreign: {where}/result.json is not of the config.yaml beside it; left out")
     try:
         own = config_of(key.overrides())
@@ -264,13 +267,12 @@ def append(runs: Iterable[Run], file: Path) -> tuple[int, list[str]]:
 
 
 def _claimed(record: Mapping[str, Any], fold: int | None) -> Key:
-    return Key(
-        plain_name(record["experiment"], "the experiment of a record"),
-        record["seed"],
-        record["protocol"],
-        record["fidelity"],
-        fold,
-    )
+    """The cell that a record says it is of; ValueError if its experiment is no name that a run can have."""
+    try:
+        name = plain_name(record["experiment"], "experiment")
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return Key(name, record["seed"], record["protocol"], record["fidelity"], fold)
 
 
 def _run_id_of(line: str) -> str | None:

@@ -9,6 +9,7 @@ import yaml
 
 from et.errors import UserError
 from et.identity import Key, config_of, reproduces
+from et.record import read_result, write_result
 from et.results import collect as collecting
 from et.results import paper
 from et.results.cells import lines_of
@@ -172,9 +173,9 @@ def test_roots_are_merged_by_run_id_and_duplicates_reported(make_run, tmp_path):
     found = collect([tmp_path / "runs", tmp_path / "elsewhere"])
     assert len(found.runs) == 2
     assert len(found.problems) == 1 and "with the same metrics" in found.problems[0]
-    changed = json.loads((copy / "result.json").read_text())
+    changed = read_result(copy)
     changed["metrics"]["test/auc"] = 0.1
-    (copy / "result.json").write_text(json.dumps(changed))
+    write_result(copy, changed)
     found = collect([tmp_path / "runs", tmp_path / "elsewhere"])
     assert "with other metrics" in found.problems[0]
     assert found.runs[folder.name].record["metrics"] == METRICS
