@@ -89,9 +89,10 @@ def note_job(folder: Path, job: str) -> None:
 def noted_job(folder: Path) -> str | None:
     """The job that a run was last given to."""
     try:
-        return json.loads((folder / NOTE).read_text())["job"]
-    except (OSError, ValueError, KeyError):
+        job = json.loads((folder / NOTE).read_text())["job"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    return job if isinstance(job, str) else None
 
 
 def packs(cells: Sequence[Any], size: int) -> list[list[Any]]:
