@@ -7,6 +7,7 @@ are listed here.
 from __future__ import annotations
 
 import difflib
+import inspect
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -106,6 +107,8 @@ CHOICES: Mapping[tuple[str, str], tuple[Any, ...]] = {
     ("pytorch_lightning.Trainer", "accelerator"): ("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
     ("pytorch_lightning.Trainer", "gradient_clip_algorithm"): (None, "norm", "value"),
 }
+# What takes the keys of logger.wandb: Lightning's logger hands on what it does not know.
+WANDB = ("pytorch_lightning.loggers.WandbLogger", "wandb.init")
 # Arguments that the run itself gives.
 GIVEN = {"task": ("network", "optim"), "optim.optimizer": ("params",)}
 
@@ -121,6 +124,25 @@ def check_config(config: Mapping[str, Any], classes: bool = True) -> None:
         UserError: an unknown key or value; the message names the nearest right one.
     """
     _check_section(config, TOP, "", config, classes)
+    _check_loggers(config, config.get("logger") or {}, classes)
+
+
+def _check_loggers(config: Mapping[str, Any], logger: Mapping[str, Any], classes: bool) -> None:
+    """The names of loggers, and what wandb is given."""
+    names = logger.get("extra") or ()
+    for name in names:
+        _check_choice(name, ("tensorboard", "wandb"), "logger.extra")
+    if not classes or "wandb" not in names:
+        return
+    known: dict[str, None] = {}
+    for target in WANDB:
+        try:
+            known |= dict.fromkeys(inspect.signature(constructor_of(target)[1]).parameters)
+        except ImportError:  # wandb is not installed, which its logger says
+            return
+    for key in logger.get("wandb") or ():
+        if key not in known:
+            raise UserError(unknown_key("logger.wandb", str(key), known, config))
 
 
 def check_choices(cfg: DictConfig) -> None:

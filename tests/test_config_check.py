@@ -105,6 +105,15 @@ def test_what_a_class_takes_is_asked_of_its_constructor(configs, experiment, key
         check_config(changed(configs[experiment], key, value))
 
 
+def test_loggers(configs):
+    config = changed(configs["demo_graphs"], "logger", {"extra": ["wandb"], "wandb": {"project": "x", "entity": "me"}})
+    check_config(changed(config, "logger.wandb.offline", True))
+    with pytest.raises(UserError, match=r"did you mean logger\.wandb\.project"):
+        check_config(changed(config, "logger.wandb.projct", "x"))
+    with pytest.raises(UserError, match=r"logger\.extra must be tensorboard or wandb, .*did you mean wandb"):
+        check_config(changed(config, "logger.extra", ["wandbb"]))
+
+
 def test_sections_alone_are_checked_without_importing_a_class(configs):
     config = changed(configs["tu_mutag_gin"], "model._target_", "no.such.Class")
     check_config(config, classes=False)
