@@ -20,4 +20,6 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from et.cli import run_hydra
+
+    run_hydra(main, "evaluate")

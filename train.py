@@ -25,8 +25,10 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    from et.cli import run_hydra
+
     if sys.argv[1:2] == ["--from-run"]:  # its configuration is the record's: nothing for Hydra to compose
         from et.cli import run_repetition
 
         sys.exit(run_repetition(sys.argv[2:]))
-    sys.exit(main())
+    sys.exit(run_hydra(main))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import random
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
+from et.checkpoint_files import put_in_place, rotate
 from et.errors import UserError
 from et.files import write_atomically
 from et.optim import centralize
@@ -96,8 +96,9 @@ class Stopwatch(Callback):
 class Checkpoints(Checkpoint):
     """Keeps ``last.ckpt`` (to resume from), ``previous.ckpt`` (should last be damaged) and ``best.ckpt``.
 
-    A checkpoint is written beside its place and moved there, so a file under its own name is always whole. The state
-    remembers the ``val/`` metrics of the best epoch and of the last one, and which run it is of and on which data.
+    A checkpoint is written beside its place and moved there, so a file under its own name is always whole; its digest
+    lies beside it (:mod:`et.checkpoint_files`). The state remembers the ``val/`` metrics of the best epoch and of the
+    last one, and which run it is of and on which data.
     Lightning's ModelCheckpoint has no ``previous.ckpt``, knows nothing of run ids, and ends in a traceback where the
     disk is full.
 
@@ -125,7 +126,7 @@ class Checkpoints(Checkpoint):
             raise UserError(f"callbacks.mode must be 'min' or 'max', not {mode!r}")
         self.folder, self.monitor, self.mode, self.every_n_epochs = Path(folder), monitor, mode, every_n_epochs
         self.tie_break, self.identity = tie_break, identity
-        self.best_epoch, self.best_metrics = None, {}
+        self.best_epoch, self.best_step, self.best_metrics = None, None, {}
         self.latest: tuple[int, dict[str, float]] = (0, {})  # the last validation's step and metrics
         self.data_sha256: str | None = None
         self._improved = False  # whether this epoch is the best so far
@@ -147,6 +148,7 @@ class Checkpoints(Checkpoint):
                 raise UserError(f"callbacks.{key} is {name!r}, but validation logs {', '.join(sorted(metrics))}")
         if self.best_epoch is None or self._rank(metrics) < self._rank(self.best_metrics):
             self.best_epoch, self.best_metrics, self._improved = trainer.current_epoch, metrics, True
+            self.best_step = trainer.global_step
             self._save(trainer, "best.ckpt", weights_only=True)
 
     def _rank(self, metrics: dict[str, float]) -> tuple[float, ...]:
@@ -169,10 +171,6 @@ class Checkpoints(Checkpoint):
         self._save(trainer, "last.ckpt")
         self._saved_at = trainer.global_step
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["run_id"] = self.identity
-        checkpoint["data_sha256"] = self.data_sha256
-
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         before, now = checkpoint.get("data_sha256"), self.data_sha256
         if trainer.state.fn == "fit" and before is not None and now is not None and before != now:
@@ -187,18 +185,23 @@ class Checkpoints(Checkpoint):
         path, fresh = self.folder / name, self.folder / f".{name}.new"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            trainer.save_checkpoint(fresh, weights_only=weights_only)
-        except OSError as error:
+            # Not trainer.save_checkpoint: it asks no callback what to add to weights alone, and best.ckpt must say
+            # which run it is of.
+            content = trainer._checkpoint_connector.dump_checkpoint(weights_only)
+            content |= {"run_id": self.identity, "data_sha256": self.data_sha256}
+            trainer.strategy.save_checkpoint(content, fresh)
+            trainer.strategy.barrier("checkpoint saved")
+            if trainer.is_global_zero:
+                if name == "last.ckpt" and path.exists():
+                    rotate(path, self.folder / "previous.ckpt")
+                put_in_place(fresh, path)
+        except (OSError, UserError) as error:
             fresh.unlink(missing_ok=True)
-            reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+            reason = "the disk is full" if getattr(error, "errno", None) == errno.ENOSPC else str(error)
             raise UserError(
                 f"cannot write {path}: {reason}. The checkpoint before it is untouched; "
                 "make room (or set paths.runs) and start the same command again: it resumes"
             ) from error
-        if trainer.is_global_zero:
-            if name == "last.ckpt" and path.exists():
-                os.replace(path, self.folder / "previous.ckpt")
-            os.replace(fresh, path)
 
     def metrics_at(self, step: int) -> dict[str, float]:
         """The ``val/`` metrics of the weights at ``step``; none where these were not validated."""
@@ -206,10 +209,14 @@ class Checkpoints(Checkpoint):
         return metrics if validated == step else {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_epoch": self.best_epoch, "best_metrics": self.best_metrics, "latest": self.latest}
+        return {
+            "best_epoch": self.best_epoch, "best_step": self.best_step, "best_metrics": self.best_metrics,
+            "latest": self.latest,
+        }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_epoch, self.best_metrics = state_dict["best_epoch"], state_dict["best_metrics"]
+        self.best_step = state_dict.get("best_step")
         self.latest = state_dict.get("latest", (0, {}))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,6 +20,10 @@ from et.errors import Interrupted, UserError, is_user_error, unwrapped
 from et.startup import exit_status, tolerate_encoding
 
 T = TypeVar("T")
+
+
+_WHOLE_ERRORS = "HYDRA_FULL_ERROR"
+_raised: set[str] = set()  # holds that name while run_hydra has set it
 
 
 def exit_on_user_error(function: Callable[[], T]) -> T:
@@ -44,14 +49,46 @@ def user_message(error: Exception) -> str | None:
     """What to tell the person at the keyboard, or None if ``error`` needs its traceback."""
     if isinstance(error, OmegaConfBaseException):
         return f"configuration: {error}"
-    if isinstance(error, UserError | InstantiationException) and is_user_error(error):
+    if isinstance(error, UserError | InstantiationException | OSError | RuntimeError) and is_user_error(error):
         # A loader's worker process puts its own traceback before the message.
         return str(unwrapped(error)).rstrip().rsplit("et.errors.UserError: ", 1)[-1]
     return None
 
 
+def run_hydra(main: Callable[[], Any], config_name: str = "train") -> None:
+    """Call ``main``, decorated by hydra.main; a configuration that does not compose is told in a sentence.
+
+    Args:
+        main: what hydra.main made.
+        config_name: the root of its configuration, in conf/.
+    """
+    if _WHOLE_ERRORS in os.environ:  # a person wants to see Hydra's own
+        main()
+        return
+    os.environ[_WHOLE_ERRORS] = "1"  # Hydra raises errors instead of printing them, until leave_errors_to_hydra()
+    _raised.add(_WHOLE_ERRORS)
+    try:
+        main()
+    except HydraException as error:
+        from et.identity import explain
+
+        print(f"error: {explain(error, [a for a in sys.argv[1:] if '=' in a], config_name)}", file=sys.stderr)
+        raise SystemExit(1) from error
+    finally:
+        leave_errors_to_hydra()
+
+
+def leave_errors_to_hydra() -> None:
+    """Let Hydra print errors again, with the shortened traceback of a job: the configuration has been composed."""
+    if _WHOLE_ERRORS in _raised:
+        _raised.discard(_WHOLE_ERRORS)
+        os.environ.pop(_WHOLE_ERRORS, None)
+
+
 def run_training(cfg: DictConfig) -> float | None:
     """Train as ``cfg`` says, print the outcome, and return the monitored metric (for hyper-parameter search)."""
+
+    leave_errors_to_hydra()
 
     def run() -> float | None:
         if cfg.get("sweep"):
@@ -124,6 +161,8 @@ def print_comparison(comparison: Any) -> None:
 
 def run_evaluation(cfg: DictConfig) -> None:
     """Evaluate as ``cfg`` (conf/evaluate.yaml) says and print the metrics."""
+
+    leave_errors_to_hydra()
 
     def run() -> None:
         if OmegaConf.is_missing(cfg, "run"):

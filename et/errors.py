@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import inspect
 import re
 import signal
-from pydoc import locate
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 from hydra.errors import InstantiationException
 
@@ -39,12 +42,15 @@ class Interrupted(SystemExit):
 
 
 def unwrapped(error: Exception) -> Exception:
-    """What a constructor raised, without Hydra's wrapping; any other error as it is.
+    """What a constructor raised, without Hydra's wrapping; any other error as it is, a full disk as a sentence.
 
     A key that the constructor does not take comes from the command line or from an experiment for another class: that
     is a :class:`UserError`, which names the keys there are.
     """
     cause = error.__cause__
+    problem = disk_problem(error)
+    if problem is not None:
+        return UserError(f"cannot write {getattr(error, 'filename', None) or 'a file'}: {problem}")
     if not isinstance(error, InstantiationException) or not isinstance(cause, Exception):
         return error
     return _key_not_taken(error, cause) or cause
@@ -56,28 +62,76 @@ def _key_not_taken(error: InstantiationException, cause: Exception) -> UserError
     target = re.search(r"target '([\w.]+)'", str(error))
     if unexpected is None or target is None:
         return None
-    owner = locate(target[1].rpartition(".")[0])  # of a constructor such as GraphEnergyTransformer.of_fidelity
-    built = owner if inspect.isclass(owner) else locate(target[1])
-    key, classes = unexpected[2], inspect.getmro(built) if inspect.isclass(built) else ()
-    signatures = [inspect.signature(c.__init__).parameters.values() for c in classes if "__init__" in vars(c)]
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    own = [p for p in next(iter(signatures), ()) if p.name != "self"]
-    if any(p.kind in variable for p in own):  # hands its arguments on to the class that it extends
-        own = [p for p in signatures[1] if p.name != "self"] if len(signatures) > 1 else own
-    taken = [p.name for p in own if p.kind not in variable]
-    if key in taken or unexpected[1] not in {c.__name__ for c in classes}:
+    built, _ = constructor_of(target[1])
+    taken, key = accepted_keys(target[1]), unexpected[2]
+    names = {c.__name__ for c in inspect.getmro(built)} if inspect.isclass(built) else set()
+    if taken is None or key in taken or unexpected[1] not in names:
         return None  # a mistake within the constructor, which needs its traceback
     section = found[1] if (found := re.search(r"full_key: ([\w.]+)", str(error))) else ""
-    advice = key_advice(section, key, taken)
+    return UserError(key_not_taken(section, key, target[1], taken))
+
+
+def constructor_of(target: str) -> tuple[Any, Any]:
+    """(what ``target`` builds, what is called for that), of a class, a function, or a class's other constructor.
+
+    Raises:
+        ImportError: there is none of that name.
+    """
+    from hydra.utils import get_object
+
+    call = get_object(target)
+    owner = getattr(call, "__self__", None)  # of a constructor such as GraphEnergyTransformer.of_fidelity
+    return (owner if inspect.isclass(owner) else call), call
+
+
+@cache
+def accepted_keys(target: str) -> tuple[str, ...] | None:
+    """Names of the arguments of a class or function; None if it takes any.
+
+    Arguments that a constructor hands on (``**kwargs``) are those of the class that it extends, or that it is of.
+
+    Raises:
+        ImportError: there is none of that name.
+    """
+    built, call = constructor_of(target)
+    classes = [c for c in inspect.getmro(built) if "__init__" in vars(c)] if inspect.isclass(built) else []
+    calls = [call] if call is not built or not classes else []
+    names: dict[str, None] = {}
+    for source in (*calls, *(c.__init__ for c in classes)):
+        parameters = list(inspect.signature(source).parameters.values())
+        names |= {p.name: None for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return tuple(name for name in names if name not in ("self", "cls"))
+    return None
+
+
+def key_not_taken(section: str, key: str, target: str, taken: Sequence[str]) -> str:
+    """What to say of a key that the class of a section does not take."""
+    built, _ = constructor_of(target)
+    advice = key_advice(section, key, list(taken))
     if section == "model" and advice.startswith("it takes"):
         advice += ". An experiment sets the keys of its own model; others have their experiments (_gin, _mlp, ...)"
-    return UserError(f"{section}.{key}: {built.__name__} takes no {key}; {advice}")
+    return f"{section}.{key}: {built.__name__} takes no {key}; {advice}"
 
 
 def key_advice(section: str, key: str, taken: list[str]) -> str:
     """What to write instead of ``section.key`` where only the keys ``taken`` are known."""
     close = difflib.get_close_matches(key, taken, 1, cutoff=0.8)
     return f"did you mean {section}.{close[0]}?" if close else f"it takes {', '.join(taken)}"
+
+
+def disk_problem(error: BaseException) -> str | None:
+    """What to say where a file could not be written for want of room, or of permission to write; else None."""
+    room = "make room and start the same command again"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full; {room}"
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return "the file system is read-only; write elsewhere"
+    # numpy and torch report a short write without the system's error number.
+    short = (isinstance(error, OSError) and re.search(r"\d+ requested and \d+ written", str(error))) or (
+        isinstance(error, RuntimeError) and "PytorchStreamWriter failed" in str(error)
+    )
+    return f"not all of it could be written, probably because the disk is full; {room}" if short else None
 
 
 def is_user_error(error: Exception) -> bool:

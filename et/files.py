@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from et.errors import UserError, disk_problem
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside ``path``, with its ending, to write to: it takes the place of ``path`` if the block succeeds."""
+    """A path beside ``path``, with its ending, to write to: it takes the place of ``path`` if the block succeeds.
+
+    Raises:
+        UserError: the disk is full or read-only.
+    """
     fresh = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield fresh
         os.replace(fresh, path)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
+    except BaseException as error:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        problem = disk_problem(error)
+        if problem is None:
+            raise
+        raise UserError(f"cannot write {path}: {problem}") from error
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` to ``path``, and to the disk before it is seen."""
+    """Write ``text`` to ``path``, and to the disk before it is seen.
+
+    Raises:
+        UserError: the disk is full or read-only.
+    """
     with replacing(path) as fresh, fresh.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -10,10 +12,11 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from et.config_check import check_choices, check_config, unknown_key
 from et.errors import UserError
 from et.places import CONF
 from et.record import counted, run_id
@@ -111,6 +114,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
             raise UserError(f"the configuration lacks {', '.join(sorted(missing))}: choose experiment=NAME or set them")
         config = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
+        check_choices(cfg)  # other values are looked up by these
         raise UserError(f"the configuration does not resolve: {_first_line(error)}") from error
     config.pop("hydra", None)
     return config
@@ -144,7 +148,34 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return compose("train", list(overrides))
     except HydraException as error:
-        raise UserError(f"the configuration does not compose: {_first_line(error)}") from error
+        raise UserError(f"the configuration does not compose: {explain(error, overrides)}") from error
+
+
+def explain(error: HydraException, overrides: Sequence[str], config_name: str = "train") -> str:
+    """Why a configuration does not compose, in a sentence: the nearest names, or the keys that there are.
+
+    Args:
+        error: what Hydra raised.
+        overrides: what it was given.
+        config_name: the root of the configuration, in conf/.
+    """
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        names = difflib.get_close_matches(name, list(error.options), 5, cutoff=0.0)
+        return f"there is no {group} {name!r}; the nearest: {', '.join(names)}. `ls {CONF / group}` lists all"
+    refused = re.search(r"Could not override '([^']+)'", str(error))
+    added = [f"+{o}" if refused and o.split("=")[0] == refused[1] else o for o in overrides]
+    if refused is None or added == list(overrides):
+        return _first_line(error)
+    key = refused[1]
+    if config_name != "train":
+        known = [name for name in OmegaConf.load(CONF / f"{config_name}.yaml") if name not in ("defaults", "hydra")]
+        return unknown_key("", key, known, {})
+    try:  # once it is added, its section says what it thinks of it
+        check_config(resolve(_composed(tuple(added))))
+    except UserError as problem:
+        return str(problem).removeprefix("the configuration does not compose: ")
+    return f"{key} has no value yet in this configuration: write +{key}=..."
 
 
 def _with_values(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from et.checkpoint_files import check_place, load_best, load_checkpoint
 from et.errors import UserError
+from et.foreign import read_config, trusted
 from et.identity import config_of
 from et.record import read_result, run_dir, run_id
 
@@ -48,31 +51,70 @@ def load_run(run: Path | str, checkpoint: str | None = None) -> tuple[DictConfig
 def load_weights(run: Path | str, checkpoint: str | None) -> tuple[DictConfig, dict[str, torch.Tensor], Path, str]:
     """Configuration and weights of a run's folder or of a converted checkpoint, where output belongs, the file's name.
 
+    Both are verified: the configuration may name known classes only (:mod:`et.foreign`), the weights must be as they
+    were written and of this run (:mod:`et.checkpoint_files`).
+
     Raises:
-        UserError: nothing there, or nothing that loads as plain tensors.
+        UserError: nothing there, nothing that loads as plain tensors, or something that does not belong there.
     """
     run = Path(run)
     if run.is_dir():
         if not (run / "config.yaml").exists():
-            raise UserError(f"{run} is no run folder: it has no config.yaml")
-        cfg = OmegaConf.load(run / "config.yaml")
-        record = read_result(run)
-        nothing_validated = record is not None and record.get("best_epoch") is None
-        wanted = checkpoint or ("best" if cfg.checkpoint == "best" and not nothing_validated else "last")
-        path, output = run / "checkpoints" / f"{wanted}.ckpt", run / "evaluation"
-    else:
-        cfg, path, output = None, run, run.parent / f"{run.stem}_evaluation"
-    if not path.exists():
-        raise UserError(f"there is no checkpoint {path}")
+            raise UserError(f"{run} is no run folder: it has no config.yaml{list_runs(run)}")
+        cfg = read_config(run / "config.yaml")
+        path, saved = run_checkpoint(run, cfg, checkpoint)
+        return cfg, saved["state_dict"], run / "evaluation", path.name
+    saved = load_checkpoint(run)
+    if "config" not in saved:
+        raise UserError(f"{run} holds no configuration: name the run's folder, or convert the checkpoint first")
+    return trusted(saved["config"], str(run)), saved["state_dict"], run.parent / f"{run.stem}_evaluation", run.name
+
+
+def run_checkpoint(run: Path, cfg: DictConfig, checkpoint: str | None) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint of the run folder ``run``, and its content.
+
+    Args:
+        cfg: the run's configuration.
+        checkpoint: best or last; None: the one that the run was tested with.
+
+    Raises:
+        UserError: it is not there, is damaged, or does not belong to the configuration or the record beside it.
+    """
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path} is not a checkpoint of plain tensors: {str(error).splitlines()[0]}") from error
-    if cfg is None:
-        if "config" not in saved:
-            raise UserError(f"{path} holds no configuration: name the run's folder, or convert the checkpoint first")
-        cfg = OmegaConf.create(saved["config"])
-    return cfg, saved["state_dict"], output, path.name
+        identity = run_id(OmegaConf.to_container(cfg, resolve=True))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{run / 'config.yaml'} is no configuration of a run: {error}") from error
+    record = read_result(run)
+    if record is not None and record["run_id"] != identity:
+        raise UserError(f"{run}: config.yaml is of run {identity}, result.json of {record['run_id']}")
+    record = record or {}
+    if checkpoint not in (None, "best", "last"):
+        raise UserError(f"checkpoint must be best or last, not {checkpoint!r}")
+    nothing_validated = bool(record) and record.get("best_epoch") is None
+    wanted = checkpoint or ("best" if cfg.get("checkpoint") == "best" and not nothing_validated else "last")
+    path = run / "checkpoints" / f"{wanted}.ckpt"
+    if wanted == "best":
+        return path, load_best(path.parent, identity, record.get("best_epoch"))
+    saved = load_checkpoint(path, owner=identity)
+    check_place(path, saved, "global_step", record.get("steps"), "the run ended at")
+    return path, saved
+
+
+def list_runs(folder: Path) -> str:
+    """The runs of an experiment's folder, as the end of a message; empty where there are none."""
+    lines = []
+    for file in sorted(folder.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime):
+        try:
+            cfg = OmegaConf.to_container(read_config(file), resolve=True)
+        except UserError:
+            continue
+        finished = read_result(file.parent) is not None
+        words = [f"{key} {cfg.get(key)}" for key in ("seed", "protocol", "fidelity")]
+        fold = cfg["data"].get("fold")
+        words += [] if fold is None else [f"fold {fold}"]
+        words += [f"{cfg['trainer'].get('max_epochs')} epochs", "finished" if finished else "not finished"]
+        lines.append(f"\n  {file.parent}  {', '.join(words)}")
+    return f". These runs are in it, the last started last; name one:{''.join(lines)}" if lines else ""
 
 
 def fill(module: torch.nn.Module, weights: dict[str, torch.Tensor], run: Path | str) -> None:

@@ -15,6 +15,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from et.errors import UserError
+from et.record import plain_name
 
 
 def cell_of(cfg: DictConfig) -> dict[str, Any]:
@@ -105,7 +106,7 @@ def tensorboard_place(cfg: DictConfig, folder: Path, identity: str) -> tuple[str
         return str(folder), "", "tensorboard"
     fold = "" if cell["fold"] is None else f"-fold{cell['fold']}"
     run_name = f"{cfg.name}/{cfg.protocol}-seed{cfg.seed}{fold}-{identity}"
-    return str(Path(cfg.paths.runs) / "sweeps" / sweep), "tensorboard", run_name
+    return str(Path(cfg.paths.runs) / "sweeps" / plain_name(sweep, "sweep.name")), "tensorboard", run_name
 
 
 def log_outcome(loggers: list[Logger], cfg: DictConfig, metrics: Mapping[str, float]) -> None:

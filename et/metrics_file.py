@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,28 @@ from pytorch_lightning.utilities import rank_zero_only
 from et.files import replacing
 
 
+def read_rows(path: Path) -> dict[int, dict[str, float]]:
+    """The numbers of a metrics.csv by step and name.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError, csv.Error: the file is damaged.
+    """
+    rows = {}
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if "step" not in (reader.fieldnames or ["step"]):
+            raise KeyError("step")
+        for row in reader:
+            step = int(row.pop("step"))
+            rows[step] = {name: float(value) for name, value in row.items() if value}
+    return rows
+
+
 class MetricsFile(Logger):
     """Lightning logger that writes one csv file.
 
     Lightning's own CSVLogger empties its folder when a run starts again. This one keeps what is there; rows of steps
-    that a resumed run repeats are dropped first (:meth:`forget_from`).
+    that a resumed run repeats are dropped first (:meth:`forget_from`). A damaged file is set aside and begun anew.
 
     Args:
         path: the file.
@@ -27,10 +45,12 @@ class MetricsFile(Logger):
         self.path = Path(path)
         self.rows: dict[int, dict[str, float]] = {}
         if self.path.exists():
-            with self.path.open(newline="") as file:
-                for row in csv.DictReader(file):
-                    step = int(row.pop("step"))
-                    self.rows[step] = {name: float(value) for name, value in row.items() if value}
+            try:
+                self.rows = read_rows(self.path)
+            except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+                print(f"warning: {self.path} is damaged ({error}); it is kept as metrics.damaged.csv and begun anew")
+                with suppress(OSError):
+                    self.path.replace(self.path.with_name("metrics.damaged.csv"))
 
     @property
     def name(self) -> str:

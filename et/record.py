@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from et.errors import UserError
 from et.files import write_atomically
 from et.places import ROOT
 
@@ -25,6 +27,12 @@ LATER_KEYS = ("machine", "uncommitted_changes")
 LIBRARIES = (
     "torch", "pytorch-lightning", "hydra-core", "torch-geometric", "timm", "numpy", "scipy", "scikit-learn",
 )  # fmt: skip
+# What else than a mapping of anything the values of these keys are.
+_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "experiment": str, "run_id": str, "seed": int, "fidelity": str, "protocol": str, "task": str, "num_params": int,
+    "epochs": int, "seconds": (int, float), "peak_memory_mb": (int, float), "device": str, "git_commit": str,
+}  # fmt: skip
+_CHECKSUM = "record_sha256"  # in result.json only: of the rest of the record
 
 # What a record calls data that are nobody's published ones, and that may change under the same name.
 USER_DATA = "user data"
@@ -89,30 +97,105 @@ def _without(value: Any, names: tuple[str, ...]) -> Any:
 
 
 def run_dir(runs: str | Path, experiment: str, identity: str) -> Path:
-    """Folder of a run: <runs>/<experiment>/<run_id>."""
-    return Path(runs) / experiment / identity
+    """Folder of a run: <runs>/<experiment>/<run_id>.
+
+    Raises:
+        UserError: ``experiment`` is no plain name of a folder: the run would be written elsewhere.
+    """
+    return Path(runs) / plain_name(experiment, "name") / plain_name(identity, "run_id")
+
+
+def plain_name(name: Any, key: str) -> str:
+    """``name`` if it can be the name of one folder.
+
+    Raises:
+        UserError: it is no text, empty, hidden, a path, or has characters that no name should have; ``key`` has it.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[^\W_][\w.+=@, -]{0,199}", name):
+        raise UserError(
+            f"{key} must be the name of a folder, of letters, digits and . _ - + = @, and begin with a letter or a "
+            f"digit, not {name!r}"
+        )
+    return name
 
 
 def write_result(folder: Path, record: Mapping[str, Any]) -> None:
     """Write result.json, last and atomically: its presence says that the run is finished.
 
+    The file also has a checksum of the record, which :func:`read_result` verifies and leaves out.
+
     Raises:
         ValueError: the record lacks a key of :data:`RESULT_KEYS`.
+        UserError: the disk is full or read-only.
     """
     missing = [key for key in RESULT_KEYS if key not in record]
     if missing:
         raise ValueError(f"the record of {folder} lacks {', '.join(missing)}")
-    write_atomically(folder / "result.json", json.dumps(record, indent=2, sort_keys=True) + "\n")
+    content = {**record, _CHECKSUM: _checksum(record)}
+    write_atomically(folder / "result.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """The record in ``folder``, or None where there is none that is whole (absent, corrupt or half-written)."""
+def read_result(folder: Path, identity: str | None = None) -> dict[str, Any] | None:
+    """The record in ``folder``, or None where there is none that is whole (absent, corrupt or half-written).
+
+    Args:
+        folder: a run's folder.
+        identity: id of the run that it must be of; None: of any.
+    """
     try:
-        record = json.loads((folder / "result.json").read_text())
-    except (OSError, ValueError):
+        record = load_record(folder / "result.json")
+    except UserError:
         return None
-    whole = isinstance(record, dict) and all(key in record for key in RESULT_KEYS)
-    return record if whole else None
+    return record if identity is None or record["run_id"] == identity else None
+
+
+def load_record(file: Path) -> dict[str, Any]:
+    """The record in a result.json.
+
+    Raises:
+        UserError: it cannot be read, is no whole record, or is not as it was written.
+    """
+    try:
+        record = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} is no record of a finished run: {error}") from error
+    problem = malformed(record, RESULT_KEYS)
+    if problem is not None:
+        raise UserError(f"{file} is no whole record: {problem}")
+    checksum = record.pop(_CHECKSUM, None)
+    if checksum is not None and checksum != _checksum(record):
+        raise UserError(f"{file} is damaged: it is not as it was written")
+    return record
+
+
+def malformed(record: Any, required: Iterable[str]) -> str | None:
+    """What is wrong with the form of a record; None if it has the ``required`` keys with values of the right kind."""
+    if not isinstance(record, Mapping):
+        return f"it is {_kind(record)}"
+    missing = [key for key in required if key not in record]
+    if missing:
+        return f"it lacks {', '.join(missing)}"
+    for key, types in _TYPES.items():
+        if key in record and (not isinstance(record[key], types) or isinstance(record[key], bool)):
+            return f"{key} is {_kind(record[key])}"
+    for key in ("dataset", "metrics", "versions"):
+        if key in record and not isinstance(record[key], Mapping):
+            return f"{key} is {_kind(record[key])}"
+    for name, value in record.get("metrics", {}).items():
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return f"metrics.{name} is {_kind(value)}"
+    return None
+
+
+def _kind(value: Any) -> str:
+    return {type(None): "null", dict: "a mapping", list: "a list", str: "a text", bool: "true or false"}.get(
+        type(value), f"a number ({value})" if isinstance(value, int | float) else type(value).__name__
+    )
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    text = json.dumps(json.loads(json.dumps(record)), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def git_commit(root: Path | None = None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from et.errors import UserError
+from et.foreign import read_config, trusted
 from et.identity import Key, config_of, differences
-from et.record import LATER_KEYS, RESULT_KEYS, run_id
+from et.loading import list_runs
+from et.record import LATER_KEYS, load_record, plain_name, run_id
 
 # Metrics within this of each other agree: what another machine, or another number of threads, may change.
 TOLERANCE = 1e-3
@@ -72,19 +73,17 @@ def recorded_run(path: Path) -> tuple[dict[str, Any], DictConfig]:
         UserError: there is no whole record, or no configuration that belongs to it.
     """
     file = path / "result.json" if path.is_dir() else path
-    try:
-        record = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} is no record of a finished run: {error}") from error
-    if not isinstance(record, dict) or any(key not in record for key in RESULT_KEYS):
-        raise UserError(f"{file} is no whole record: it lacks keys of result.json")
+    if path.is_dir() and not file.exists():
+        raise UserError(f"{file} is no record of a finished run: there is no such file{list_runs(path)}")
+    record = load_record(file)
     saved = file.parent / "config.yaml"
     if saved.exists():
-        cfg = OmegaConf.load(saved)
+        cfg = read_config(saved)
     else:
         fold = record["dataset"].get("fold")
-        key = Key(record["experiment"], record["seed"], record["protocol"], record["fidelity"], fold)
-        cfg = OmegaConf.create(config_of(key.overrides()))
+        key = Key(plain_name(record["experiment"], f"{file}: experiment"), record["seed"], record["protocol"],
+                  record["fidelity"], fold)  # fmt: skip
+        cfg = trusted(config_of(key.overrides()), f"the configuration of {file}")
     found = run_id(OmegaConf.to_container(cfg, resolve=True))
     if found != record["run_id"]:
         source = f"{saved} is" if saved.exists() else "today's configuration files give"
@@ -108,6 +107,7 @@ def repeat(path: Path, overrides: Sequence[str] = ()) -> Comparison:
     # Beside the folder of all runs, not in it: the tables collect whatever lies in there.
     runs = home.parents[1] if home.name == record["run_id"] else home
     cfg.paths.runs = f"{runs}-repeated"
+    cfg.logger = {"extra": []}  # the recorded run's logs are its own, and a foreign configuration may not send any
     try:
         for override in overrides:
             key, _, value = override.partition("=")

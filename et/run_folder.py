@@ -6,13 +6,13 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-
+from et.checkpoint_files import RESUME_KEYS, best_of, load_best, load_checkpoint
 from et.errors import UserError
 from et.record import read_result
 
@@ -65,31 +65,43 @@ def locked(folder: Path) -> Iterator[None]:
             raise
 
 
-def find_start(folder: Path, identity: str) -> Start:
+def find_start(folder: Path, identity: str, needs_best: bool = False) -> Start:
     """The newest of ``last.ckpt`` and ``previous.ckpt`` in ``folder`` that loads and belongs to the run ``identity``.
 
-    One that is damaged, holds more than plain tensors (nothing in it is executed), or is another run's is reported
-    and passed over.
+    One that is damaged, incomplete, holds more than plain tensors (nothing in it is executed), or is another run's is
+    reported and passed over.
+
+    Args:
+        folder: the run's folder of checkpoints.
+        identity: the run's id.
+        needs_best: pass over one whose best epoch's weights are lost, unless training from there on makes them anew.
     """
     for name in ("last.ckpt", "previous.ckpt"):
         path = folder / name
         if not path.exists():
             continue
         try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-            step, owner = int(saved["global_step"]), saved.get("run_id")
-        except Exception as error:
-            reason = (str(error).splitlines() or [""])[0]
-            print(f"warning: {path} does not load ({type(error).__name__}: {reason}); trying the one before it")
+            saved = load_checkpoint(path, RESUME_KEYS, identity)
+            if needs_best:
+                _check_best(folder, identity, saved)
+        except UserError as error:
+            print(f"warning: {error}; trying the one before it")
             continue
-        if owner not in (None, identity):
-            print(f"warning: {path} is of another configuration (run {owner}); trying the one before it")
-            continue
-        return Start(path, step)
+        return Start(path, int(saved["global_step"]))
     return Start()
+
+
+def _check_best(folder: Path, identity: str, saved: Mapping[str, Any]) -> None:
+    """Raise UserError unless ``best.ckpt`` is that of the best epoch in ``saved``, or of one yet to come again."""
+    epoch, step = best_of(saved)
+    if epoch is None:
+        return
+    best = load_best(folder, identity, None)
+    if best["epoch"] <= saved["epoch"]:
+        load_best(folder, identity, epoch, step)
 
 
 def start_over(folder: Path) -> None:
     """Remove what a former run left, so that a forced one cannot be taken for it."""
-    for path in (folder / "result.json", folder / SCORES, *(folder / "checkpoints").glob("*.ckpt")):
+    for path in (folder / "result.json", folder / SCORES, *(folder / "checkpoints").glob("*.ckpt*")):
         path.unlink(missing_ok=True)

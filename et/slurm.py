@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from et.files import write_atomically
+
 # States that a job does not come back from; every other one means that it waits, runs, or will run again.
 ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT",
@@ -81,15 +83,16 @@ def active(job: str, states: Mapping[str, str] | None) -> bool | None:
 def note_job(folder: Path, job: str) -> None:
     """Write down in a run's folder which job it was given to."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / NOTE).write_text(json.dumps({"job": job}) + "\n")
+    write_atomically(folder / NOTE, json.dumps({"job": job}) + "\n")
 
 
 def noted_job(folder: Path) -> str | None:
     """The job that a run was last given to."""
     try:
-        return json.loads((folder / NOTE).read_text())["job"]
-    except (OSError, ValueError, KeyError):
+        job = json.loads((folder / NOTE).read_text())["job"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    return job if isinstance(job, str) else None
 
 
 def packs(cells: Sequence[Any], size: int) -> list[list[Any]]:

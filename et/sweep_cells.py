@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from et.config_check import check_config
 from et.errors import UserError
 from et.files import write_atomically
 from et.identity import check_overrides, config_of
@@ -92,9 +93,13 @@ def inspect(overrides: Sequence[str], queued: Mapping[str, str] | None = None) -
         config = config_of(overrides)
     except UserError as error:
         return Cell(tuple(overrides), named.get("experiment", "?"), "invalid", message=str(error))
-    folder = run_dir(config["paths"]["runs"], config["name"], run_id(config))
-    record, failure = read_result(folder), read_failure(folder)
     try:
+        folder = run_dir(config["paths"]["runs"], config["name"], run_id(config))
+    except UserError as error:
+        return Cell(tuple(overrides), config["name"], "invalid", message=str(error))
+    record, failure = read_result(folder, run_id(config)), read_failure(folder)
+    try:
+        check_config(config, classes=False)  # each run looks into its classes, which take seconds to import
         check_overrides(overrides, config)
         if record is not None:
             check_same_data(config, record)
@@ -125,16 +130,17 @@ def record_failure(folder: Path, error: Exception, overrides: Iterable[str]) -> 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "failure.json", json.dumps(failure, indent=2) + "\n")
-    except OSError as problem:  # a full disk must not end the sweep that it made fail
+    except (OSError, UserError) as problem:  # a full disk must not end the sweep that it made fail
         print(f"   could not write {folder}/failure.json: {problem}", flush=True)
 
 
 def read_failure(folder: Path) -> dict[str, Any] | None:
     """The content of failure.json, None where the last attempt did not fail."""
     try:
-        return json.loads((folder / "failure.json").read_text())
-    except (OSError, ValueError):
+        failure = json.loads((folder / "failure.json").read_text())
+    except (OSError, ValueError, RecursionError):
         return None
+    return failure if isinstance(failure, dict) and {"error", "message"} <= failure.keys() else None
 
 
 def needed(cells: Sequence[Cell]) -> dict[str, str]:

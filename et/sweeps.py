@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from et.errors import UserError, unwrapped
 from et.identity import check_overrides, resolve
-from et.record import read_result, run_dir, run_id
+from et.record import plain_name, read_result, run_dir, run_id
 from et.same_data import of_user_data
 from et.sweep_cells import Cell, combinations, inspect_all, jobs, label_of, needed, record_failure, skipped
 from et.sweep_report import missing_data, report, say
@@ -45,8 +45,9 @@ def run_cell(cfg: DictConfig) -> float | None:
     if skipped(overrides, cfg.sweep.skip):
         return None
     config = resolve(cfg)
-    folder = run_dir(cfg.paths.runs, cfg.name, run_id(config))
-    finished = read_result(folder)
+    identity = run_id(config)
+    folder = run_dir(cfg.paths.runs, cfg.name, identity)
+    finished = read_result(folder, identity)
     if finished is not None and not cfg.force and not of_user_data(finished):
         return _monitored(cfg, finished)
     say(f"-- {label_of(overrides)}")
@@ -133,7 +134,7 @@ class SweepCallback(Callback):
             raise SystemExit(1) from error
 
     def _start(self, config: DictConfig) -> None:
-        title, runs = f"sweep {config.sweep.name}", Path(config.paths.runs)
+        title, runs = f"sweep {plain_name(config.sweep.name, 'sweep.name')}", Path(config.paths.runs)
         self.cells = plan(config)
         report(self.cells, title, runs, verbose=config.sweep.dry_run)
         if config.sweep.dry_run:

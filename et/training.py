@@ -20,6 +20,8 @@ from pytorch_lightning.plugins.environments import TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 
 from et.callbacks import CentralizedGradients, Checkpoints, FiniteLoss, KeptScores, SeededEpochs, Stopwatch
+from et.checkpoint_files import load_best
+from et.config_check import check_config
 from et.errors import UserError
 from et.files import write_atomically
 from et.identity import resolve
@@ -80,12 +82,15 @@ def train(cfg: DictConfig) -> Outcome:
     quiet_libraries()
     config = resolve(cfg)
     check_options(cfg.trainer)
+    check_config(config)
     check_epochs(cfg)
     check_checkpoint_choice(cfg)
     check_precision(cfg)
     identity = run_id(config)
     folder = run_dir(cfg.paths.runs, cfg.name, identity)
-    finished = read_result(folder)
+    finished = read_result(folder, identity)
+    if finished is None and (folder / "result.json").exists():
+        print(f"warning: {folder / 'result.json'} is damaged or of another run; it is not used")
     if finished is not None and not cfg.force:
         check_same_data(config, finished)
         return Outcome(finished, folder, skipped=True)
@@ -100,7 +105,7 @@ def train(cfg: DictConfig) -> Outcome:
             if cfg.force:
                 start_over(folder)
             write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-            return find_start(folder / "checkpoints", identity)
+            return find_start(folder / "checkpoints", identity, needs_best=cfg.checkpoint == "best")
 
         start = agreed(trainer, take_folder)
         held.push(lambda kind, error, trace: finish_loggers(trainer.loggers, identity, error))
@@ -183,7 +188,7 @@ def fit(
     try:
         trainer.fit(task, data, ckpt_path=start.checkpoint, weights_only=True)
     except BaseException as error:
-        with suppress(OSError):  # a full disk, which has been told of already
+        with suppress(OSError, UserError):  # a full disk, which has been told of already
             metrics_file.save()
         if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
             raise UserError(
@@ -208,10 +213,8 @@ def check_checkpoint_choice(cfg: DictConfig) -> None:
     """Refuse, before any work, a choice of weights that cannot be tested at the end.
 
     Raises:
-        UserError: ``checkpoint`` is unknown, or is ``best`` where no metric says what best means.
+        UserError: ``checkpoint`` is ``best`` where no metric says what best means.
     """
-    if cfg.checkpoint not in ("best", "last", "current"):  # current: another word for last, in recorded runs
-        raise UserError(f"checkpoint must be best or last, not {cfg.checkpoint!r}")
     if cfg.checkpoint == "best" and cfg.callbacks.monitor is None:
         raise UserError("checkpoint=best needs callbacks.monitor: the metric that names the best epoch")
     if cfg.checkpoint == "best" and cfg.trainer.get("limit_val_batches") == 0:
@@ -329,10 +332,19 @@ def test(
     """The test metrics, read once, with the weights that ``checkpoint`` names.
 
     A protocol without validation data (the released one for graphs) has no best epoch: the last one's are tested.
+
+    Raises:
+        UserError: the best epoch's weights are lost.
     """
     best = tests_best(cfg, kept) and not trainer.fast_dev_run
     if cfg.checkpoint == "best" and kept.best_epoch is None and not trainer.fast_dev_run and data.val_dataloader():
         warnings.warn("training ended before its first validation: the last weights are tested", stacklevel=2)
+    if best:
+        try:
+            load_best(kept.folder, kept.identity, kept.best_epoch, kept.best_step)
+        except UserError as error:
+            # Without a cause: every process of a distributed run raises this alike.
+            raise UserError(f"{error}. Start the same command again: it trains anew what is lost") from None
     # After fit the weights in memory are those of last.ckpt: no file need be read for them.
     trainer.test(task, data, ckpt_path=kept.folder / "best.ckpt" if best else None, weights_only=True, verbose=False)
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}

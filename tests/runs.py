@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning import Callback
 
 from et.inpainting.lit import InpaintingTask
+from et.record import RESULT_KEYS
 from et.training import Outcome
 
 
@@ -43,6 +44,12 @@ def stop_in(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
 def weights(folder: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
     """The state dict of a run folder's checkpoint."""
     return torch.load(folder / "checkpoints" / name, weights_only=True)["state_dict"]
+
+
+def make_record(**changes: Any) -> dict[str, Any]:
+    """A whole record with nothing in it but ``changes``."""
+    record: dict[str, Any] = {**dict.fromkeys(RESULT_KEYS, ""), "seed": 0, "num_params": 1, "epochs": 1, "seconds": 1.0}
+    return record | {"peak_memory_mb": 1.0, "dataset": {}, "metrics": {}, "versions": {}, **changes}
 
 
 def assert_same_run(first: Outcome, second: Outcome) -> None:

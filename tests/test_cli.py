@@ -1,3 +1,5 @@
+import os
+import re
 import runpy
 import signal
 import sys
@@ -9,6 +11,7 @@ from omegaconf import OmegaConf
 
 from et.cli import compare_with_fillings, exit_on_user_error, print_record, run_evaluation, run_training
 from et.errors import UserError
+from et.identity import config_of
 from et.startup import SIGNALS
 from tests.configs import ROOT
 
@@ -96,3 +99,45 @@ def test_a_failing_evaluation_does_not_end_a_multirun(tmp_path, monkeypatch, cap
     told = capsys.readouterr().err
     assert left.value.code == 1 and "Traceback" not in told
     assert "nowhere" in told and "error: 2 jobs failed: run=nowhere; run=neither" in told
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    (
+        (["experiment=demo_inpaintin"], "no experiment 'demo_inpaintin'; the nearest: demo_inpainting, "),
+        (["experiment=tu_mutag_gin", "optim.schedule.warmup_epochs=3"], "warmup_cosine takes warmup_epochs, start_lr"),
+        (["experiment=demo_graphs", "modle.dim=3"], "modle: there is no such key; did you mean model?"),
+        (["experiment=demo_graphs", "trainer.limit_val_batches=3"], "write +trainer.limit_val_batches=..."),
+        (["experiment=demo_graphs", "data=photo"], "there is no data 'photo'; the nearest: photos"),
+    ),
+)
+def test_a_configuration_that_does_not_compose_is_told_in_a_sentence(overrides, message, monkeypatch, capsys):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.setattr(sys, "argv", ["train.py", *overrides])
+    try:
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    finally:
+        GlobalHydra.instance().clear()
+    told = capsys.readouterr().err
+    assert left.value.code == 1 and message in told and told.count("\n") == 1
+    assert "HYDRA_FULL_ERROR" not in os.environ
+    with pytest.raises(UserError, match=re.escape(message)):
+        config_of(overrides)
+
+
+def test_a_mistyped_option_of_evaluation_is_told_with_the_right_one(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "run=x", "chekpoint=best"])
+    try:
+        with pytest.raises(SystemExit):
+            runpy.run_path(str(ROOT / "evaluate.py"), run_name="__main__")
+    finally:
+        GlobalHydra.instance().clear()
+    assert capsys.readouterr().err == "error: chekpoint: there is no such key; did you mean checkpoint?\n"
+
+
+def test_a_mistyped_experiment_is_told_with_five_names_and_where_all_are():
+    with pytest.raises(UserError) as caught:
+        config_of(["experiment=tu_mutagg"])
+    nearest = str(caught.value).partition("the nearest: ")[2].partition(". `ls")[0].split(", ")
+    assert len(nearest) == 5 and nearest[0] == "tu_mutag" and str(ROOT / "conf" / "experiment") in str(caught.value)

@@ -1,16 +1,22 @@
 """What a run survives: kill -9, a full disk, a damaged or foreign checkpoint, NaN, a dead loader process."""
 
+import errno
 import os
 import random
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 from torch.utils.data import get_worker_info
 
+from et.cli import exit_on_user_error
 from et.errors import UserError
+from et.evaluation import evaluate
 from et.identity import resolve
 from et.inpainting.data import TrainingImages
 from et.record import read_result, run_id
@@ -71,8 +77,8 @@ def test_a_checkpoint_of_another_configuration_is_not_taken_up(tiny, tmp_path, m
         stop_in(patched, 2)
         train(tiny())
     folder = tmp_path / "runs" / "demo_inpainting" / whole.record["run_id"] / "checkpoints"
-    foreign = (other.folder / "checkpoints" / "last.ckpt").read_bytes()
-    (folder / "last.ckpt").write_bytes(foreign)
+    for name in ("last.ckpt", "last.ckpt.sha256"):
+        (folder / name).write_bytes((other.folder / "checkpoints" / name).read_bytes())
     resumed = train(tiny())
     printed = capsys.readouterr().out
     assert f"last.ckpt is of another configuration (run {other.record['run_id']})" in printed
@@ -115,9 +121,49 @@ def test_a_disk_that_is_full_and_then_is_not(tiny, tmp_path, small_disk):
     with pytest.raises(UserError, match=r"the disk is full\. The checkpoint before it is untouched"):
         train(cfg)
     checkpoints = disk / "demo_inpainting" / whole.record["run_id"] / "checkpoints"
-    assert [path.name for path in checkpoints.iterdir()] == ["last.ckpt"]
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["last.ckpt", "last.ckpt.sha256"]
     assert remount("size=50m").returncode == 0
     assert_same_run(whole, train(cfg))
+
+
+@pytest.mark.parametrize("written", ("result.json", "metrics.csv", "evaluation.json", "pictures"))
+def test_a_disk_that_is_full_elsewhere_is_a_sentence(tiny, monkeypatch, capsys, written):
+    """Whatever is being written, a person reads what and why, and the same command ends well once there is room."""
+    cfg = tiny("+callbacks.pictures.completions._target_=et.inpainting.pictures.Pictures")
+    whole, failing = train(cfg), {"on": True}
+
+    def refuse(path):
+        if failing["on"] and written in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    real_open, real_savefig = Path.open, Figure.savefig
+
+    def opened(self, mode="r", *arguments, **more):
+        # As write_atomically and replacing name what they write: .result.PID.json
+        if "w" in mode:
+            refuse(self.name.replace(f".{os.getpid()}", "").lstrip("."))
+        return real_open(self, mode, *arguments, **more)
+
+    def saved(self, path, *arguments, **more):
+        refuse(path)
+        return real_savefig(self, path, *arguments, **more)
+
+    monkeypatch.setattr(Path, "open", opened)
+    monkeypatch.setattr(Figure, "savefig", saved)
+    if written == "evaluation.json":
+        options = OmegaConf.create({"run": str(whole.folder), "checkpoint": None, "output": None, "images": None,
+                                    "mask_seeds": None, "device": "cpu", "progress": False})  # fmt: skip
+        work = lambda: evaluate(options)  # noqa: E731
+    else:
+        cfg.force = True
+        work = lambda: train(cfg)  # noqa: E731
+    with pytest.raises(SystemExit):
+        exit_on_user_error(work)
+    told = capsys.readouterr().err
+    assert told.startswith("error: cannot write") and "the disk is full" in told and written in told
+    failing["on"] = False
+    cfg.force = False
+    assert train(cfg).record["metrics"] == whole.record["metrics"]
 
 
 def test_a_file_system_that_is_read_only(tiny, small_disk):

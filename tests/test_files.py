@@ -1,7 +1,10 @@
 """A file holds its old content or all of the new, whatever happens in between."""
 
+import errno
+
 import pytest
 
+from et.errors import UserError, is_user_error, unwrapped
 from et.files import replacing, write_atomically
 
 
@@ -24,3 +27,29 @@ def test_what_fails_leaves_the_old_content_and_nothing_else(tmp_path, error):
         fresh.write_text("half of it")
         raise error
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+FULL = (
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EDQUOT, "Disk quota exceeded"),
+    OSError(errno.EROFS, "Read-only file system"),
+    OSError("1000 requested and 512 written"),  # numpy
+    RuntimeError("[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file data/0"),
+)
+
+
+@pytest.mark.parametrize("error", FULL)
+def test_a_full_disk_is_a_sentence_that_names_the_file(tmp_path, error):
+    path = tmp_path / "result.json"
+    path.write_text("old")
+    with pytest.raises(UserError, match=r"cannot write .*result\.json: .*(full|read-only)"), replacing(path) as fresh:
+        fresh.write_text("half")
+        raise error
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    # What is written otherwise, such as pictures, is told of where errors are printed.
+    assert is_user_error(error) and "cannot write" in str(unwrapped(error))
+
+
+def test_other_errors_stay_what_they_are():
+    for error in (OSError(errno.ENOENT, "No such file"), RuntimeError("a bug")):
+        assert unwrapped(error) is error and not is_user_error(error)

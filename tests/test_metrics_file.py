@@ -1,5 +1,7 @@
 import csv
 
+import pytest
+
 from et.metrics_file import MetricsFile
 
 
@@ -35,3 +37,18 @@ def test_a_resumed_run_keeps_the_past_and_drops_what_it_repeats(tmp_path):
         ("20", "99.0"),
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    (b"step,a\n0,1\n\xff\xfe,2\n", b"\x00\x00\x00", b"step,a\n0,1\n1,one\n", b"stp,a\n0,1\n", b"step,a\n0,1,2,3\n"),
+)
+def test_a_damaged_file_is_set_aside_and_begun_anew(tmp_path, content, capsys):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(content)
+    log = MetricsFile(path)
+    assert "metrics.csv is damaged" in capsys.readouterr().out
+    log.log_metrics({"train/loss": 1.0}, 5)
+    log.forget_from(6)
+    assert [row["step"] for row in read(path)] == ["5"]
+    assert (tmp_path / "metrics.damaged.csv").read_bytes() == content

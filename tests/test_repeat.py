@@ -8,9 +8,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from et.errors import UserError
+from et.record import read_result, write_result
 from et.repeat import circumstances, recorded_run, repeat, same
 from et.training import train
 from tests.configs import ROOT, TINY
+from tests.runs import make_record
 
 
 @pytest.fixture
@@ -29,10 +31,10 @@ def test_a_run_is_repeated_from_its_record(finished, monkeypatch, capsys):
 
 
 def test_a_run_that_comes_out_otherwise_is_told_of(finished, monkeypatch, capsys):
-    record = json.loads((finished / "result.json").read_text())
+    record = read_result(finished)
     record["metrics"]["test/mse"] *= 1.1
     record["versions"]["torch"] = "1.0"
-    (finished / "result.json").write_text(json.dumps(record))
+    write_result(finished, record)
     monkeypatch.setattr(sys, "argv", ["train.py", "--from-run", str(finished / "result.json")])
     with pytest.raises(SystemExit) as left:
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
@@ -58,11 +60,12 @@ def test_what_is_no_run_or_another_one_is_refused(finished, tmp_path):
 
 def test_a_record_alone_is_composed_from_todays_files(config, tmp_path):
     from et.identity import resolve
-    from et.record import RESULT_KEYS, run_id
+    from et.record import run_id
 
     identity = run_id(resolve(config("experiment=tu_mutag", "seed=1", "data.fold=3")))
-    record = {**dict.fromkeys(RESULT_KEYS, ""), "experiment": "tu_mutag", "seed": 1, "protocol": "held_out"}
-    record |= {"fidelity": "paper", "run_id": identity, "dataset": {"fold": 3}}
+    record = make_record(
+        experiment="tu_mutag", seed=1, protocol="held_out", fidelity="paper", run_id=identity, dataset={"fold": 3}
+    )
     (tmp_path / "result.json").write_text(json.dumps(record))
     _, cfg = recorded_run(tmp_path / "result.json")
     assert cfg.data.fold == 3 and cfg.seed == 1

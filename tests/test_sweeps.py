@@ -99,6 +99,18 @@ def test_folds_and_protocols_of_table_2():
     assert sorted(mutag) == sorted([("held_out", str(fold)) for fold in range(10)] + [("released", "0")])
 
 
+@pytest.mark.parametrize("name", ("../../escape", "/tmp/escape", ".."))
+def test_a_sweeps_name_does_not_lead_out_of_the_runs_folder(run_sweep, tmp_path, name):
+    before = set(tmp_path.rglob("*"))
+    status, _ = run_sweep("sweep=smoke", f"sweep.name={name}")
+    assert status == 1 and set(tmp_path.rglob("*")) == before and not (tmp_path.parent / "escape").exists()
+
+
+def test_a_mistyped_key_is_told_before_a_sweep_runs_anything(run_sweep):
+    _, printed = run_sweep("sweep=smoke", "experiment=smoke_table01", "+nonsense.key=3", "sweep.dry_run=true")
+    assert "nonsense: there is no such key" in printed and not started(printed)
+
+
 SMALL = (
     "seed=0", "trainer.max_epochs=1", "+trainer.limit_train_batches=1", "trainer.check_val_every_n_epoch=1",
     "+trainer.limit_val_batches=1", "+trainer.limit_test_batches=1", "callbacks.progress=false",

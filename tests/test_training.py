@@ -185,22 +185,22 @@ def test_a_hostile_checkpoint_is_not_executed(tmp_path, monkeypatch):
 
 def test_a_full_disk_keeps_the_checkpoint_before(tiny, monkeypatch, tmp_path):
     """The second checkpoint finds no room; the first stays whole and the run resumes from it."""
-    import pytorch_lightning as pl
+    from pytorch_lightning.strategies import Strategy
 
-    original, written = pl.Trainer.save_checkpoint, []
+    original, written = Strategy.save_checkpoint, []
 
-    def save(self, path, *args, **kwargs):
+    def save(self, checkpoint, path, *args, **kwargs):
         written.append(path)
         if len(written) == 2:
             Path(path).write_bytes(b"half")
             raise OSError(28, "No space left on device")
-        return original(self, path, *args, **kwargs)
+        return original(self, checkpoint, path, *args, **kwargs)
 
     with monkeypatch.context() as patched, pytest.raises(UserError, match="the disk is full"):
-        patched.setattr(pl.Trainer, "save_checkpoint", save)
+        patched.setattr(Strategy, "save_checkpoint", save)
         train(tiny())
     folder = next((tmp_path / "runs" / "demo_inpainting").iterdir()) / "checkpoints"
-    assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "last.ckpt.sha256"]
     assert train(tiny()).record["epochs"] == 3
 
 

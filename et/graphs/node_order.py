@@ -17,6 +17,7 @@ from torch import nn
 
 from et.cli import exit_on_user_error
 from et.errors import UserError
+from et.files import write_atomically
 from et.graphs.data import GraphData
 from et.graphs.lit import Measures, seeded
 
@@ -81,7 +82,7 @@ def main(arguments: list[str]) -> None:
     data = instantiate(cfg.data)
     data.setup()
     record = {"run": options["run"], **spread(network, data, int(orders))}
-    (Path(options["run"]) / "node_order.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_atomically(Path(options["run"]) / "node_order.json", json.dumps(record, indent=2) + "\n")
     print(json.dumps(record, indent=2))
 
 

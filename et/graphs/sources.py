@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import shutil
-import socket
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,10 @@ import torch
 from torch import Tensor
 
 from et.errors import UserError
+from et.files import replacing
 from et.graphs.batch import GraphBatch, pack
 from et.graphs.plain_pickle import only_data
+from et.record import plain_name
 
 SPLITS = ("train", "val", "test")
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -34,8 +35,15 @@ FILES = {
 
 
 def files_of(source: str, name: str, root: Path) -> list[Path]:
-    """The files that ``source`` cannot do without for the data set ``name``; none for what is made or embedded."""
-    return [root / file.format(name=name) for file in FILES.get(source, [])]
+    """The files that ``source`` cannot do without for the data set ``name``; none for what is made or embedded.
+
+    Raises:
+        UserError: ``name`` would lead out of the folder of the collection.
+    """
+    files = FILES.get(source, [])
+    if any("{name}" in file for file in files):
+        plain_name(name, "data.name")
+    return [root / file.format(name=name) for file in files]
 
 
 @dataclass(frozen=True)
@@ -67,9 +75,6 @@ def load_gnn_benchmark(name: str, root: Path, cache: Path) -> Source:
     url = GNNBenchmarkDataset.urls[name]
     raw = root / "gnnbench" / name / "raw"
     (file,) = files_of("gnnbench", name, root)
-    if not file.exists():
-        download(lambda: GNNBenchmarkDataset(str(root / "gnnbench"), name), file.name, url, raw)
-    digest = hash_files([file])
 
     def read(processed: Path) -> list[Any]:
         class Cached(GNNBenchmarkDataset):
@@ -77,7 +82,10 @@ def load_gnn_benchmark(name: str, root: Path, cache: Path) -> Source:
 
         return [Cached(str(root / "gnnbench"), name, split=split) for split in SPLITS]
 
-    parts = read_processed(read, cache / "gnnbench" / f"{name}-{digest[:16]}", raw, f"take them anew from {url}")
+    if not file.exists():
+        download(lambda: fresh_read(read, cache), file.name, url, raw)
+    digest = hash_files([file])
+    parts = read_processed(read, cache / "gnnbench" / f"{name}-{digest[:16]}.pt", raw, f"take them anew from {url}")
     graphs, split = _join(parts, "node" if name in ("PATTERN", "CLUSTER") else "graph")
     return Source(graphs, "exact", digest, split)
 
@@ -90,14 +98,7 @@ def load_zinc(name: str, root: Path, cache: Path) -> Source:
     from torch_geometric.datasets import ZINC
 
     raw = root / "zinc" / "raw"
-    files = files_of("zinc", name, root)
-    if not raw.exists():
-        download(lambda: ZINC(str(root / "zinc")), "train.pickle, train.index, ...", ZINC.url, raw)
-    absent = [file.name for file in files if not file.exists()]
-    if absent:
-        # torch_geometric would delete the folder and download it again.
-        raise UserError(f"{raw} lacks {', '.join(absent)}; they are in {ZINC.url} and {ZINC.split_url.format('train')}")
-    digest, subset = hash_files(files), name == "ZINC12k"
+    files, subset = files_of("zinc", name, root), name == "ZINC12k"
 
     def read(processed: Path) -> list[Any]:
         class Cached(ZINC):
@@ -105,7 +106,14 @@ def load_zinc(name: str, root: Path, cache: Path) -> Source:
 
         return [Cached(str(root / "zinc"), subset=subset, split=split) for split in SPLITS]
 
-    parts = read_processed(read, cache / "zinc" / f"{name}-{digest[:16]}", raw, f"take them anew from {ZINC.url}")
+    if not raw.exists():
+        download(lambda: fresh_read(read, cache), "train.pickle, train.index, ...", ZINC.url, raw)
+    absent = [file.name for file in files if not file.exists()]
+    if absent:
+        # torch_geometric would delete the folder and download it again.
+        raise UserError(f"{raw} lacks {', '.join(absent)}; they are in {ZINC.url} and {ZINC.split_url.format('train')}")
+    digest = hash_files(files)
+    parts = read_processed(read, cache / "zinc" / f"{name}-{digest[:16]}.pt", raw, f"take them anew from {ZINC.url}")
     graphs, split = _join(parts, "graph")
     return Source(graphs, "exact", digest, split)
 
@@ -172,41 +180,55 @@ def download(attempt: Callable[[], Any], files: str, address: str, folder: Path)
         ) from error
 
 
-def read_processed(
-    read: Callable[[Path], list[Any]], processed: Path, raw: Path, advice: str
-) -> list[tuple[Any, dict[str, Tensor]]]:
-    """(data, slices) of the InMemoryDatasets that ``read`` makes with their derived files in the folder it is given.
+def fresh_read(read: Callable[[Path], list[Any]], cache: Path) -> list[tuple[Any, dict[str, Tensor]]]:
+    """(data, slices) of the InMemoryDatasets that ``read`` makes from raw files.
 
-    Several processes may come here at once, such as the first jobs of a sweep: each derives the files in a folder of
-    its own, and the first that is ready puts them to ``processed``. Files there that do not load are made anew.
+    torch_geometric unpickles ``pre_transform.pt`` and ``pre_filter.pt`` of a folder of processed files, which may
+    execute code. It is therefore only ever given an empty folder, which is removed again.
+
+    Args:
+        read: gets the folder for processed files and returns the data sets.
+        cache: where that folder is made.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    with only_data(), tempfile.TemporaryDirectory(prefix=".processing-", dir=cache) as empty:
+        return [(dataset._data, dataset.slices) for dataset in read(Path(empty))]
+
+
+def read_processed(
+    read: Callable[[Path], list[Any]], file: Path, raw: Path, advice: str
+) -> list[tuple[Any, dict[str, Tensor]]]:
+    """(data, slices) of the InMemoryDatasets that ``read`` makes, kept as plain tensors in ``file``.
+
+    Several processes may come here at once, such as the first jobs of a sweep: each makes the file anew and puts it
+    in place in one step. A file that does not load as plain tensors is made anew.
 
     Raises:
         UserError: the published files in ``raw`` cannot be read; ``advice`` says what to do then.
     """
-    with only_data():
-        if processed.exists():
-            try:
-                return [(dataset._data, dataset.slices) for dataset in read(processed)]
-            except Exception as error:  # whatever a damaged file leads to
-                if of_the_machine(error):
-                    raise
-                shutil.rmtree(processed, ignore_errors=True)
-        own = processed.with_name(f"{processed.name}.{socket.gethostname()}.{os.getpid()}")
-        own.mkdir(parents=True, exist_ok=True)
+    from torch_geometric.data import Data
+
+    if file.exists():
         try:
-            found = [(dataset._data, dataset.slices) for dataset in read(own)]
-        except BaseException as error:
-            shutil.rmtree(own, ignore_errors=True)
-            if of_the_machine(error) or not isinstance(error, Exception):
+            parts = torch.load(file, map_location="cpu", weights_only=True)
+            return [(Data.from_dict(tensors), slices) for tensors, slices in parts]
+        except Exception as error:  # whatever a damaged file leads to
+            if of_the_machine(error):
                 raise
-            raise UserError(
-                f"the files in {raw} cannot be read ({type(error).__name__}: {error}): they are cut short or damaged; "
-                f"{advice}"
-            ) from error
     try:
-        own.rename(processed)
-    except OSError:  # another process was first
-        shutil.rmtree(own)
+        found = fresh_read(read, file.parent)
+    except Exception as error:
+        if of_the_machine(error):
+            raise
+        raise UserError(
+            f"the files in {raw} cannot be read ({type(error).__name__}: {error}): they are cut short or damaged; "
+            f"{advice}"
+        ) from error
+    parts = [
+        ({k: v for k, v in data.to_dict().items() if isinstance(v, Tensor)}, dict(slices)) for data, slices in found
+    ]
+    with replacing(file) as fresh:
+        torch.save(parts, fresh)
     return found
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from et.errors import UserError
 from et.graphs.batch import pack
-from et.graphs.sources import Source, download, files_of, hash_files, read_processed
+from et.graphs.sources import Source, download, files_of, fresh_read, hash_files, read_processed
 from et.record import USER_DATA
 
 MOST_LABELS = 10_000  # each becomes a column of the features: more are a damaged file
@@ -36,21 +36,7 @@ def load_tu(name: str, root: Path, cache: Path) -> Source:
     """
     from torch_geometric.datasets import TUDataset
 
-    raw = root / "tu" / name / "raw"
-    if not raw.exists():
-        download(
-            lambda: TUDataset(str(root / "tu"), name),
-            ", ".join(file.name for file in files_of("tu", name, root)),
-            f"{TU_URL}/{name}.zip",
-            raw,
-        )
-    absent = [file.name for file in files_of("tu", name, root) if not file.exists()]
-    if absent:
-        raise UserError(f"{raw} lacks {', '.join(absent)}: {_anew(name)}")
-    digest = hash_files(sorted(raw.glob(f"{name}_*.txt")))
-    processed = cache / "tu" / f"{name}-{digest[:16]}"
-    if not processed.exists():  # else these very files have been checked before
-        check_tu_folder(raw, name)
+    files, raw = files_of("tu", name, root), root / "tu" / name / "raw"
 
     def read(folder: Path) -> list[Any]:
         class Cached(TUDataset):
@@ -58,6 +44,21 @@ def load_tu(name: str, root: Path, cache: Path) -> Source:
             processed_dir = property(lambda self: str(folder))
 
         return [Cached(str(root / "tu"), name, use_node_attr=True, use_edge_attr=True)]
+
+    if not raw.exists():
+        download(
+            lambda: fresh_read(read, cache),
+            ", ".join(file.name for file in files),
+            f"{TU_URL}/{name}.zip",
+            raw,
+        )
+    absent = [file.name for file in files if not file.exists()]
+    if absent:
+        raise UserError(f"{raw} lacks {', '.join(absent)}: {_anew(name)}")
+    digest = hash_files(sorted(raw.glob(f"{name}_*.txt")))
+    processed = cache / "tu" / f"{name}-{digest[:16]}.pt"
+    if not processed.exists():  # else these very files have been checked before
+        check_tu_folder(raw, name)
 
     ((data, slices),) = read_processed(read, processed, raw, _anew(name))
     sizes = torch.from_numpy(np.bincount(_column(raw / f"{name}_graph_indicator.txt")[:, 0] - 1))

@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from et.files import write_atomically
 from et.inpainting.data import evaluation_batch
 from et.inpainting.lit import masked_mse
 from et.inpainting.patches import fill, hide, join_tiles, patchify
@@ -88,7 +89,7 @@ def record_descents(
         )  # fmt: skip
     path = folder / FILE
     record = {"trained_steps": network.steps, "step_size": network.step_size, "pictures": pictures}
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    write_atomically(path, json.dumps(record, indent=1) + "\n")
     return path
 
 

@@ -16,15 +16,15 @@ from typing import Any
 
 import yaml
 
+from et.cli import exit_on_user_error
 from et.errors import UserError
 from et.files import write_atomically
 from et.identity import Key, config_of, differences, key_of, leaves, reproduces
 from et.places import EXPERIMENTS, ROOT
-from et.record import read_result, run_id
+from et.record import load_record, malformed, plain_name, run_id
 from et.results import paper
 from et.results.run_files import read_curves
 from et.same_data import of_user_data
-from et.startup import tolerate_encoding
 
 STALE = "recorded with another configuration"
 
@@ -145,15 +145,19 @@ def from_folder(folder: Path) -> Run:
         UserError: the result is corrupt or half-written, or is not of the configuration beside it.
     """
     where = relative(folder)
-    record = read_result(folder)
-    if record is None:
-        raise UserError(f"corrupt: {where}/result.json is no whole record; treated as missing")
+    try:
+        record = load_record(folder / "result.json")
+    except UserError as error:
+        raise UserError(f"corrupt: {str(error).replace(str(folder), where)}; treated as missing") from error
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         key, identity = key_of(config), run_id(config)
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"foreign: {where} has no readable config.yaml ({type(error).__name__}); left out") from error
-    if identity != record["run_id"] or key != _claimed(record, key.fold):
+        claimed = _claimed(record, key.fold)
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"foreign: {where} has no config.yaml and result.json that can be read ({type(error).__name__}); left out"
+        ) from error
+    if identity != record["run_id"] or key != claimed or not isinstance(key.fold, int | None):
         raise UserError(f"foreign: {where}/result.json is not of the config.yaml beside it; left out")
     try:
         own = config_of(key.overrides())
@@ -197,15 +201,17 @@ def from_line(line: str, source: str) -> Run:
         given = dict(o.split("=", 1) for o in overrides)
         fold = int(given["data.fold"]) if "data.fold" in given else None
         key = _claimed(record, fold)
-        whole = all(name in record for name in ("run_id", "metrics", "dataset", "git_commit"))
-    except (ValueError, KeyError, TypeError) as error:
+        problem = malformed(record, ("run_id", "metrics", "dataset", "git_commit"))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"corrupt: {source} is no whole record ({type(error).__name__}); treated as missing") from error
-    if not whole:
-        raise UserError(f"corrupt: {source} is no whole record; treated as missing")
+    if problem is not None:
+        raise UserError(f"corrupt: {source} is no whole record ({problem}); treated as missing")
     own = key.overrides()
     if tuple(overrides[: len(own)]) != tuple(own):
         raise UserError(f"foreign: {source} says it is {' '.join(own)}, but its overrides are others; left out")
     extras = overrides[len(own) :]
+    if any("${" in extra or extra.lstrip("+~").startswith("hydra") for extra in extras):
+        raise UserError(f"foreign: {source} has overrides that no run is recorded with; left out")
     if not reproduces(overrides, record["run_id"]):
         return Run(record, key, overrides, ", ".join((STALE, *extras)), source)
     return Run(record, key, overrides, ", ".join(extras), source)
@@ -272,7 +278,12 @@ def append(runs: Iterable[Run], file: Path, replace: bool = False) -> tuple[int,
 
 
 def _claimed(record: Mapping[str, Any], fold: int | None) -> Key:
-    return Key(record["experiment"], record["seed"], record["protocol"], record["fidelity"], fold)
+    """The cell that a record says it is of; ValueError if its experiment is no name that a run can have."""
+    try:
+        name = plain_name(record["experiment"], "experiment")
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return Key(name, record["seed"], record["protocol"], record["fidelity"], fold)
 
 
 def _run_id_of(line: str) -> str | None:
@@ -323,5 +334,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    tolerate_encoding()
-    sys.exit(main())
+    sys.exit(exit_on_user_error(main))

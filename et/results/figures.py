@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from et.errors import UserError
+from et.errors import UserError, unwrapped
 from et.startup import tolerate_encoding
 
 USAGE = """python -m et.results.figures run=PATH | experiment=NAME [output=FOLDER] [mask_seeds=N] [compare=PATH,PATH]
@@ -55,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             seeds = int(options["mask_seeds"]) if "mask_seeds" in options else None
             print(draw_run(run, Path(output) if output else None, seeds))
-    except (UserError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, ValueError, OSError) as error:
+        print(f"error: {unwrapped(error)}", file=sys.stderr)
         return 1
     return 0
 

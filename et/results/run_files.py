@@ -36,7 +36,7 @@ def read_curves(folder: Path, points: int = 60, names: int = 8) -> dict[str, Cur
             for name, text in row.items():
                 if text and name.startswith(("train/", "val/")) and math.isfinite(value := float(text)):
                     series.setdefault(name, []).append((step, value))
-    except (OSError, KeyError, TypeError, ValueError):
+    except (OSError, KeyError, TypeError, ValueError, csv.Error):
         return {}
     wanted = sorted((name for name in series if len(series[name]) > 1), key=lambda name: name != "train/loss")
     return {name: _thinned(series[name], points) for name in wanted[:names]}
@@ -53,7 +53,8 @@ def _thinned(series: list[tuple[int, float]], points: int) -> Curve:
 def picture_files(folder: Path) -> list[Path]:
     """The pictures and animations that a run or its evaluation left."""
     found = [path for name in PICTURE_FOLDERS for path in sorted((folder / name).glob("*"))]
-    return [path for path in found if path.suffix in PICTURE_TYPES]
+    home = folder.resolve()  # a link to a file elsewhere is not what a run leaves
+    return [path for path in found if path.suffix in PICTURE_TYPES and path.resolve().is_relative_to(home)]
 
 
 def as_data_uri(path: Path, max_width: int = 1400) -> str:
@@ -88,9 +89,21 @@ def _descents(folder: Path) -> Iterator[dict[str, Any]]:
                 if len({len(picture[key]) for key in ("frames", *_ENERGIES)}) != 1:
                     raise ValueError("a step lacks its picture or its energy")
                 for key in ("masked", "original"):
-                    picture[key] = as_data_uri(place / picture[key])
-                picture["frames"] = [as_data_uri(place / name) for name in picture["frames"]]
+                    picture[key] = as_data_uri(_inside(place, picture[key]))
+                picture["frames"] = [as_data_uri(_inside(place, name)) for name in picture["frames"]]
             if record["pictures"] and record["trained_steps"] >= 0 and record["step_size"] > 0:
                 yield record
-        except (OSError, KeyError, TypeError, ValueError):
+        except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError):
             continue
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """``folder / name``.
+
+    Raises:
+        ValueError: it leads out of ``folder``, by its name or by a link: a page must not show other files.
+    """
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise ValueError(f"{name} is not in {folder}")
+    return path

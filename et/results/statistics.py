@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from et.cli import exit_on_user_error
 from et.errors import UserError
 from et.files import write_atomically
 from et.places import EXPERIMENTS
 from et.record import git_commit
 from et.results import paper
-from et.startup import tolerate_encoding
 
 if TYPE_CHECKING:
     from et.anomaly.graph import NodeGraph
@@ -113,5 +113,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    tolerate_encoding()
-    sys.exit(main())
+    sys.exit(exit_on_user_error(main))

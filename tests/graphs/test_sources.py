@@ -3,9 +3,12 @@
 import errno
 import os
 import pickle
+import shutil
 
 import pytest
 import torch
+from torch_geometric.data import Data
+from torch_geometric.datasets import ZINC, GNNBenchmarkDataset, TUDataset
 
 from et.errors import UserError
 from et.graphs import sources
@@ -13,21 +16,26 @@ from et.graphs.sources import cache_folder, load_gnn_benchmark, load_zinc
 from et.graphs.tu import load_tu
 
 
-def test_the_first_of_several_processes_leaves_the_derived_files(tmp_path):
-    processed = tmp_path / "derived"
+class Made:
+    """Stands for one of torch_geometric's data sets."""
 
-    class Made:
-        _data, slices = "data", "slices"
+    def __init__(self):
+        self._data = Data(x=torch.ones(3, 2), edge_index=torch.zeros(2, 4, dtype=torch.int64))
+        self.slices = {"x": torch.tensor([0, 3])}
+
+
+def test_several_processes_may_derive_the_same_file(tmp_path):
+    file = tmp_path / "derived.pt"
 
     def read(folder):
-        assert folder != processed
-        processed.mkdir()
-        (processed / "by").write_text("another process")
-        return [Made]
+        assert not any(folder.iterdir())
+        sources.read_processed(lambda folder: [Made()], file, tmp_path, "address")  # another one, at the same time
+        return [Made()]
 
-    assert sources.read_processed(read, processed, tmp_path, "address") == [("data", "slices")]
-    assert (processed / "by").read_text() == "another process"
-    assert [path.name for path in tmp_path.iterdir()] == ["derived"], "nothing of one's own is left"
+    for _ in range(2):
+        ((data, slices),) = sources.read_processed(read, file, tmp_path, "address")
+        assert torch.equal(data.x, Made()._data.x) and slices.keys() == {"x"} and data.edge_attr is None
+    assert [path.name for path in tmp_path.iterdir()] == ["derived.pt"], "nothing of one's own is left"
 
 
 @pytest.mark.parametrize(
@@ -38,16 +46,65 @@ def test_the_first_of_several_processes_leaves_the_derived_files(tmp_path):
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"),
     ],
 )
-def test_derived_files_are_kept_where_the_machine_is_short_of_something(tmp_path, error):
-    processed = tmp_path / "derived"
-    processed.mkdir()
+def test_derived_files_are_kept_where_the_machine_is_short_of_something(tmp_path, error, monkeypatch):
+    file = tmp_path / "derived.pt"
+    file.write_bytes(b"derived")
 
-    def read(folder):
+    def read(*args, **kwargs):
         raise error
 
+    monkeypatch.setattr(torch, "load", read)
     with pytest.raises(type(error)):
-        sources.read_processed(read, processed, tmp_path, "address")
-    assert processed.exists()
+        sources.read_processed(read, file, tmp_path, "address")
+    assert file.read_bytes() == b"derived"
+
+
+class Hostile:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (os.system, (f"touch {self.marker}",))
+
+
+@pytest.mark.parametrize("kind", ("tu", "gnnbench", "zinc"))
+def test_processed_files_of_torch_geometric_are_never_unpickled(tmp_path, monkeypatch, make_tu, kind):
+    """Wherever such files lie, before the first reading and after it, they are not looked at."""
+    marker, cache = tmp_path / "ran", tmp_path / "cache"
+    if kind == "tu":
+        make_tu(tmp_path)
+        load, base, url = (lambda: load_tu("TOY", tmp_path, cache)), tmp_path / "tu" / "TOY", TUDataset
+    elif kind == "gnnbench":
+        superpixel_file(tmp_path)
+        load, url = (lambda: load_gnn_benchmark("MNIST", tmp_path, cache)), GNNBenchmarkDataset
+        base = tmp_path / "gnnbench" / "MNIST"
+    else:
+        write_zinc(tmp_path)
+        load, base, url = (lambda: load_zinc("ZINC12k", tmp_path, cache)), tmp_path / "zinc", ZINC
+    names = ("pre_transform.pt", "pre_filter.pt", "data.pt", "train_data.pt", "train.pt", "val.pt", "test.pt")
+
+    def plant():
+        places = [base / "processed", base / "subset" / "processed", base / "full" / "processed"]
+        places += [path for path in cache.rglob("*") if path.is_dir()] if cache.exists() else []
+        digests = [path.with_suffix("") for path in cache.rglob("*.pt")] if cache.exists() else []
+        for place in (*places, *digests):
+            place.mkdir(parents=True, exist_ok=True)
+            for name in names:
+                torch.save(Hostile(marker), place / name)
+        for path in list(cache.rglob("*.pt")) if cache.exists() else []:
+            torch.save(Hostile(marker), path)
+
+    plant()
+    first = load()
+    plant()
+    again = load()
+    assert torch.equal(first.graphs.x, again.graphs.x) and first.sha256 == again.sha256
+    # Without the raw files they are fetched, which must not lead to the processed ones either.
+    raw = base / "raw"
+    kept = raw.rename(tmp_path / "kept")
+    monkeypatch.setattr(url, "download", lambda self: shutil.copytree(kept, self.raw_dir, dirs_exist_ok=True))
+    assert torch.equal(load().graphs.x, first.graphs.x)
+    assert not marker.exists()
 
 
 def test_torch_out_of_memory_is_told_from_a_damaged_file():
@@ -60,8 +117,6 @@ def test_torch_out_of_memory_is_told_from_a_damaged_file():
 def test_missing_data_that_cannot_be_downloaded_is_one_clear_error(tmp_path, monkeypatch):
     def offline(*args, **kwargs):
         raise OSError("no route to host")
-
-    from torch_geometric.datasets import ZINC, GNNBenchmarkDataset, TUDataset
 
     for dataset in (TUDataset, GNNBenchmarkDataset, ZINC):
         monkeypatch.setattr(dataset, "download", offline)
@@ -128,8 +183,9 @@ def test_pattern_is_a_task_about_nodes(tmp_path):
     assert graphs.level == "node" and len(graphs.y) == graphs.num_nodes
 
 
-def test_zinc_subset_and_incomplete_folder(tmp_path):
-    raw = tmp_path / "zinc" / "raw"
+def write_zinc(root):
+    """A few molecules in the form of ZINC's raw files, in the folder that is returned."""
+    raw = root / "zinc" / "raw"
     raw.mkdir(parents=True)
     for part, count in (("train", 5), ("val", 3), ("test", 3)):
         molecules = [
@@ -142,6 +198,11 @@ def test_zinc_subset_and_incomplete_folder(tmp_path):
         ]
         (raw / f"{part}.pickle").write_bytes(pickle.dumps(molecules))
         (raw / f"{part}.index").write_text("0,2\n")
+    return raw
+
+
+def test_zinc_subset_and_incomplete_folder(tmp_path):
+    raw = write_zinc(tmp_path)
     subset, full = (load_zinc(name, tmp_path, tmp_path / "cache") for name in ("ZINC12k", "ZINC"))
     assert len(subset.graphs) == 6 and len(full.graphs) == 11
     assert subset.graphs.y.tolist() == [0, 2, 0, 2, 0, 2]

@@ -50,7 +50,7 @@ def test_tu_variant_tells_published_data_from_others():
 def test_tu_processed_file_is_made_anew_when_the_raw_files_change_or_it_is_damaged(tmp_path, make_tu):
     raw, cache = make_tu(tmp_path), tmp_path / "cache"
     first = load_tu("TOY", tmp_path, cache)
-    (processed,) = cache.rglob("data.pt")
+    (processed,) = cache.rglob("TOY-*.pt")
     processed.write_bytes(b"damaged")
     assert torch.equal(load_tu("TOY", tmp_path, cache).graphs.x, first.graphs.x)
     labels = (raw / "TOY_graph_labels.txt").read_text().split()

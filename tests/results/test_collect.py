@@ -9,6 +9,7 @@ import yaml
 
 from et.errors import UserError
 from et.identity import Key, config_of, reproduces
+from et.record import read_result, write_result
 from et.results import collect as collecting
 from et.results import paper
 from et.results.cells import lines_of
@@ -52,6 +53,52 @@ def test_a_corrupt_result_is_reported_and_treated_as_missing(make_run, tmp_path,
     found = collect([tmp_path / "runs"])
     assert not found.runs
     assert len(found.problems) == 1 and found.problems[0].startswith("corrupt")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    (
+        {"metrics": [1]}, {"metrics": {"test/auc": "high"}}, {"metrics": None}, {"dataset": "amazon"}, {"seed": "0"},
+        {"seed": [0]}, {"experiment": ["x"]}, {"experiment": "../../x"}, {"run_id": 3}, {"seconds": "long"},
+        {"versions": []}, {"protocol": {}}, {"num_params": True}, {"epochs": None},
+    ),
+)  # fmt: skip
+def test_a_malformed_record_is_skipped_and_named_and_the_others_are_shown(make_run, tmp_path, changes):
+    bad = make_run(Key("amazon_1pct", 1, "held_out", "paper"), METRICS)
+    make_run(KEY, METRICS)
+    record = {**json.loads((bad / "result.json").read_text()), **changes}
+    record.pop("record_sha256")
+    (bad / "result.json").write_text(json.dumps(record))
+    line = json.dumps({**record, "overrides": Key("amazon_1pct", 1, "held_out", "paper").overrides()})
+    (tmp_path / "results.jsonl").write_text(line + "\n")
+    found = collect([tmp_path / "runs"], [tmp_path / "results.jsonl"])
+    assert [run.key for run in found.runs.values()] == [KEY]
+    assert len(found.problems) == 2
+    assert bad.name in found.problems[0] and "results.jsonl:1" in found.problems[1]
+    assert any(line.runs for line in lines_of(paper.load(1), found))
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "\x00"])
+def test_what_no_parser_takes_is_named_too(make_run, tmp_path, text):
+    bad, other = (make_run(Key("amazon_1pct", seed, "held_out", "paper"), METRICS) for seed in (0, 1))
+    (bad / "result.json").write_text(text)
+    (other / "config.yaml").write_bytes(b"name: \xff")
+    found = collect([tmp_path / "runs"])
+    assert not found.runs and len(found.problems) == 2
+
+
+def test_a_changed_digit_in_a_record_is_noticed(make_run, tmp_path):
+    folder = make_run(KEY, METRICS)
+    text = (folder / "result.json").read_text()
+    (folder / "result.json").write_text(text.replace("0.95", "0.96"))
+    assert "is damaged: it is not as it was written" in collect([tmp_path / "runs"]).problems[0]
+
+
+def test_a_line_whose_overrides_read_the_environment_is_left_out(make_run, line_of):
+    folder = make_run(KEY, METRICS)
+    for extra in ("+x=${oc.env:HOME}", "hydra.searchpath=[file:///tmp]", "+hydra.job.env_set.A=1"):
+        with pytest.raises(UserError, match="no run is recorded with"):
+            from_line(line_of(folder, [*KEY.overrides(), extra]), "results.jsonl:1")
 
 
 def test_runs_on_a_users_own_data_are_in_no_table_and_not_recorded(make_run, tmp_path):
@@ -126,9 +173,9 @@ def test_roots_are_merged_by_run_id_and_duplicates_reported(make_run, tmp_path):
     found = collect([tmp_path / "runs", tmp_path / "elsewhere"])
     assert len(found.runs) == 2
     assert len(found.problems) == 1 and "with the same metrics" in found.problems[0]
-    changed = json.loads((copy / "result.json").read_text())
+    changed = read_result(copy)
     changed["metrics"]["test/auc"] = 0.1
-    (copy / "result.json").write_text(json.dumps(changed))
+    write_result(copy, changed)
     found = collect([tmp_path / "runs", tmp_path / "elsewhere"])
     assert "with other metrics" in found.problems[0]
     assert found.runs[folder.name].record["metrics"] == METRICS

@@ -82,3 +82,33 @@ def test_a_descent_that_is_not_whole_is_none(tmp_path):
     assert read_descent(tmp_path) is None, "a step without its picture"
     path.write_text("{")
     assert read_descent(tmp_path) is None
+
+
+@pytest.mark.parametrize("link", (False, True), ids=("name", "link"))
+def test_a_descent_shows_no_file_from_elsewhere(tmp_path, link):
+    folder, secret = tmp_path / "run", tmp_path / "secret.webp"
+    path = write_descent(folder)
+    secret.write_bytes(b"not for the page")
+    record = json.loads(path.read_text())
+    if link:
+        shown = folder / "pictures" / record["pictures"][0]["masked"]
+        shown.unlink()
+        shown.symlink_to(secret)
+    else:
+        record["pictures"][0]["masked"] = "../../secret.webp"
+    path.write_text(json.dumps(record))
+    assert read_descent(folder) is None
+    (folder / "pictures" / "linked.webp").symlink_to(secret)
+    assert all(secret.resolve() != picture.resolve() for picture in picture_files(folder))
+
+
+@pytest.mark.parametrize("text", ("[" * 5000, '{"pictures": 3}', '{"pictures": [3]}', "[]"))
+def test_a_malformed_descent_is_none(tmp_path, text):
+    write_descent(tmp_path).write_text(text)
+    assert read_descent(tmp_path) is None
+
+
+def test_curves_with_broken_bytes_are_none(tmp_path):
+    for content in (b"step,train/loss\n0,\xff\n", b"step,train/loss\n0,1\x00\n1,2\n"):
+        (tmp_path / "metrics.csv").write_bytes(content)
+        assert read_curves(tmp_path) == {}
