@@ -30,8 +30,7 @@ def exit_on_user_error(function: Callable[[], T]) -> T:
     except (UserError, InstantiationException) as error:
         if not is_user_error(error):
             raise
-        # A loader's worker process puts its own traceback before the message.
-        message = str(unwrapped(error)).rstrip().rsplit("et.errors.UserError: ", 1)[-1]
+        message = str(unwrapped(error))
     except KeyboardInterrupt:
         message = "interrupted"
     print(f"error: {message}", file=sys.stderr)
@@ -116,6 +115,8 @@ def print_metrics(title: str, dataset: dict[str, Any], metrics: dict[str, float]
         table.add_row(name, f"{value:.4f}")
     print(f"\n{title}\ndata: {dataset['name']} ({dataset['variant']})")
     Console().print(table)
+    for warning in dataset.get("warnings", ()):
+        print(f"warning: {warning}")
 
 
 def print_record(record: dict[str, Any], folder: str, skipped: bool) -> None:

@@ -20,6 +20,8 @@ RESULT_KEYS = (
 
 # What a record calls data that are nobody's published ones, and that may change under the same name.
 USER_DATA = "user data"
+# What it calls data that are as large as the published ones, and of whose contents no hash is known.
+COUNTS_ONLY = "exact in its counts, contents not checked"
 
 # What does not change a run's result, and so has no part in its id: where things are, what is shown, what it runs on.
 NOT_IN_ID: Mapping[str, tuple[str, ...] | None] = {
@@ -34,10 +36,18 @@ NOT_IN_ID: Mapping[str, tuple[str, ...] | None] = {
 }
 
 
+# Options that recorded runs did not have: they are part of an id only where they are not at these values.
+ABSENT_AT_DEFAULT: Mapping[str, Mapping[str, Any]] = {"data": {"drop_empty": False, "stratified": True}}
+
+
 def counted(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a resolved configuration that a run id is made of."""
     sections = {key: value for key, value in config.items() if NOT_IN_ID.get(key, ()) is not None}
-    return {key: _without(value, NOT_IN_ID.get(key) or ()) for key, value in sections.items()}
+    parts = {key: _without(value, NOT_IN_ID.get(key) or ()) for key, value in sections.items()}
+    for section, defaults in ABSENT_AT_DEFAULT.items():
+        if isinstance(parts.get(section), dict):
+            parts[section] = {k: v for k, v in parts[section].items() if k not in defaults or v != defaults[k]}
+    return parts
 
 
 def run_id(config: Mapping[str, Any]) -> str:
