@@ -23,7 +23,7 @@ from et.graphs.counts import check_counts, counts_of
 from et.graphs.graph_list import load_graph_list
 from et.graphs.positional import with_eigenvectors
 from et.graphs.protocol import everything_split, held_out_split
-from et.record import USER_DATA
+from et.graphs.published import standardize_by_default
 from et.sampling import EpochSampler, per_process, shared_batches
 
 Kind = Literal["tu", "gnnbench", "zinc", "generated", "extracted", "zinc_variant", "digits", "file"]
@@ -118,7 +118,9 @@ class GraphData(pl.LightningDataModule):
         self.fold, self.folds, self.protocol, self.seed = fold, folds, protocol, seed
         self.max_nodes = max_nodes if fidelity == "released" else None
         self.one_hot, self.sizes, self.made_seed = one_hot, sizes, made_seed
-        self.fidelity, self.standardize, self.cache = fidelity, standardize, cache
+        own = source == "file" or standardize_by_default(source, name) is None
+        self.standardize = (own or fidelity != "released") if standardize is None else standardize
+        self.cache = cache
         self.drop_empty, self.stratified = drop_empty, stratified
         self.graphs: GraphBatch | None = None
 
@@ -178,8 +180,6 @@ class GraphData(pl.LightningDataModule):
         self.has_official_split = loaded.split is not None
         self.split = self.make_split(graphs, loaded.split)
         self.absent = self.absent_classes(graphs)
-        if self.standardize is None:
-            self.standardize = loaded.variant.startswith(USER_DATA) or self.fidelity != "released"
         if self.standardize:
             graphs = standardized(graphs, self.split["train"])
         graphs = replace(graphs, x=to_float32(graphs.x, str(self.name)))

@@ -196,7 +196,7 @@ def _column(path: Path, kind: type = np.int64) -> np.ndarray:
         values = pd.read_csv(
             text, header=None, dtype=kind, skipinitialspace=True, skip_blank_lines=False, float_precision="round_trip",
             encoding="utf-8-sig",
-        ).to_numpy()  # fmt: skip
+        ).to_numpy(copy=True)  # fmt: skip
         if not np.isfinite(values).all():
             raise ValueError("a number is missing")
         return values
