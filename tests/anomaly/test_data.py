@@ -106,7 +106,7 @@ def test_quantiles_make_long_tails_normal(graph, tmp_path, how):
     ("changes", "message"),
     [
         ({"num_features": 6}, r"set data\.num_features=5"),
-        ({"num_nodes": 1, "num_features": 2}, r"set data\.num_nodes=200, data\.num_features=5"),
+        ({"num_nodes": 1, "num_features": 2}, r"set data\.num_nodes=200 data\.num_features=5"),
         ({"merge": False}, r"set data\.num_relations=2"),
         ({"standardize": "yes"}, r"data\.standardize must be"),
         ({"scaling": "ranks"}, r"data\.scaling must be"),
