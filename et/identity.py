@@ -115,6 +115,10 @@ def with_counts(cfg: DictConfig) -> DictConfig:
     open_keys = [key for key in COUNTS if isinstance(data, DictConfig) and key in data and data.get(key, 0) is None]
     if not open_keys:
         return cfg
+    if open_keys == ["num_relations"] and data.get("merge"):  # one graph of all: nothing need be read for that
+        cfg = cfg.copy()
+        cfg.data.num_relations = 1
+        return cfg
     config = OmegaConf.to_container(data, resolve=True)
     file = Path(str(config.get("path") or ""))
     state = [file.stat().st_mtime_ns, file.stat().st_size] if file.is_file() else None
