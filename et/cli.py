@@ -50,8 +50,7 @@ def user_message(error: Exception) -> str | None:
     if isinstance(error, OmegaConfBaseException):
         return f"configuration: {error}"
     if isinstance(error, UserError | InstantiationException | OSError | RuntimeError) and is_user_error(error):
-        # A loader's worker process puts its own traceback before the message.
-        return str(unwrapped(error)).rstrip().rsplit("et.errors.UserError: ", 1)[-1]
+        return str(unwrapped(error))
     return None
 
 
@@ -190,6 +189,8 @@ def print_metrics(title: str, dataset: dict[str, Any], metrics: dict[str, float]
         table.add_row(name, f"{value:.4f}")
     print(f"\n{title}\ndata: {dataset['name']} ({dataset['variant']})")
     Console().print(table)
+    for warning in dataset.get("warnings", ()):
+        print(f"warning: {warning}")
 
 
 def print_record(record: dict[str, Any], folder: str, skipped: bool) -> None:

@@ -44,6 +44,8 @@ class Interrupted(SystemExit):
 def unwrapped(error: Exception) -> Exception:
     """What a constructor raised, without Hydra's wrapping; any other error as it is, a full disk as a sentence.
 
+    What a process of a data loader raised comes without that process's traceback.
+
     A key that the constructor does not take comes from the command line or from an experiment for another class: that
     is a :class:`UserError`, which names the keys there are.
     """
@@ -51,6 +53,8 @@ def unwrapped(error: Exception) -> Exception:
     problem = disk_problem(error)
     if problem is not None:
         return UserError(f"cannot write {getattr(error, 'filename', None) or 'a file'}: {problem}")
+    if isinstance(error, UserError) and str(error).startswith("Caught UserError in DataLoader worker"):
+        return UserError(str(error).rstrip().rsplit("UserError: ", 1)[-1])  # the worker's traceback stands before it
     if not isinstance(error, InstantiationException) or not isinstance(cause, Exception):
         return error
     return _key_not_taken(error, cause) or cause

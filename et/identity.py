@@ -8,16 +8,17 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from et.config_check import check_choices, check_config, unknown_key
-from et.errors import UserError
+from et.errors import UserError, unwrapped
 from et.places import CONF
 from et.record import counted, run_id
 
@@ -26,6 +27,11 @@ _UNUSED_BY_RELEASED = {"et.anomaly.model.AnomalyTransformer": ("step_size", "mlp
 
 # Plain values: setting them after composition gives what an override gives, for a hundredth of the time.
 _PLAIN = ("seed", "data.fold", "protocol", "fidelity")
+
+
+# What a network is built from and a user's own data say themselves, where a configuration has null.
+COUNTS = ("num_nodes", "num_features", "num_relations", "num_edge_features", "num_classes")
+_COUNTED: dict[str, dict[str, int]] = {}  # of data that were read for another configuration of this process
 
 
 @dataclass(frozen=True, order=True)
@@ -102,8 +108,41 @@ def _check_kind(override: str, overrides: Sequence[str], config: Mapping[str, An
         raise UserError(f"{override}: {kind} there, such as {json.dumps(usual)}")
 
 
+def with_counts(cfg: DictConfig) -> DictConfig:
+    """``cfg`` with the counts of a user's own data, where they are null: the network is built from them.
+
+    Raises:
+        UserError: the data is missing or damaged.
+    """
+    data = cfg.get("data")
+    open_keys = [key for key in COUNTS if isinstance(data, DictConfig) and key in data and data.get(key, 0) is None]
+    if not open_keys:
+        return cfg
+    if open_keys == ["num_relations"] and data.get("merge"):  # one graph of all: nothing need be read for that
+        cfg = cfg.copy()
+        cfg.data.num_relations = 1
+        return cfg
+    config = OmegaConf.to_container(data, resolve=True)
+    file = Path(str(config.get("path") or ""))
+    state = [file.stat().st_mtime_ns, file.stat().st_size] if file.is_file() else None
+    key = json.dumps([{k: v for k, v in config.items() if k not in ("seed", "fold")}, state], sort_keys=True)
+    if key not in _COUNTED:
+        from hydra.utils import instantiate  # late: torch and the data's libraries take seconds
+
+        try:
+            _COUNTED[key] = instantiate(config).counts()
+        except InstantiationException as error:
+            raise unwrapped(error) from error
+    cfg = cfg.copy()
+    for name in open_keys:
+        OmegaConf.update(cfg, f"data.{name}", _COUNTED[key][name])
+    return cfg
+
+
 def resolve(cfg: DictConfig) -> dict[str, Any]:
     """``cfg`` as plain data with every interpolation resolved, without Hydra's own part.
+
+    Counts of the user's own data that are null are read from the data (:func:`with_counts`).
 
     Raises:
         UserError: a mandatory value is missing, or an interpolation leads nowhere.
@@ -112,7 +151,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
         missing = [key for key in OmegaConf.missing_keys(cfg) if not key.startswith("hydra.")]
         if missing:
             raise UserError(f"the configuration lacks {', '.join(sorted(missing))}: choose experiment=NAME or set them")
-        config = OmegaConf.to_container(cfg, resolve=True)
+        config = OmegaConf.to_container(with_counts(cfg), resolve=True)
     except OmegaConfBaseException as error:
         check_choices(cfg)  # other values are looked up by these
         raise UserError(f"the configuration does not resolve: {_first_line(error)}") from error

@@ -36,6 +36,8 @@ _CHECKSUM = "record_sha256"  # in result.json only: of the rest of the record
 
 # What a record calls data that are nobody's published ones, and that may change under the same name.
 USER_DATA = "user data"
+# What it calls data that are as large as the published ones, and of whose contents no hash is known.
+COUNTS_ONLY = "exact in its counts, contents not checked"
 
 # Flags of /proc/cpuinfo that numerical libraries choose their code by.
 INSTRUCTION_SETS = (
@@ -62,6 +64,8 @@ NOT_IN_ID: Mapping[str, tuple[str, ...] | None] = {
 ADDED_KEYS: Mapping[str, Mapping[str, Any]] = {
     "model.affine_init_std": {"paper": None},
     "task.mask_first_patch": {"paper": None},
+    "data.drop_empty": {"paper": False, "released": False},
+    "data.stratified": {"paper": True, "released": True},
 }
 
 

@@ -50,7 +50,11 @@ def _place(data: Mapping[str, Any]) -> Path | None:
         return Path(source["root"])
     if data.get("path") is not None:
         return Path(data["path"])
-    return Path(data["root"]) / str(source) / str(data.get("name"))  # a folder in TUDataset's form
+    if "name" not in data:  # a file saved as one of the published graphs of nodes
+        return Path(data["root"]) / "node"
+    if source == "tu":
+        return Path(data["root"]) / "tu" / str(data["name"])
+    return Path(data["root"]) / ("mnist" if source == "extracted" else "zinc")
 
 
 def _hash(data: Mapping[str, Any], place: Path) -> str:

@@ -24,7 +24,7 @@ from et.checkpoint_files import load_best
 from et.config_check import check_config
 from et.errors import UserError
 from et.files import write_atomically
-from et.identity import resolve
+from et.identity import resolve, with_counts
 from et.interrupt import StopOnSignal
 from et.launch import agreed, cluster_environment, local_processes, must_start_processes, run_processes
 from et.loading import family
@@ -83,6 +83,7 @@ def train(cfg: DictConfig) -> Outcome:
     config = resolve(cfg)
     check_options(cfg.trainer)
     check_config(config)
+    cfg = with_counts(cfg)
     check_epochs(cfg)
     check_checkpoint_choice(cfg)
     check_precision(cfg)
@@ -190,7 +191,7 @@ def fit(
     except BaseException as error:
         with suppress(OSError, UserError):  # a full disk, which has been told of already
             metrics_file.save()
-        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):
             raise UserError(
                 f"a process of the data loader died at step {trainer.global_step} (out of memory?). The last "
                 "checkpoint is good: start the same command again to resume, with a smaller data.num_workers if it "

@@ -58,3 +58,9 @@ def test_a_key_that_a_class_does_not_take_is_told_with_those_it_takes():
     assert "did you mean model.train_ratio?" in str(error)
     error = built("et.graphs.model.GraphEnergyTransformer.of_fidelity", fidelity="paper", num_blok=1)
     assert "GraphEnergyTransformer takes no num_blok; did you mean model.num_blocks?" in str(error)
+
+
+def test_what_a_loader_process_raised_comes_without_its_traceback():
+    traceback = "Caught UserError in DataLoader worker process 1.\nOriginal Traceback ...\n"
+    told = traceback + "et.errors.UserError: bad.png is bad\n"
+    assert str(unwrapped(UserError(told))) == "bad.png is bad"

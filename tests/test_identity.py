@@ -165,3 +165,23 @@ def test_texts_numbers_and_names_in_their_places_pass():
 
 def test_negative_numbers_are_numbers():
     assert config_of(["experiment=demo_anomaly", "seed=-1"])["seed"] == -1
+
+
+@pytest.mark.parametrize(
+    ("option", "default", "other"), [("drop_empty", "false", "true"), ("stratified", "true", "false")]
+)
+def test_an_option_that_recorded_runs_did_not_have_counts_where_it_is_used(option, default, other):
+    plain = ["experiment=tu_mutag"]
+    assert reproduces([*plain, f"data.{option}={default}"], run_id(config_of(plain)))
+    assert not reproduces([*plain, f"data.{option}={other}"], run_id(config_of(plain)))
+
+
+def test_counts_left_open_make_the_run_of_the_right_counts(tmp_path):
+    from tests.anomaly.conftest import make_graph, save_npz
+
+    own = ["experiment=demo_anomaly", "data=graph_file", f"data.path={save_npz(make_graph(), tmp_path / 'mine.npz')}"]
+    config = config_of(own)
+    assert (config["data"]["num_nodes"], config["model"]["in_features"]) == (200, 5)
+    assert reproduces([*own, "data.num_nodes=200", "data.num_features=5"], run_id(config))
+    with pytest.raises(UserError, match="there is no file"):
+        config_of([*own[:2], f"data.path={tmp_path}/absent.npz"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from et.anomaly.graph import NodeGraph, check_graph, make_undirected, neighbourhoods, reverse_cuthill_mckee
 from et.anomaly.sources import PUBLISHED, existing_file, load_graph
-from et.anomaly.splits import Split, make_split
+from et.anomaly.splits import Split, few_anomalies, make_split
 from et.core import EdgeTopology
+from et.core.arguments import check_given, check_sizes
 from et.core.sparse import SortedEdges
 from et.errors import UserError
+from et.features import standardize_columns, to_float32
 from et.sampling import EpochSampler, rank_and_world, sample_rng
 
 
@@ -65,7 +68,8 @@ class NodeDataModule(pl.LightningDataModule):
 
     Args:
         source, root, path, neighbours: see :func:`et.anomaly.sources.load_graph`.
-        num_nodes, num_features, num_relations: what the file must hold (the model is built from these numbers).
+        num_nodes, num_features, num_relations: what the file must hold (the model is built from these numbers);
+            None: what it holds.
         train_ratio, seed, protocol: see :func:`et.anomaly.splits.make_split`.
         fidelity: ``paper`` or ``released``.
         merge: one graph out of all relations (table 1), or one a relation (table 12).
@@ -87,9 +91,9 @@ class NodeDataModule(pl.LightningDataModule):
         self,
         source: str,
         root: str | Path,
-        num_nodes: int,
-        num_features: int,
-        num_relations: int = 1,
+        num_nodes: int | None,
+        num_features: int | None,
+        num_relations: int | None = 1,
         path: str | Path | None = None,
         neighbours: int = 10,
         train_ratio: float = 0.4,
@@ -106,6 +110,8 @@ class NodeDataModule(pl.LightningDataModule):
         subgraphs: int = 1,
     ):
         super().__init__()
+        check_sizes(neighbours=neighbours, subgraphs=subgraphs)
+        check_given(num_nodes=num_nodes, num_features=num_features, num_relations=num_relations)
         self.released = released = fidelity == "released"
         self.source, self.root, self.path, self.neighbours = source, root, path, neighbours
         self.expected = {"num_nodes": num_nodes, "num_features": num_features, "num_relations": num_relations}
@@ -138,12 +144,14 @@ class NodeDataModule(pl.LightningDataModule):
         split = make_split(graph.labels.numpy(), self.train_ratio, self.seed, self.protocol)
         edges = neighbourhoods(graph, self.merge, self.self_loops, self.repeated_edges)
         self._description, self._split = self._describe(graph, split, edges), split
+        for warning in self._description.get("warnings", ()):
+            warnings.warn(warning, stacklevel=2)
         anomalous = int((graph.labels[split.train] == 1).sum())
         nodes = nearby_order(edges.values(), graph.num_nodes)
         place = torch.empty_like(nodes)
         place[nodes] = torch.arange(graph.num_nodes)
         self.whole = NodeBatch(
-            features=standardized(graph.features, self.standardize, self.scaling, split)[nodes],
+            features=self._features(graph, split)[nodes],
             labels=graph.labels[nodes],
             topologies=tuple(EdgeTopology(place[edge_index], graph.num_nodes) for edge_index in edges.values()),
             train=place[torch.from_numpy(split.train)],
@@ -156,17 +164,30 @@ class NodeDataModule(pl.LightningDataModule):
         if stage == "fit" and trainer is not None and trainer.is_global_zero and not trainer.fast_dev_run:
             split.save(Path(trainer.default_root_dir) / "split.npz", graph.num_nodes)
 
-    def _read(self) -> NodeGraph:
-        graph = load_graph(self.source, self.root, self.path, self.neighbours)
+    def counts(self) -> dict[str, int]:
+        """The numbers of nodes, features and relations that the file has.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        return self._counts_of(load_graph(self.source, self.root, self.path, self.neighbours))
+
+    def _counts_of(self, graph: NodeGraph) -> dict[str, int]:
         check_graph(graph)
-        found = {
+        return {
             "num_nodes": graph.num_nodes,
             "num_features": graph.features.shape[1],
             "num_relations": 1 if self.merge else len(graph.relations),
         }
-        if found != self.expected:
-            wrong = ", ".join(f"data.{key}={found[key]}" for key in found if found[key] != self.expected[key])
-            raise UserError(f"the configuration does not fit the graph {graph.name!r}: set {wrong}")
+
+    def _read(self) -> NodeGraph:
+        graph = load_graph(self.source, self.root, self.path, self.neighbours)
+        found = self._counts_of(graph)
+        wrong = {key: count for key, count in found.items() if self.expected[key] not in (None, count)}
+        if wrong:
+            settings = " ".join(f"data.{key}={count}" for key, count in wrong.items())
+            says = ", ".join(f"{key}={self.expected[key]}" for key in wrong)
+            raise UserError(f"the configuration does not fit the graph {graph.name!r}, it says {says}: set {settings}")
         relations = {
             name: make_undirected(edge_index, graph.num_nodes, name, self.one_way_edges)
             for name, edge_index in self._ordered(graph.relations)
@@ -179,7 +200,9 @@ class NodeDataModule(pl.LightningDataModule):
 
     def _describe(self, graph: NodeGraph, split: Split, edges: dict[str, Tensor]) -> dict[str, Any]:
         labelled = graph.labels[graph.labels >= 0]
+        few = few_anomalies(graph.labels.numpy(), split)
         return {
+            **({"warnings": few} if few else {}),
             "name": graph.name,
             "variant": graph.variant,
             "sha256": graph.sha256(),
@@ -197,6 +220,10 @@ class NodeDataModule(pl.LightningDataModule):
             "test_nodes": len(split.test),
             "split_sha256": split.sha256(graph.num_nodes),
         }
+
+    def _features(self, graph: NodeGraph, split: Split) -> Tensor:
+        scaled = standardized(graph.features, self.standardize, self.scaling, split)
+        return to_float32(scaled, graph.name)
 
     def parts(self) -> Tensor:
         """(N,) uint8, in the order of the graph's file: 0 in no part, 1 train, 2 validation, 3 test."""
@@ -342,10 +369,9 @@ def standardized(features: Tensor, how: str, scaling: str, split: Split) -> Tens
         return features
     known = (features[torch.from_numpy(split.train)] if how == "train" else features).double()
     deviation = known.std(dim=0, correction=0)
-    varies = deviation > 1e-12
+    varies = deviation > 1e-12 * known.mean(dim=0).abs().clamp(min=1)
     if scaling == "moments":
-        deviation = torch.where(varies, deviation, torch.ones_like(deviation))
-        return ((features.double() - known.mean(dim=0)) / deviation * varies).float()
+        return (standardize_columns(features, known, correction=0, constant=~varies) * varies).float()
     from sklearn.preprocessing import QuantileTransformer
 
     quantiles = min(200, len(known))

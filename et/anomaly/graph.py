@@ -10,6 +10,7 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
+from et.core.edges import is_whole
 from et.errors import UserError
 
 UNLABELLED = -1
@@ -21,7 +22,7 @@ class NodeGraph:
 
     Attributes:
         name: what to call it.
-        features: (N, F) float32.
+        features: (N, F) float32, or float64 where float32 would lose a column's variation beside its offset.
         labels: (N,) int64: 0 benign, 1 anomalous, -1 unlabelled.
         relations: edge_index (2, E) of each relation, row 0 source and row 1 target; an undirected edge stands there
             in both directions.
@@ -53,8 +54,8 @@ def check_graph(graph: NodeGraph) -> None:
     """Look for everything that would otherwise surface later as NaN, an index error or a wrong number.
 
     Raises:
-        UserError: wrong shapes; features that are not finite; labels outside {0, 1, -1}; no relation, an empty one, or
-            one that names nodes the graph does not have.
+        UserError: wrong shapes; features that are not finite; labels outside {0, 1, -1}, or of one class; no relation,
+            an empty one, or one that names nodes the graph does not have.
     """
     features, labels, where = graph.features, graph.labels, f"the graph {graph.name!r}"
     if features.dim() != 2 or labels.shape != features.shape[:1]:
@@ -71,12 +72,18 @@ def check_graph(graph: NodeGraph) -> None:
     if not known.all():
         values = ", ".join(str(v) for v in labels[~known].unique()[:5].tolist())
         raise UserError(f"{where} has labels {values}; a label is 0 (benign), 1 (anomalous) or -1 (unlabelled)")
+    for label, kind in ((0, "benign"), (1, "anomalous")):
+        if not (labels == label).any():
+            hint = "; -1 means unlabelled: save benign nodes as 0" if bool((labels == UNLABELLED).any()) else ""
+            raise UserError(
+                f"{where} has no node with label {label} ({kind}), only {sorted(labels.unique().tolist())}{hint}"
+            )
     if not graph.relations:
         raise UserError(f"{where} has no edges: attention needs at least one relation")
     for name, edge_index in graph.relations.items():
         if edge_index.dim() != 2 or edge_index.shape[0] != 2:
             raise UserError(f"relation {name!r} of {where} must be (2, E), but is {tuple(edge_index.shape)}")
-        if edge_index.is_floating_point() or edge_index.dtype == torch.bool:
+        if not is_whole(edge_index):
             raise UserError(f"relation {name!r} of {where} must hold integer node ids, but holds {edge_index.dtype}")
         if edge_index.numel() == 0:
             raise UserError(f"relation {name!r} of {where} has no edges: leave it out of the file")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from et.anomaly.released import ReleasedBlock
 from et.anomaly.scoring import BLOCK, WHOLE, Step, blocks, take_step
 from et.core import EdgeTopology, EnergyTransformerBlock, descend
+from et.core.arguments import check_sizes
 from et.core.sparse import segment_softmax
 
 
@@ -80,6 +81,9 @@ class AnomalyTransformer(nn.Module):
             raise ValueError(f"fidelity must be 'paper' or 'released', not {fidelity!r}")
         if combine not in ("max", "concat"):
             raise ValueError(f"combine must be 'max' or 'concat', not {combine!r}")
+        check_sizes(in_features=in_features, dim=dim, num_heads=num_heads, head_dim=head_dim)
+        check_sizes(num_relations=num_relations, memories_per_dim=memories_per_dim)
+        check_sizes(minimum=0, steps=steps, mlp_dim=0 if mlp_dim is None else mlp_dim)
         self.released, self.num_relations, self.combine = fidelity == "released", num_relations, combine
         num_memories = memories_per_dim * head_dim if num_memories is None else num_memories
         dropout = (0.3 if self.released else 0.0) if dropout is None else dropout
@@ -90,6 +94,7 @@ class AnomalyTransformer(nn.Module):
         if position_embedding or (position_embedding is None and not self.released):
             if num_nodes is None:
                 raise ValueError("a position embedding needs num_nodes")
+            check_sizes(num_nodes=num_nodes)
             self.position = nn.Parameter(torch.empty(num_nodes, dim).normal_(std=0.02))
         if self.released:
             self.dynamics = ReleasedDynamics(*sizes, steps=steps, dropout=dropout, **parts)

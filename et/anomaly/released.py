@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from et.core import EdgeTopology
+from et.core.arguments import check_sizes
 from et.core.hopfield import relu_response
 from et.core.sparse import attention, segment_softmax
 
@@ -52,6 +53,7 @@ class ReleasedBlock(nn.Module):
         super().__init__()
         if not (use_attention or use_hopfield):
             raise ValueError("a block needs attention, a Hopfield network, or both: one of the two must stay")
+        check_sizes(dim=dim, num_heads=num_heads, head_dim=head_dim, num_memories=num_memories)
         self.num_heads, self.head_dim, self.dropout = num_heads, head_dim, dropout
         self.norm = nn.LayerNorm(dim)
         self.w_query = self.w_key = self.beta = self.memories = None

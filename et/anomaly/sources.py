@@ -6,8 +6,9 @@ arrays.
 
 from __future__ import annotations
 
+import warnings
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -15,59 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from et.anomaly.graph import UNLABELLED, NodeGraph, edge_keys, without_repeats
+from et.anomaly.graph import UNLABELLED, NodeGraph, check_graph
+from et.anomaly.published import PUBLISHED
+from et.core.edges import is_whole
 from et.errors import UserError
+from et.features import as_features
 from et.pyg_file import load_pyg
-from et.record import USER_DATA
+from et.record import COUNTS_ONLY, USER_DATA
 
-
-@dataclass(frozen=True)
-class Published:
-    """A data set that lives in a file: what it is called there, where that is from, and how large it is.
-
-    Attributes:
-        file: name under ``<data root>/node/``.
-        address: where to get it.
-        nodes, edges: number of nodes and of distinct undirected edges (table 5), None where the paper has no such data.
-        unlabelled: the first so many nodes have no label.
-        variant: what it is instead of one of the paper's data sets.
-    """
-
-    file: str
-    address: str
-    nodes: int | None = None
-    edges: int | None = None
-    unlabelled: int = 0
-    variant: str = "exact"
-
-
-BWGNN_DATA = "https://github.com/squareRoot3/Rethinking-Anomaly-Detection (its README links the folder)"
-PUBLISHED = {
-    "amazon": Published("Amazon.mat", "https://data.dgl.ai/dataset/FraudAmazon.zip", 11944, 4398392, unlabelled=3305),
-    "yelp": Published("YelpChi.mat", "https://data.dgl.ai/dataset/FraudYelp.zip", 45954, 3846979),
-    "tfinance": Published("tfinance", BWGNN_DATA, 39357, 21222543),
-    "tsocial": Published("tsocial", BWGNN_DATA, 5781065, 73105508),
-    "tolokers": Published(
-        "tolokers.npz",
-        "https://github.com/yandex-research/heterophilous-graphs (data/tolokers.npz)",
-        variant="exact (a data set the paper does not have)",
-    ),
-    "amazon_upu": Published(
-        "amazon_upu.mat",
-        "https://github.com/tzy528/sting",
-        variant="Amazon's U-P-U relation and the 10,224 users that have one; no unlabelled block",
-    ),
-    "yelp_reviewers": Published(
-        "yelp_reviewers.mat",
-        "https://github.com/tzy528/sting",
-        variant="Yelp's R-U-R and R-T-R relations and the 23,831 reviews that share a user",
-    ),
-    "tsocial_synthetic": Published(
-        "tsocial_synthetic.npz",
-        "`python scripts/make_synthetic_graph.py FILE`",
-        variant="synthetic, of T-Social's size",
-    ),
-}
 SOURCES = (*PUBLISHED, "breast_cancer", "file")
 
 
@@ -98,7 +54,7 @@ def load_graph(source: str, root: str | Path, path: str | Path | None = None, ne
 
 
 def published_graph(name: str, folder: Path) -> NodeGraph:
-    """A data set of :data:`PUBLISHED` from its file, compared with the sizes of table 5."""
+    """A data set of :data:`PUBLISHED` from its file, compared with what is known of it."""
     about = PUBLISHED[name]
     path = find_or_download(name, folder)
     read = read_dgl if name in ("tfinance", "tsocial") else read_graph_file
@@ -106,14 +62,15 @@ def published_graph(name: str, folder: Path) -> NodeGraph:
     if about.unlabelled and len(labels) == about.nodes:
         labels = labels.clone()
         labels[: about.unlabelled] = UNLABELLED
-    variant = about.variant
-    if about.nodes is not None:
-        keys = np.concatenate([edge_keys(edges, len(labels)) for edges in relations.values()])
-        keys.sort()
-        found = (len(labels), len(without_repeats(keys)) // 2)
-        if found != (about.nodes, about.edges):
-            variant = f"{found[0]} nodes and {found[1]} edges where table 5 has {about.nodes} and {about.edges}"
-    return NodeGraph(name, features, labels, relations, variant)
+    graph = NodeGraph(name, features, labels, relations, about.variant)
+    check_graph(graph)  # before anything is counted along its edges
+    differences = about.differences(graph)
+    if differences:
+        warnings.warn(f"{path} is not the published data set {name!r}: {differences}", stacklevel=2)
+        return replace(graph, variant=f"{USER_DATA} saved as {about.file}: {differences}")
+    if about.nodes is not None:  # no hash of it is known
+        return replace(graph, variant=COUNTS_ONLY)
+    return graph
 
 
 def existing_file(name: str, folder: Path) -> Path | None:
@@ -172,6 +129,8 @@ def read_graph_file(path: Path) -> Parts:
         ) from error
     except UserError:
         raise
+    except NotImplementedError as error:  # scipy's about MATLAB's newer files, which are HDF5
+        raise UserError(f"{path} is a .mat file of version 7.3, which is not read: save it with -v7") from error
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0][:200]
         raise UserError(f"{path} cannot be read ({type(error).__name__}: {reason}): is it whole?") from error
@@ -267,14 +226,14 @@ def breast_cancer(neighbours: int) -> NodeGraph:
 
 
 def features_of(array: np.ndarray | Tensor) -> Tensor:
-    """(N, F) float32."""
-    return torch.as_tensor(array).to(torch.float32)
+    """(N, F) float32, or float64 where float32 would lose them (:func:`et.features.as_features`)."""
+    return as_features(array)
 
 
 def edges_of(array: np.ndarray | Tensor) -> Tensor:
-    """(2, E) as it is, but for unsigned ids, which torch can store and not compare."""
+    """(2, E) int32 or int64; other whole numbers, which torch does not index with, become int64."""
     edges = torch.as_tensor(array)
-    return edges.to(torch.int64) if edges.dtype in (torch.uint16, torch.uint32, torch.uint64) else edges
+    return edges.long() if is_whole(edges) and edges.dtype not in (torch.int32, torch.int64) else edges
 
 
 def labels_of(array: np.ndarray | Tensor) -> Tensor:

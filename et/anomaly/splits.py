@@ -13,6 +13,7 @@ from et.errors import UserError
 
 # The one random state and the 33 : 67 of the authors' released code.
 RELEASED_STATE, RELEASED_TEST_SHARE = 2, 0.67
+FEW_ANOMALIES = 10  # in a part, below which its scores come with a warning
 
 
 @dataclass(frozen=True)
@@ -74,3 +75,15 @@ def make_split(labels: np.ndarray, train_ratio: float, seed: int, protocol: str)
                     "raise data.train_ratio, or label more nodes of that class"
                 )
     return split
+
+
+def few_anomalies(labels: np.ndarray, split: Split) -> list[str]:
+    """A warning for validation and test part where so few nodes are anomalous that their scores mean little."""
+    found = []
+    for part, uses in (("val", "threshold and epoch are chosen"), ("test", "test/auc and test/f1_macro are measured")):
+        count = int((labels[getattr(split, part)] == 1).sum())
+        if count < FEW_ANOMALIES:
+            found.append(
+                f"{uses} on {count} anomalous node{'s' * (count != 1)}: each of them is worth {1 / count:.2f} of an AUC"
+            )
+    return found

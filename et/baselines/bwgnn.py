@@ -11,6 +11,7 @@ from numpy.polynomial import Polynomial
 from torch import Tensor, nn
 
 from et.core import EdgeTopology
+from et.core.arguments import check_sizes
 from et.core.sparse import edge_aggregate
 
 
@@ -51,6 +52,8 @@ class BWGNN(nn.Module):
 
     def __init__(self, in_features: int, hidden: int = 64, order: int = 2):
         super().__init__()
+        check_sizes(in_features=in_features, hidden=hidden)
+        check_sizes(minimum=0, order=order)
         self.encode = nn.Sequential(nn.Linear(in_features, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
         self.mix = nn.Linear((order + 1) * hidden, hidden)
         self.head = nn.Sequential(nn.ReLU(), nn.Linear(hidden, 1))

@@ -11,8 +11,21 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from et.core.arguments import check_sizes
 from et.graphs.batch import GraphBatch
 from et.graphs.positional import flip_signs
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm over the nodes of a batch, (N, D), that takes a batch of one node too.
+
+    One node has no variance. In training it is normalised by the running mean and variance, which stay as they are.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and len(x) == 1:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
 
 
 class GIN(nn.Module):
@@ -39,11 +52,12 @@ class GIN(nn.Module):
         dropout: float = 0.5,
     ):
         super().__init__()
+        check_sizes(in_features=in_features, num_outputs=num_outputs, hidden=hidden, num_layers=num_layers)
         from torch_geometric.nn import GINConv
 
         widths = [in_features] + [hidden] * num_layers
         self.layers = nn.ModuleList(GINConv(_mlp(width, hidden), train_eps=True) for width in widths[:-1])
-        self.norms = nn.ModuleList(nn.BatchNorm1d(hidden) for _ in range(num_layers))
+        self.norms = nn.ModuleList(BatchNorm(hidden) for _ in range(num_layers))
         self.heads = nn.ModuleList(nn.Linear(width, num_outputs) for width in widths)
         self.readout, self.dropout = _known(readout), dropout
 
@@ -82,6 +96,9 @@ class GAT(nn.Module):
         dropout: float = 0.5,
     ):
         super().__init__()
+        check_sizes(in_features=in_features, num_outputs=num_outputs, num_layers=num_layers)
+        check_sizes(minimum=0, edge_features=edge_features)
+        check_heads(hidden, num_heads)
         from torch_geometric.nn import GATConv
 
         self.embed = nn.Linear(in_features, hidden)
@@ -89,7 +106,7 @@ class GAT(nn.Module):
             GATConv(hidden, hidden // num_heads, num_heads, dropout=dropout, edge_dim=edge_features or None)
             for _ in range(num_layers)
         )
-        self.norms = nn.ModuleList(nn.BatchNorm1d(hidden) for _ in range(num_layers))
+        self.norms = nn.ModuleList(BatchNorm(hidden) for _ in range(num_layers))
         self.head = _mlp(hidden, hidden, num_outputs)
         self.readout, self.dropout = _known(readout), dropout
 
@@ -128,6 +145,10 @@ class GraphTransformer(nn.Module):
         dropout: float = 0.1,
     ):
         super().__init__()
+        check_sizes(in_features=in_features, num_outputs=num_outputs, num_layers=num_layers)
+        check_sizes(minimum=0, edge_features=edge_features)
+        check_sizes(num_eigenvectors=num_eigenvectors)
+        check_heads(hidden, num_heads)
         from torch_geometric.nn import TransformerConv
 
         self.embed = nn.Linear(in_features, hidden)
@@ -141,8 +162,8 @@ class GraphTransformer(nn.Module):
             # gradients (DDP) would wait for it.
             attention.lin_skip.requires_grad_(False)
         self.feed_forwards = nn.ModuleList(_mlp(hidden, 2 * hidden, hidden) for _ in range(num_layers))
-        self.attention_norms = nn.ModuleList(nn.BatchNorm1d(hidden) for _ in range(num_layers))
-        self.feed_forward_norms = nn.ModuleList(nn.BatchNorm1d(hidden) for _ in range(num_layers))
+        self.attention_norms = nn.ModuleList(BatchNorm(hidden) for _ in range(num_layers))
+        self.feed_forward_norms = nn.ModuleList(BatchNorm(hidden) for _ in range(num_layers))
         self.head = _mlp(hidden, hidden, num_outputs)
         self.readout, self.dropout = _known(readout), dropout
 
@@ -158,6 +179,13 @@ class GraphTransformer(nn.Module):
             x = first_norm(x + F.dropout(step, self.dropout, self.training))
             x = second_norm(x + F.dropout(feed_forward(x), self.dropout, self.training))
         return self.head(_pooled(x, batch, self.readout, "mean"))
+
+
+def check_heads(hidden: int, num_heads: int) -> None:
+    """Raise ValueError unless the heads share ``hidden`` evenly."""
+    check_sizes(hidden=hidden, num_heads=num_heads)
+    if hidden % num_heads:
+        raise ValueError(f"hidden {hidden} must be a multiple of num_heads {num_heads}")
 
 
 def _known(readout: str) -> str:

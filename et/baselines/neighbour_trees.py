@@ -10,6 +10,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 from et.core import EdgeTopology
+from et.core.arguments import check_sizes
 
 
 class NeighbourTrees(nn.Module):
@@ -38,6 +39,9 @@ class NeighbourTrees(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
+        check_sizes(rounds=rounds, min_samples_leaf=min_samples_leaf)
+        check_sizes(minimum=2, max_leaf_nodes=max_leaf_nodes)
+        check_sizes(minimum=0, hops=hops)
         self.hops, self.trees = hops, None
         self.settings = {
             "max_iter": rounds,

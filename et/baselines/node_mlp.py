@@ -8,6 +8,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from et.core import EdgeTopology
+from et.core.arguments import check_sizes
 
 
 class NodeMLP(nn.Module):
@@ -22,6 +23,7 @@ class NodeMLP(nn.Module):
 
     def __init__(self, in_features: int, hidden: int = 64, layers: int = 3, dropout: float = 0.0):
         super().__init__()
+        check_sizes(in_features=in_features, hidden=hidden, layers=layers)
         widths = [in_features] + [hidden] * (layers - 1)
         stages: list[nn.Module] = []
         for before, after in pairwise(widths):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from et.core import EdgeTopology
+from et.core.arguments import check_sizes
 from et.core.sparse import edge_aggregate, edge_scores, segment_softmax
 from et.errors import UserError
 
@@ -28,6 +29,7 @@ class NodeTransformer(nn.Module):
 
     def __init__(self, in_features: int, dim: int = 64, num_heads: int = 4, layers: int = 2, dropout: float = 0.0):
         super().__init__()
+        check_sizes(in_features=in_features, dim=dim, num_heads=num_heads, layers=layers)
         if dim % num_heads:
             raise ValueError(f"dim {dim} must be a multiple of num_heads {num_heads}")
         self.embed = nn.Sequential(nn.Linear(in_features, dim), nn.Dropout(dropout))

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from et.core.arguments import check_sizes
 from et.inpainting.model import sincos_positions
 from et.inpainting.patches import fill, grid_shape, pair
 
@@ -51,6 +52,7 @@ class InpaintingViT(nn.Module):
         super().__init__()
         if position_init not in ("normal", "sincos"):
             raise ValueError(f"position_init must be 'normal' or 'sincos', not {position_init!r}")
+        check_sizes(channels=channels, dim=dim, depth=depth, num_heads=num_heads)
         from timm.models.vision_transformer import VisionTransformer
 
         self.image_size, self.patch_size, self.channels = pair(image_size), pair(patch_size), channels

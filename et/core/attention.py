@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from et.core.arguments import check_sizes
 from et.core.precision import at_least_float32, no_autocast
 from et.core.topology import AllPairs, Topology
 
@@ -47,6 +48,7 @@ class EnergyAttention(nn.Module):
         super().__init__()
         if terms not in ("both", "query", "key"):
             raise ValueError(f"terms must be 'both', 'query' or 'key', not {terms!r}")
+        check_sizes(dim=dim, num_heads=num_heads, head_dim=head_dim)
         self.dim, self.num_heads, self.head_dim, self.terms = dim, num_heads, head_dim, terms
         self.w_query = nn.Parameter(torch.empty(num_heads, head_dim, dim))
         self.w_key = nn.Parameter(torch.empty(num_heads, head_dim, dim))

@@ -50,6 +50,8 @@ class SortedEdges:
         Raises:
             ValueError: edge_index has another shape, is not integer, names a node outside 0 .. N-1, or is too large.
         """
+        if edge_index.dtype not in (torch.int32, torch.int64) and is_whole(edge_index):
+            edge_index = edge_index.long()  # torch indexes and compares with these two only
         check_edge_index(edge_index, num_nodes)
         key, query = edge_index[0], edge_index[1]
         if torch.compiler.is_compiling():
@@ -132,7 +134,7 @@ def check_edge_index(edge_index: Tensor, num_nodes: int) -> None:
     """
     if edge_index.dim() != 2 or edge_index.shape[0] != 2:
         raise ValueError(f"edge_index must be (2, E), row 0 keys and row 1 queries; got {tuple(edge_index.shape)}")
-    if edge_index.is_floating_point() or edge_index.is_complex() or edge_index.dtype == torch.bool:
+    if not is_whole(edge_index):
         raise ValueError(f"edge_index must hold integers; got {edge_index.dtype}")
     if torch.compiler.is_compiling():
         return
@@ -141,6 +143,11 @@ def check_edge_index(edge_index: Tensor, num_nodes: int) -> None:
     if edge_index.numel() and (int(edge_index.min()) < 0 or int(edge_index.max()) >= num_nodes):
         low, high = int(edge_index.min()), int(edge_index.max())
         raise ValueError(f"edge_index names nodes {low} .. {high}, but the graph has nodes 0 .. {num_nodes - 1}")
+
+
+def is_whole(values: Tensor) -> bool:
+    """Whether ``values`` are of an integer type, signed or not."""
+    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
 
 
 def pointers(node: Tensor, num_nodes: int) -> Tensor:

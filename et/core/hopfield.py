@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from et.core.arguments import check_sizes
 from et.core.precision import at_least_float32, differentiable_gradient, no_autocast, watched
 from et.core.topology import Topology
 
@@ -43,6 +44,7 @@ class HopfieldNetwork(nn.Module):
         super().__init__()
         if activation not in ("relu", "softmax", "power"):
             raise ValueError(f"activation must be 'relu', 'softmax' or 'power', not {activation!r}")
+        check_sizes(dim=dim, num_memories=num_memories)
         self.dim, self.num_memories, self.activation, self.beta, self.power = dim, num_memories, activation, beta, power
         self.memories = nn.Parameter(torch.empty(num_memories, dim))
         self.bias = nn.Parameter(torch.zeros(num_memories)) if bias else None

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from et.core.arguments import check_sizes
 from et.core.precision import at_least_float32
 
 
@@ -23,6 +24,7 @@ class EnergyLayerNorm(nn.Module):
 
     def __init__(self, dim: int, eps: float = 1e-5, bias: bool = True):
         super().__init__()
+        check_sizes(dim=dim)
         self.dim, self.eps = dim, eps
         self.gamma = nn.Parameter(torch.ones(()))
         self.delta = nn.Parameter(torch.zeros(dim)) if bias else None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from et.errors import UserError
+from et.features import as_features
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class GraphBatch:
     """G graphs with N nodes and E edges altogether; a whole data set and a batch of it alike.
 
     Attributes:
-        x: node features, (N, F) float.
+        x: node features, (N, F) float; float32 in a batch.
         edge_index: (2, E) in numbers 0 .. N-1; row 0 the key (PyG's source), row 1 the query (target). The edges of a
             graph lie side by side, in the order of the graphs. int32 in a whole data set, int64 in a batch.
         edge_attr: edge features, (E, P) float, or None.
@@ -144,6 +145,8 @@ def pack(
 ) -> GraphBatch:
     """Graphs from concatenated arrays in which each graph numbers its nodes from 0.
 
+    Node features are float32, or float64 where float32 would lose them (:func:`et.features.as_features`).
+
     Raises:
         UserError: a graph has no nodes, an edge names a node that its graph does not have, or an array is too short or
             too long.
@@ -157,7 +160,11 @@ def pack(
         if found != wanted:
             raise UserError(f"{key} is of {found} where the graphs need {wanted}: the files it comes from are damaged")
     if int(sizes.min()) < 1:
-        raise UserError(f"graph {int(sizes.argmin())} has no nodes: remove it, or mend the files it comes from")
+        empty = (sizes < 1).nonzero()[:, 0]
+        raise UserError(
+            f"{len(empty)} of {len(sizes)} graphs have no nodes, first graph {int(empty[0])}: set data.drop_empty=true "
+            "to leave them out, or mend the files they come from"
+        )
     ptr, edge_ptr = _pointers(sizes), _pointers(edge_counts)
     graph_of_edge = torch.repeat_interleave(edge_counts)
     wrong = (edge_index < 0) | (edge_index >= sizes[graph_of_edge])
@@ -170,7 +177,7 @@ def pack(
     if edge_attr is not None:
         edge_attr = edge_attr.float().reshape(edge_index.shape[1], -1)
     edge_index = edge_index.int() + ptr.int()[graph_of_edge]
-    return GraphBatch(x.float(), edge_index, edge_attr, y, ptr, edge_ptr, level=level)
+    return GraphBatch(as_features(x), edge_index, edge_attr, y, ptr, edge_ptr, level=level)
 
 
 def _pointers(counts: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from et.core import EdgeTopology, EnergyTransformerBlock, descend
+from et.core.arguments import check_sizes
 
 
 class EnergyConv(nn.Module):
@@ -33,6 +34,8 @@ class EnergyConv(nn.Module):
         **block: object,
     ):
         super().__init__()
+        check_sizes(in_channels=in_channels, heads=heads, head_dim=head_dim, memories=memories)
+        check_sizes(minimum=0, steps=steps)
         self.in_channels = self.out_channels = in_channels
         self.steps, self.step_size = steps, step_size
         self.block = EnergyTransformerBlock(in_channels, heads, head_dim, memories, **block)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from et.core.arguments import check_given, check_sizes
 from et.errors import UserError
+from et.features import standardize_columns, to_float32
 from et.graphs import made, sources, tu
 from et.graphs.batch import GraphBatch
+from et.graphs.counts import check_counts, counts_of
 from et.graphs.graph_list import load_graph_list
 from et.graphs.positional import with_eigenvectors
 from et.graphs.protocol import everything_split, held_out_split
+from et.graphs.published import standardize_by_default
 from et.sampling import EpochSampler, per_process, shared_batches
 
 Kind = Literal["tu", "gnnbench", "zinc", "generated", "extracted", "zinc_variant", "digits", "file"]
@@ -44,8 +49,8 @@ class GraphData(pl.LightningDataModule):
         name: as its collection spells it, for example ``MUTAG``; None, for source ``file``: the file's.
         source: where it comes from (see sources.py, tu.py, made.py and graph_list.py beside this file).
         root: the data root.
-        num_features, num_edge_features, num_classes: what the model is built for; checked against the data.
-            ``num_edge_features`` is 0 where edges have none; ``num_classes`` is 1 for regression.
+        num_features, num_edge_features, num_classes: what the model is built for; checked against the data. None: the
+            data's. ``num_edge_features`` is 0 where edges have none; ``num_classes`` is 1 for regression.
         batch_size: graphs in a (global) batch.
         num_eigenvectors: k of eq. 23.
         fold, folds: which part of the cross-validation is tested, for data without an official split under
@@ -54,16 +59,21 @@ class GraphData(pl.LightningDataModule):
         fidelity: ``released`` applies ``max_nodes``.
         max_nodes: the released code's limit; surplus nodes of larger graphs are dropped. None: no limit.
         one_hot: code integer node and edge types (ZINC's) as one-hot columns.
-        standardize: shift and scale node attributes by mean and deviation over the training graphs' nodes; None: under
-            ``fidelity=paper`` only (neither text nor released code does it; eq. 24 squares attributes far from 1).
+        standardize: shift and scale node attributes by mean and deviation over the training graphs' nodes; None: of
+            the user's own data always, of others under ``fidelity=paper`` only (neither text nor released code does it;
+            eq. 24 squares attributes far from 1).
         sizes: for made data, how many graphs to make for train, val and test.
         made_seed: for made data, the seed they are made from (not that of the run, so that runs share their data).
         cache: folder for derived files; by default inside the data root.
         seed: of folds and of the order of batches.
         num_workers: processes that assemble batches.
         path: of the graphs, for source ``file``; see :func:`et.graphs.graph_list.load_graph_list`.
+        drop_empty: for sources ``tu`` and ``file``, leave out graphs without nodes, which are an error otherwise.
+        stratified: whether folds hold the classes in equal shares; False: folds without regard to classes, for classes
+            with fewer graphs than folds.
 
     Raises:
+        ValueError: a size is too small.
         UserError: data is missing, damaged, or not what the configuration says (from ``setup``).
     """
 
@@ -72,9 +82,9 @@ class GraphData(pl.LightningDataModule):
         name: str | None,
         source: Kind,
         root: str | Path,
-        num_features: int,
-        num_edge_features: int,
-        num_classes: int,
+        num_features: int | None,
+        num_edge_features: int | None,
+        num_classes: int | None,
         batch_size: int = 32,
         num_eigenvectors: int = 15,
         fold: int = 0,
@@ -90,8 +100,15 @@ class GraphData(pl.LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
         path: str | Path | None = None,
+        drop_empty: bool = False,
+        stratified: bool = True,
     ):
         super().__init__()
+        check_sizes(batch_size=batch_size, num_eigenvectors=num_eigenvectors)
+        check_sizes(**{f"sizes[{number}]": size for number, size in enumerate(sizes or ())})
+        check_sizes(minimum=0, num_workers=num_workers)
+        check_given(num_features=num_features, num_classes=num_classes, max_nodes=max_nodes)
+        check_given(minimum=0, num_edge_features=num_edge_features)
         if source == "file" and name is None and path is not None:
             name = Path(path).stem
         self.path = path
@@ -101,8 +118,10 @@ class GraphData(pl.LightningDataModule):
         self.fold, self.folds, self.protocol, self.seed = fold, folds, protocol, seed
         self.max_nodes = max_nodes if fidelity == "released" else None
         self.one_hot, self.sizes, self.made_seed = one_hot, sizes, made_seed
-        self.standardize = fidelity != "released" if standardize is None else standardize
+        own = source == "file" or standardize_by_default(source, name) is None
+        self.standardize = (own or fidelity != "released") if standardize is None else standardize
         self.cache = cache
+        self.drop_empty, self.stratified = drop_empty, stratified
         self.graphs: GraphBatch | None = None
 
     def load(self) -> sources.Source:
@@ -116,9 +135,11 @@ class GraphData(pl.LightningDataModule):
             raise UserError(
                 f"data.sizes and data.made_seed are of generated and extracted graphs: leave them out for {name}"
             )
+        if self.drop_empty and self.source not in ("tu", "file"):
+            raise UserError(f"data.drop_empty is of data.source=tu and file: leave it out for {name}")
         match self.source:
             case "tu":
-                return tu.load_tu(name, root, cache)
+                return tu.load_tu(name, root, drop_empty=self.drop_empty)
             case "gnnbench":
                 return sources.load_gnn_benchmark(name, root, cache)
             case "zinc":
@@ -132,7 +153,7 @@ class GraphData(pl.LightningDataModule):
             case "digits":
                 return made.load_digits()
             case "file":
-                return load_graph_list(self.path)
+                return load_graph_list(self.path, drop_empty=self.drop_empty)
         raise UserError(f"data.source must be one of {', '.join(Kind.__args__)}, not {self.source!r}")
 
     def missing(self) -> list[str]:
@@ -149,76 +170,33 @@ class GraphData(pl.LightningDataModule):
         if self.graphs is not None:
             return
         loaded = self.load()
-        graphs = (
-            encode_types(loaded.graphs, self.num_features, self.num_edge_features) if self.one_hot else loaded.graphs
-        )
-        self.check_counts(graphs)
+        graphs = self.encoded(loaded.graphs)
+        stated = {key: getattr(self, key) for key in ("num_features", "num_edge_features", "num_classes")}
+        vars(self).update(check_counts(graphs, str(self.name), self.source, stated))
         self.check_fold(loaded.split is not None)
         self.cut = self.max_nodes is not None and int(graphs.sizes.max()) > self.max_nodes
         if self.cut:
             graphs = graphs.truncate(self.max_nodes)
         self.has_official_split = loaded.split is not None
         self.split = self.make_split(graphs, loaded.split)
+        self.absent = self.absent_classes(graphs)
         if self.standardize:
             graphs = standardized(graphs, self.split["train"])
+        graphs = replace(graphs, x=to_float32(graphs.x, str(self.name)))
         self.graphs = with_eigenvectors(graphs, self.num_eigenvectors, sources.cache_folder(self.root, self.cache))
-        self.variant, self.sha256 = loaded.variant, loaded.sha256
+        self.variant, self.sha256, self.dropped_empty = loaded.variant, loaded.sha256, loaded.dropped_empty
 
-    def check_counts(self, graphs: GraphBatch) -> None:
-        """Raise UserError unless numbers are finite, and features as many as the configuration says."""
-        for key, values in (("node features", graphs.x), ("edge features", graphs.edge_attr), ("targets", graphs.y)):
-            if values is not None and not torch.isfinite(values).all():
-                raise UserError(f"the {key} of {self.name} contain NaN or infinite values: mend the files")
-        self.check_targets(graphs)
-        edge_features = 0 if graphs.edge_attr is None else graphs.edge_attr.shape[1]
-        found = {"num_features": graphs.x.shape[1], "num_edge_features": edge_features}
-        for key, count in found.items():
-            if count == getattr(self, key):
-                continue
-            if self.source == "file":
-                array = "x" if key == "num_features" else "edge_attr"
-                raise UserError(f"{array} of {self.name} has {count} columns: set data.{key}={count}")
-            raise UserError(
-                f"{self.name} has {count} columns where the configuration says {key}={getattr(self, key)}: a label "
-                "out of range in the files adds columns, a missing file of labels or attributes takes some away; "
-                f"check them, or set data.{key}={count}"
-            )
+    def counts(self) -> dict[str, int]:
+        """The numbers of features, edge features and classes that the data have.
 
-    def check_targets(self, graphs: GraphBatch) -> None:
-        """Raise UserError unless targets are classes, as many as the configuration says, or those of a regression."""
-        if self.num_classes == 1:
-            if self.source == "file" and not graphs.y.is_floating_point():
-                raise UserError(
-                    f"the targets of {self.name} are whole numbers, which are classes: set data.num_classes, or save "
-                    "those of a regression as real ones (y.float())"
-                )
-            return
-        if graphs.y.is_floating_point():
-            raise UserError(
-                f"the targets of {self.name} are real numbers: save classes as whole ones (y.long()), or set "
-                "data.num_classes=1 for a regression"
-            )
-        classes = graphs.y.unique().tolist()
-        low, high = classes[0], classes[-1]
-        # Made and official data may lack a class where few graphs are taken; a user's files hold all there are.
-        holds_all = self.source in ("tu", "file")
-        if holds_all and low == high:
-            raise UserError(
-                f"every {graphs.level} of {self.name} is of class {low}: there is nothing to tell apart; check the "
-                "labels, of which a classification needs two or more"
-            )
-        if low < 0 or high >= self.num_classes or (holds_all and high < self.num_classes - 1):
-            raise UserError(
-                f"{self.name} has {graphs.level} labels {low} .. {high}, the configuration says "
-                f"num_classes={self.num_classes}: labels must be 0 .. {self.num_classes - 1}; check the label "
-                f"files, or set data.num_classes={max(high + 1, 2)}"
-            )
-        if holds_all and len(classes) < self.num_classes:
-            gap = min(set(range(self.num_classes)) - set(classes))
-            raise UserError(
-                f"{self.name} has no {graphs.level} of class {gap}: number its classes 0 .. {len(classes) - 1} without "
-                f"a gap, and set data.num_classes={len(classes)}"
-            )
+        Raises:
+            UserError: data is missing or damaged, or its labels are no classes.
+        """
+        return counts_of(self.encoded(self.load().graphs), str(self.name), self.source, self.num_classes)
+
+    def encoded(self, graphs: GraphBatch) -> GraphBatch:
+        """``graphs`` with one-hot columns for types, where the configuration says so."""
+        return encode_types(graphs, self.num_features, self.num_edge_features) if self.one_hot else graphs
 
     def check_fold(self, official: bool) -> None:
         """Raise UserError for a fold where nothing has folds: runs that differ in it alone would be the same run."""
@@ -240,7 +218,28 @@ class GraphData(pl.LightningDataModule):
             )
         if self.protocol == "released":
             return everything_split(len(graphs))
-        return held_out_split(graphs.y, self.fold, self.folds, self.seed)
+        return held_out_split(graphs.y, self.fold, self.folds, self.seed, self.stratified)
+
+    def absent_classes(self, graphs: GraphBatch) -> dict[str, list[int]]:
+        """The classes of which a part of the split has no graph or node, by part; parts that hold all are left out.
+
+        Raises:
+            UserError: a file's own training list lacks a class that its other lists have.
+        """
+        absent: dict[str, list[int]] = {}
+        if graphs.y.is_floating_point() or self.source not in ("tu", "file"):
+            return absent
+        classes = set(graphs.y.unique().tolist())
+        for part, numbers in self.split.items():
+            held = set(graphs.select(numbers).y.unique().tolist()) if len(numbers) else classes
+            if held != classes:
+                absent[part] = sorted(classes - held)
+        for part, missing in absent.items():
+            text = f"the part {part!r} of {self.name} has no {graphs.level} of class {', '.join(map(str, missing))}"
+            if part == "train" and self.has_official_split:
+                raise UserError(f"{text}, which other lists have: put some of them into the training list")
+            warnings.warn(f"{text}: its numbers say nothing of that class", stacklevel=2)
+        return absent
 
     def train_dataloader(self) -> DataLoader:
         subset = GraphSubset(self.graphs, self.split["train"])
@@ -298,12 +297,18 @@ class GraphData(pl.LightningDataModule):
             "folds": self.folds,
             "split": {part: len(numbers) for part, numbers in self.split.items()},
             "split_sha256": {part: _short_hash(numbers) for part, numbers in self.split.items()},
+            "standardized": bool(self.standardize),
             **({"cut_to_nodes": self.max_nodes} if self.cut else {}),
+            **({"dropped_empty": self.dropped_empty} if self.dropped_empty else {}),
+            **({"absent_classes": self.absent} if self.absent else {}),
+            **({} if self.stratified else {"stratified": False}),
         }
 
 
-def encode_types(graphs: GraphBatch, num_node_types: int, num_edge_types: int) -> GraphBatch:
+def encode_types(graphs: GraphBatch, num_node_types: int | None, num_edge_types: int | None) -> GraphBatch:
     """Integer node and edge types, one column each, as one-hot columns; edges without features stay so.
+
+    A number of types that is None is taken from the data.
 
     Raises:
         UserError: a type is out of range or no whole number, or there are several columns.
@@ -315,6 +320,7 @@ def encode_types(graphs: GraphBatch, num_node_types: int, num_edge_types: int) -
         types = values.long()
         if types.shape[1] != 1 or not torch.equal(types.to(values), values):
             raise UserError(f"data.one_hot=true needs one column of whole numbers, and {key} is not that: leave it out")
+        count = int(types.max()) + 1 if count is None else count
         if int(types.min()) < 0 or int(types.max()) >= count:
             raise UserError(
                 f"{key} holds types {int(types.min())} .. {int(types.max())}, the configuration has {count}"
@@ -329,11 +335,11 @@ def standardized(graphs: GraphBatch, train: Tensor) -> GraphBatch:
     Columns that hold nothing but 0 and 1 (one-hot labels) stay as they are; constant ones are only shifted.
     """
     seen = graphs.select(train).x.double()
-    mean, std = seen.mean(0), seen.std(0)
     one_hot = ((graphs.x == 0) | (graphs.x == 1)).all(0)
-    constant = std <= 1e-6 * mean.abs()  # about the resolution of float32
-    scaled = (graphs.x - mean) / torch.where(constant, torch.ones_like(std), std)
-    return replace(graphs, x=torch.where(one_hot, graphs.x, scaled.float()))
+    resolution = 1e-6 if graphs.x.dtype == torch.float32 else 1e-14
+    constant = seen.std(0) <= resolution * seen.mean(0).abs()
+    scaled = standardize_columns(graphs.x, seen, correction=1, constant=constant)
+    return replace(graphs, x=torch.where(one_hot, graphs.x.float(), scaled.float()))
 
 
 def _as_it_is(batch: GraphBatch) -> GraphBatch:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from et.core.edges import is_whole
 from et.errors import UserError
 from et.graphs.batch import GraphBatch, pack
 from et.graphs.made import hash_graphs
@@ -18,13 +19,16 @@ from et.pyg_file import load_pyg
 from et.record import USER_DATA
 
 
-def load_graph_list(path: str | Path | None) -> Source:
+def load_graph_list(path: str | Path | None, *, drop_empty: bool = False) -> Source:
     """Graphs that ``torch.save`` wrote: a list of torch_geometric Data, or such lists by ``train``, ``val``, ``test``.
 
     Each Data has ``y`` and ``edge_index`` (2, E) with both directions of every edge; ``x`` (n, F), else the nodes'
     degrees are the features; and, in all of them or in none, ``edge_attr`` (E, P). ``y`` is one number, or one a node:
     whole numbers are classes, real ones targets of a regression. As with TUDataset, edges of a node to itself are left
     out and repeated edges count once, with the sum of their features.
+
+    Args:
+        drop_empty: Leave out graphs without nodes, which are an error otherwise.
 
     Raises:
         UserError: no such file, not of that form, or something in it that no graph has.
@@ -34,7 +38,9 @@ def load_graph_list(path: str | Path | None) -> Source:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no file {path}: set data.path to a list of torch_geometric Data saved by torch.save")
-    content, split = load_pyg(path), None
+    content, split, dropped = load_pyg(path), None, 0
+    if drop_empty:
+        content, dropped = without_empty(content)
     if isinstance(content, dict) and all(isinstance(content.get(part), list) for part in SPLITS):
         counts = [len(content[part]) for part in SPLITS]
         if 0 in counts:
@@ -44,7 +50,18 @@ def load_graph_list(path: str | Path | None) -> Source:
     if not isinstance(content, list) or not content:
         raise UserError(f"{path} holds neither a list of graphs nor such lists by {', '.join(SPLITS)}")
     graphs = pack_list(content, str(path))
-    return Source(graphs, USER_DATA, hash_graphs(graphs, split), split)
+    return Source(graphs, USER_DATA, hash_graphs(graphs, split), split, dropped)
+
+
+def without_empty(content: Any) -> tuple[Any, int]:
+    """``content`` without the graphs that have no nodes, and how many these were; other content as it is."""
+    if isinstance(content, dict):
+        parts = {key: without_empty(value) for key, value in content.items()}
+        return {key: kept for key, (kept, _) in parts.items()}, sum(dropped for _, dropped in parts.values())
+    if not isinstance(content, list):
+        return content, 0
+    kept = [graph for graph in content if getattr(graph, "num_nodes", None) != 0]
+    return kept, len(content) - len(kept)
 
 
 def pack_list(graphs: Sequence[Any], where: str) -> GraphBatch:
@@ -90,14 +107,19 @@ def check_graph(graph: Any, where: str) -> None:
         if value is not None and not isinstance(value, Tensor):
             raise UserError(f"{key} of {where} is no tensor but {type(value).__name__}")
     edge_index = graph.edge_index
-    if edge_index.dim() != 2 or edge_index.shape[0] != 2 or edge_index.is_floating_point():
-        raise UserError(f"edge_index of {where} must be whole numbers (2, E), not {tuple(edge_index.shape)}")
+    if edge_index.dim() != 2 or edge_index.shape[0] != 2 or not is_whole(edge_index):
+        raise UserError(
+            f"edge_index of {where} must be whole numbers (2, E), not {edge_index.dtype} {tuple(edge_index.shape)}"
+        )
     if graph.x is None and "num_nodes" not in graph:  # which torch_geometric would guess from the edges
         raise UserError(f"{where} does not say how many nodes it has: set x or num_nodes")
     for key, count in (("x", graph.num_nodes), ("edge_attr", edge_index.shape[1])):
         value = getattr(graph, key)
+        if value is not None and value.is_complex():
+            raise UserError(f"{key} of {where} holds complex numbers: save real ones")
         if value is not None and (value.dim() == 0 or len(value) != count):
             raise UserError(f"{key} of {where} is of shape {tuple(value.shape)}, and {count} rows belong there")
+    edge_index = edge_index.long()
     if edge_index.numel() and not 0 <= int(edge_index.min()) <= int(edge_index.max()) < graph.num_nodes:
         raise UserError(f"an edge of {where} names a node outside 0 .. {graph.num_nodes - 1}")
 
@@ -108,7 +130,10 @@ def simple_edges(graph: Any, where: str) -> tuple[Tensor, Tensor | None]:
 
     if graph.edge_index.numel() == 0:
         return graph.edge_index.long(), None
-    edge_index, attr = remove_self_loops(graph.edge_index.long(), graph.edge_attr)
+    attr = graph.edge_attr
+    if attr is not None and not attr.is_floating_point():
+        attr = attr.double()  # sums of small integers must not wrap around
+    edge_index, attr = remove_self_loops(graph.edge_index.long(), attr)
     edge_index, attr = coalesce(edge_index, attr, num_nodes=graph.num_nodes, reduce="sum")
     if not is_undirected(edge_index, num_nodes=graph.num_nodes):
         raise UserError(f"{where} has edges without their reverse: torch_geometric.utils.to_undirected adds them")
@@ -116,7 +141,7 @@ def simple_edges(graph: Any, where: str) -> tuple[Tensor, Tensor | None]:
 
 
 def stacked(values: Sequence[Tensor | None], counts: Tensor, key: str, where: str) -> Tensor | None:
-    """Rows of all graphs as one array (rows, columns) of float32; None where no graph has any.
+    """Rows of all graphs as one array (rows, columns); None where no graph has any.
 
     Raises:
         UserError: a graph lacks its rows, or has them of another width than others.
@@ -130,4 +155,4 @@ def stacked(values: Sequence[Tensor | None], counts: Tensor, key: str, where: st
     for number, (value, count) in enumerate(zip(values, counts.tolist(), strict=True)):
         if value is None and count:
             raise UserError(f"graph {number} of {where} lacks {key}, which others have")
-    return torch.cat([value.float().reshape(-1, width) for value in values if value is not None and len(value)])
+    return torch.cat([value.reshape(-1, width) for value in values if value is not None and len(value)])

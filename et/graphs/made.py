@@ -19,14 +19,15 @@ from et.errors import UserError
 from et.files import replacing
 from et.graphs.batch import GraphBatch, pack
 from et.graphs.processes import mapped
-from et.graphs.sources import Source, consecutive, files_of, hash_files, of_the_machine
+from et.graphs.published import DIGITS_SHA256, MNIST_SHA256, PUBLISHED_PARTS, ZINC_VARIANT_SHA256
+from et.graphs.sources import Source, consecutive, files_of, hash_files, of_the_machine, warn_of_variant
+from et.record import USER_DATA
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray | None, Any]  # x, edge_index, edge_attr, y of one graph
 
-# Graphs in train, val and test, as published (Dwivedi et al. 2020).
-BLOCK_MODEL_SIZES = {"PATTERN": (10_000, 2_000, 2_000), "CLUSTER": (10_000, 1_000, 1_000)}
+BLOCK_MODEL_SIZES = {name: PUBLISHED_PARTS[name] for name in ("PATTERN", "CLUSTER")}
 PATTERNS, PATTERN_NODES = 100, 20  # of PATTERN: so many of this size, each in a hundredth of all graphs
-MNIST_SIZES = (55_000, 5_000, 10_000)
+MNIST_SIZES = PUBLISHED_PARTS["MNIST"]
 
 
 def generate_block_models(name: str, cache: Path, seed: int, sizes: tuple[int, ...] | None = None) -> Source:
@@ -119,6 +120,8 @@ def extract_superpixels(name: str, root: Path, cache: Path, seed: int, sizes: tu
     name_of_file = f"MNIST-extracted-{digest[:12]}-{'-'.join(map(str, sizes))}-seed{seed}-v1.pt"
     graphs = _cached(cache / "made" / name_of_file, build)
     variant = f"superpixels extracted with scikit-image's SLIC{_other_sizes(sizes, MNIST_SIZES)}"
+    if tuple(hash_digits(*_arrays(file, "x", "y")) for file in files) != MNIST_SHA256:
+        variant = warn_of_variant(name, f"{USER_DATA} saved as {files[0].parent.name}/*.npz, {variant}")
     return Source(graphs, variant, hash_graphs(graphs), consecutive(sizes))
 
 
@@ -166,7 +169,10 @@ def load_zinc_variant(root: Path) -> Source:
     graphs = pack(nodes.long(), edges.long(), x[:, None], edge_index.long(), edge_attr, score.float())
     parts = {part: (split == code).nonzero()[:, 0] for code, part in enumerate(("train", "val", "test"))}
     variant = "11,883 molecules rebuilt from SMILES, own split, score not normalised: not comparable with ZINC-12k"
-    return Source(graphs, variant, hash_files([file]), parts)
+    digest = hash_files([file])
+    if digest != ZINC_VARIANT_SHA256:
+        variant = warn_of_variant("ZINC-variant", f"{USER_DATA} saved as {file.name}")
+    return Source(graphs, variant, digest, parts)
 
 
 def load_digits() -> Source:
@@ -175,7 +181,9 @@ def load_digits() -> Source:
 
     digits = load_digits()
     graphs = _assemble([digit_graph((image, label)) for image, label in zip(digits.images, digits.target, strict=True)])
-    return Source(graphs, "exact", hash_graphs(graphs))
+    digest = hash_graphs(graphs)
+    exact = digest == DIGITS_SHA256
+    return Source(graphs, "exact" if exact else warn_of_variant("digits", "digits of another scikit-learn"), digest)
 
 
 def digit_graph(image_and_label: tuple[np.ndarray, int]) -> Arrays:
@@ -186,6 +194,14 @@ def digit_graph(image_and_label: tuple[np.ndarray, int]) -> Arrays:
     np.fill_diagonal(near, False)
     x = np.stack([image[rows, columns] / 16, columns / (image.shape[1] - 1), rows / (image.shape[0] - 1)], axis=1)
     return x, np.stack(np.nonzero(near)), None, int(label)
+
+
+def hash_digits(images: np.ndarray, labels: np.ndarray) -> str:
+    """SHA-256 of images (n, ...) uint8 with their labels (n,), in whatever order they are."""
+    digest = hashlib.sha256()
+    for row in sorted(bytes([int(label)]) + image.tobytes() for image, label in zip(images, labels, strict=True)):
+        digest.update(row)
+    return digest.hexdigest()
 
 
 def hash_graphs(graphs: GraphBatch, split: Mapping[str, Tensor] | None = None) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from et.core import EnergyTransformerBlock, Topology, descend
+from et.core.arguments import check_sizes
 from et.core.precision import no_autocast
 from et.graphs.batch import GraphBatch
 from et.graphs.layout import Layout, make_layout
@@ -99,6 +100,9 @@ class GraphEnergyTransformer(nn.Module):
             raise ValueError(f"flips must be 'vectors', 'entries' or null, not {flips!r}")
         if edge_reconstruction and not edge_features:
             raise ValueError("edge_reconstruction needs edge features: edge_features is 0")
+        check_sizes(in_features=in_features, num_outputs=num_outputs, dim=dim, num_heads=num_heads)
+        check_sizes(num_blocks=num_blocks, num_eigenvectors=num_eigenvectors)
+        check_sizes(minimum=0, edge_features=edge_features, steps=steps)
         self.readout, self.steps, self.step_size = readout, steps, step_size
         self.noise_std, self.noise_in_evaluation = noise_std, noise_in_evaluation
         self.layout, self.sink_padding, self.flips, self.flax_layout = layout, sink_padding, flips, flax_layout

@@ -12,26 +12,27 @@ from et.errors import UserError
 
 # The released loop averages accuracies over batches of this size, whatever the size in training.
 RELEASED_BATCH = 64
-# A class of so many graphs is in every part if there are as many folds: ten remain beside the test part's one.
-ENOUGH = 11
 
 
-def held_out_split(labels: Tensor, fold: int, folds: int, seed: int) -> dict[str, Tensor]:
-    """Stratified cross-validation with an inner validation part.
+def held_out_split(labels: Tensor, fold: int, folds: int, seed: int, stratified: bool = True) -> dict[str, Tensor]:
+    """Cross-validation with an inner validation part.
 
-    The test part is fold number ``fold`` of ``folds``; of the rest a stratified tenth validates (it chooses the epoch)
-    and nine tenths train. The same seed gives the same folds to every model.
+    The test part is fold number ``fold`` of ``folds``; of the rest a tenth validates (it chooses the epoch) and nine
+    tenths train. The same seed gives the same folds to every model.
 
     Args:
         labels: (G,) int64 classes.
+        stratified: Whether each part holds the classes in the shares that all graphs have. Of a class with few graphs
+            the validation part may have none; training and test part have some. False: parts are drawn without regard
+            to classes, and any of them may lack one.
 
     Returns:
         Graph numbers, ascending, of ``train``, ``val`` and ``test``.
 
     Raises:
-        UserError: ``fold`` is not one of the folds, a class is absent from a part, or there are no classes.
+        UserError: ``fold`` is not one of the folds, there are too few graphs for them, or there are no classes.
     """
-    from sklearn.model_selection import StratifiedKFold, train_test_split
+    from sklearn.model_selection import KFold, StratifiedKFold, train_test_split
 
     if labels.is_floating_point():
         raise UserError("the targets are real numbers: folds are stratified by class, and regression needs a split")
@@ -39,42 +40,50 @@ def held_out_split(labels: Tensor, fold: int, folds: int, seed: int) -> dict[str
         raise UserError(f"data.folds={folds}: cross-validation needs two folds or more")
     if not 0 <= fold < folds:
         raise UserError(f"data.fold={fold} is not one of the {folds} folds 0 .. {folds - 1}")
+    if len(labels) < max(folds, 3):
+        raise UserError(f"{len(labels)} graphs are too few for {folds} folds: set data.folds, or give more graphs")
     labels = labels.numpy()
-    classes, counts = np.unique(labels, return_counts=True)
-    if counts.min() < folds:
-        rare = classes[counts.argmin()]
-        raise UserError(
-            f"class {rare} has {counts.min()} graphs, fewer than the {folds} folds: it would be absent from some; "
-            f"{_advice(counts.min())}"
-        )
-    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    if stratified:
+        _check_classes(labels, folds)
+    splitter = (StratifiedKFold if stratified else KFold)(folds, shuffle=True, random_state=seed)
     rest, test = list(splitter.split(np.zeros(len(labels)), labels))[fold]
-    try:
-        train, val = train_test_split(rest, test_size=0.1, stratify=labels[rest], random_state=seed)
-    except ValueError as error:
-        raise UserError(
-            f"a tenth of {len(rest)} graphs cannot hold all {len(classes)} classes ({error}); {_advice(counts.min())}"
-        ) from error
-    parts = {"train": train, "val": val, "test": test}
-    for name, part in parts.items():
-        absent = np.setdiff1d(classes, labels[part])
-        if len(absent):
-            count = counts[classes == absent[0]].item()
-            raise UserError(
-                f"class {absent[0]} has {count} graphs, too few with data.folds={folds}: none of them is in the part "
-                f"{name!r} of fold {fold}; {_advice(counts.min())}"
-            )
-    return {name: torch.from_numpy(np.sort(part)) for name, part in parts.items()}
+    if not stratified:
+        train, val = train_test_split(rest, test_size=0.1, random_state=seed)
+    else:
+        train, val = _stratified_tenth(rest, labels, seed)
+    return {name: torch.from_numpy(np.sort(part)) for name, part in (("train", train), ("val", val), ("test", test))}
 
 
-def _advice(smallest: int) -> str:
-    """What to do about a class that is absent from a part, given the size of the smallest class."""
-    if smallest >= ENOUGH:
-        return f"set data.folds={smallest}"
-    return (
-        f"{ENOUGH} graphs of each class are surely enough: leave the smallest class out, join it with another, or give "
-        "train, val and test yourself (data=graph_list)"
+def _check_classes(labels: np.ndarray, folds: int) -> None:
+    """Raise UserError for a class with fewer graphs than folds."""
+    classes, counts = np.unique(labels, return_counts=True)
+    rare, count = classes[counts.argmin()], counts.min()
+    if count >= folds:
+        return
+    fewer = f"data.folds={count} (or fewer) or " if count >= 2 else ""
+    raise UserError(
+        f"class {rare} has {count} graphs, fewer than the {folds} folds: it would be absent from some; set {fewer}"
+        "data.stratified=false, which draws folds without regard to classes"
     )
+
+
+def _stratified_tenth(rest: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """``rest`` without a stratified tenth, and that tenth; where classes are too small, all of them are trained on."""
+    from sklearn.model_selection import train_test_split
+
+    try:
+        return tuple(train_test_split(rest, test_size=0.1, stratify=labels[rest], random_state=seed))
+    except ValueError:  # a class with one graph, or more classes than graphs in the tenth
+        shuffled = np.random.default_rng(seed).permutation(rest)
+        _, first = np.unique(labels[shuffled], return_index=True)
+        others = np.delete(shuffled, first)
+        count = min(-(-len(rest) // 10), len(others))
+        if count == 0:
+            raise UserError(
+                f"{len(rest)} graphs of {len(first)} classes leave none to validate on: set fewer data.folds, or "
+                "data.stratified=false, which draws folds without regard to classes"
+            ) from None
+        return np.concatenate([shuffled[first], others[count:]]), others[:count]
 
 
 def everything_split(num_graphs: int) -> dict[str, Tensor]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from et.errors import UserError
-from et.files import replacing
+from et.files import MACHINE_ERRORS, replacing
 from et.graphs.batch import GraphBatch, pack
 from et.graphs.plain_pickle import only_data
-from et.record import plain_name
+from et.graphs.published import PUBLISHED_PARTS
+from et.record import COUNTS_ONLY, plain_name
 
 SPLITS = ("train", "val", "test")
-MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 # What each source reads below the data root.
@@ -55,12 +55,29 @@ class Source:
         variant: ``exact``, or in words what differs from the published data set of that name.
         sha256: of the files it was read from, or of the graphs where they were generated.
         split: numbers of the graphs in ``train``, ``val`` and ``test`` where the data set has an official split.
+        dropped_empty: how many graphs without nodes were left out.
     """
 
     graphs: GraphBatch
     variant: str
     sha256: str
     split: dict[str, Tensor] | None = None
+    dropped_empty: int = 0
+
+
+def warn_of_variant(name: str, variant: str) -> str:
+    """``variant``, after a warning that the data saved as ``name`` are not the published ones."""
+    warnings.warn(f"{name} is not the published data set of that name: recorded as {variant!r}", stacklevel=3)
+    return variant
+
+
+def counted_variant(name: str, split: dict[str, Tensor], where: str) -> str:
+    """What files that carry a published data set's name are, by their numbers of graphs; no hash of them is known."""
+    found, published = tuple(len(split[part]) for part in SPLITS), PUBLISHED_PARTS.get(name)
+    if published is None or found == published:
+        return COUNTS_ONLY
+    text = " + ".join(map(str, found))
+    return warn_of_variant(name, f"{text} graphs in {where}, not the published {' + '.join(map(str, published))}")
 
 
 def load_gnn_benchmark(name: str, root: Path, cache: Path) -> Source:
@@ -87,7 +104,7 @@ def load_gnn_benchmark(name: str, root: Path, cache: Path) -> Source:
     digest = hash_files([file])
     parts = read_processed(read, cache / "gnnbench" / f"{name}-{digest[:16]}.pt", raw, f"take them anew from {url}")
     graphs, split = _join(parts, "node" if name in ("PATTERN", "CLUSTER") else "graph")
-    return Source(graphs, "exact", digest, split)
+    return Source(graphs, counted_variant(name, split, file.name), digest, split)
 
 
 def load_zinc(name: str, root: Path, cache: Path) -> Source:
@@ -115,7 +132,7 @@ def load_zinc(name: str, root: Path, cache: Path) -> Source:
     digest = hash_files(files)
     parts = read_processed(read, cache / "zinc" / f"{name}-{digest[:16]}.pt", raw, f"take them anew from {ZINC.url}")
     graphs, split = _join(parts, "graph")
-    return Source(graphs, "exact", digest, split)
+    return Source(graphs, counted_variant(name, split, "zinc/raw"), digest, split)
 
 
 def hash_files(paths: Iterable[Path]) -> str:

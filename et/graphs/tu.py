@@ -1,9 +1,10 @@
-"""Data sets in TUDataset's form: read through torch_geometric, offline first, and checked line by line before."""
+"""Data sets in TUDataset's form: text files that pandas reads and that are checked against each other."""
 
 from __future__ import annotations
 
+import tempfile
+from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,108 +12,165 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from et.errors import UserError
-from et.graphs.batch import pack
-from et.graphs.sources import Source, download, files_of, fresh_read, hash_files, read_processed
-from et.record import USER_DATA
+from et.graphs.batch import GraphBatch, pack
+from et.graphs.made import hash_graphs
+from et.graphs.published import PUBLISHED_TU
+from et.graphs.sources import Source, download, files_of, hash_files, warn_of_variant
+from et.record import COUNTS_ONLY, USER_DATA
 
 MOST_LABELS = 10_000  # each becomes a column of the features: more are a damaged file
-# Graphs in the data sets of table 2 (table 8).
-PUBLISHED_TU = {
-    "MUTAG": 188, "ENZYMES": 600, "PROTEINS": 1113, "DD": 1178, "NCI1": 4110, "NCI109": 4127, "Mutagenicity": 4337,
-    "FRANKENSTEIN": 4337,
-}  # fmt: skip
 TU_URL = "https://www.chrsmrrs.com/graphkerneldatasets"
 
 
-def load_tu(name: str, root: Path, cache: Path) -> Source:
+def load_tu(name: str, root: Path, *, drop_empty: bool = False) -> Source:
     """A data set of the TUDataset collection from <root>/tu/NAME/raw; downloaded where that folder is missing.
 
     Node features are the node attributes followed by the one-hot node labels; edge features likewise. Where nodes have
     neither, ``x`` is the node degree (one column; see :func:`degree_features`). As torch_geometric reads them, edges of
     a node to itself are left out, and an edge that stands there twice counts once, with the sum of its features.
 
+    Args:
+        drop_empty: Leave out graphs that have a label and no nodes, which are an error otherwise.
+
     Raises:
         UserError: files are missing and cannot be downloaded, are cut short or contradict each other.
     """
-    from torch_geometric.datasets import TUDataset
-
-    files, raw = files_of("tu", name, root), root / "tu" / name / "raw"
-
-    def read(folder: Path) -> list[Any]:
-        class Cached(TUDataset):
-            # The data root may be read-only, and a processed file must never outlive the raw files it was made from.
-            processed_dir = property(lambda self: str(folder))
-
-        return [Cached(str(root / "tu"), name, use_node_attr=True, use_edge_attr=True)]
-
+    raw = root / "tu" / name / "raw"
     if not raw.exists():
         download(
-            lambda: fresh_read(read, cache),
-            ", ".join(file.name for file in files),
+            lambda: fetch_tu(name, raw),
+            ", ".join(file.name for file in files_of("tu", name, root)),
             f"{TU_URL}/{name}.zip",
             raw,
         )
-    absent = [file.name for file in files if not file.exists()]
+    absent = [file.name for file in files_of("tu", name, root) if not file.exists()]
     if absent:
         raise UserError(f"{raw} lacks {', '.join(absent)}: {_anew(name)}")
     digest = hash_files(sorted(raw.glob(f"{name}_*.txt")))
-    processed = cache / "tu" / f"{name}-{digest[:16]}.pt"
-    if not processed.exists():  # else these very files have been checked before
-        check_tu_folder(raw, name)
-
-    ((data, slices),) = read_processed(read, processed, raw, _anew(name))
-    sizes = torch.from_numpy(np.bincount(_column(raw / f"{name}_graph_indicator.txt")[:, 0] - 1))
-    # torch_geometric's slices end at the last graph that has an edge.
-    edge_counts = F.pad(slices["edge_index"].diff(), (0, len(sizes) - len(slices["edge_index"]) + 1))
-    x = data.x if data.x is not None else degree_features(data.edge_index, sizes, edge_counts)
-    graphs = pack(sizes, edge_counts, x, data.edge_index, data.edge_attr, data.y)
-    return Source(graphs, tu_variant(name, len(sizes)), digest)
+    tables = read_tables(raw, name)
+    check_tables(tables, raw, name)
+    graphs, dropped = assemble(tables, raw, name, drop_empty)
+    return Source(graphs, tu_variant(name, graphs), digest, dropped_empty=dropped)
 
 
-def tu_variant(name: str, count: int) -> str:
+def fetch_tu(name: str, raw: Path) -> None:
+    """Download the raw files of a data set into ``raw``.
+
+    torch_geometric's TUDataset would also unpickle a processed folder beside them, which may execute code.
+    """
+    from torch_geometric.data import download_url, extract_zip
+
+    raw.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=raw.parent) as folder:
+        extract_zip(download_url(f"{TU_URL}/{name}.zip", folder, log=False), folder, log=False)
+        (Path(folder) / name).rename(raw)
+
+
+def tu_variant(name: str, graphs: GraphBatch) -> str:
     """What a folder in TUDataset's form is: one of the paper's data sets, another edition of one, or the user's own."""
     published = PUBLISHED_TU.get(name)
     if published is None:
         return f"{USER_DATA} in TUDataset's form"
-    return "exact" if count == published else f"{count} graphs where the published data set has {published}"
+    count = len(graphs)
+    found = (count, round(graphs.num_nodes / count, 2), round(graphs.num_edges / 2 / count, 2), graphs.x.shape[1])
+    expected = (published.graphs, published.nodes, published.edges, published.features)
+    what = ("graphs", "nodes a graph", "edges a graph", "features")
+    differ = [f"{f} {w} where table 8 has {e}" for f, e, w in zip(found, expected, what, strict=True) if f != e]
+    if not differ and published.sha256 is not None and hash_graphs(graphs) != published.sha256:
+        differ = ["as large as the published data set, with other contents"]
+    if differ:
+        return warn_of_variant(name, f"{USER_DATA} in TUDataset's form, saved as {name}: {', '.join(differ)}")
+    return "exact" if published.sha256 else COUNTS_ONLY
 
 
-def check_tu_folder(raw: Path, name: str) -> None:
-    """Raise UserError unless the files of a TU data set are whole and agree in their lengths."""
-    lines = {path.stem.removeprefix(f"{name}_"): _count_lines(path) for path in raw.glob(f"{name}_*.txt")}
-    if lines["A"] == 0:
+Tables = dict[str, np.ndarray]  # the contents of NAME_<key>.txt, (lines, columns)
+
+
+def read_tables(raw: Path, name: str) -> Tables:
+    """The numbers of all files of a data set by kind: whole ones, and real ones of attributes.
+
+    Raises:
+        UserError: a line is cut short, is blank, or does not hold numbers.
+    """
+    kinds = ("A", "graph_indicator", "graph_labels", "node_labels", "edge_labels")
+    real = ("node_attributes", "edge_attributes", "graph_attributes")
+    paths = {kind: raw / f"{name}_{kind}.txt" for kind in (*kinds, *real)}
+    if paths["A"].is_file() and not paths["A"].read_bytes().strip():
         raise _broken(raw, name, f"{name}_A.txt has no edges (graphs of one's own without any: data=graph_list)")
-    indicator = _rows(raw, name, "graph_indicator", 1)[:, 0]
-    graph_labels = _rows(raw, name, "graph_labels", 1)[:, 0]
-    expected = {
-        "node_labels": len(indicator), "node_attributes": len(indicator), "graph_attributes": len(graph_labels),
-        "edge_labels": lines["A"], "edge_attributes": lines["A"],
-    }  # fmt: skip
-    for kind, count in expected.items():
-        if kind not in lines:
-            continue
-        if lines[kind] != count:
-            raise _broken(raw, name, f"{name}_{kind}.txt has {lines[kind]} lines where {count} belong")
-        values = _column(raw / f"{name}_{kind}.txt", np.float64 if kind.endswith("attributes") else np.int64)
-        if kind.endswith("labels") and np.ptp(values) >= MOST_LABELS:
+    return {k: _column(p, np.float64 if k in real else np.int64) for k, p in paths.items() if p.exists()}
+
+
+def assemble(tables: Tables, raw: Path, name: str, drop_empty: bool) -> tuple[GraphBatch, int]:
+    """The graphs of checked tables, and how many without nodes were left out."""
+    from torch_geometric.utils import coalesce, remove_self_loops
+
+    nodes = tables["graph_indicator"][:, 0] - 1
+    count = len(tables["graph_labels"])
+    sizes = torch.from_numpy(np.bincount(nodes, minlength=count))
+    edge_index = torch.from_numpy(tables["A"].T - 1).contiguous()
+    x, edge_attr = _features(tables, "node"), _features(tables, "edge")
+    edge_index, edge_attr = remove_self_loops(edge_index, edge_attr)
+    edge_index, edge_attr = coalesce(edge_index, edge_attr, num_nodes=len(nodes))
+    graph_of_edge = torch.from_numpy(nodes)[edge_index[0]]
+    first = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)[:-1]])
+    edge_counts = torch.bincount(graph_of_edge, minlength=count)
+    edge_index = edge_index - first[graph_of_edge]
+    full = sizes > 0
+    empty = int((~full).sum())
+    if empty and not drop_empty:
+        raise UserError(
+            f"{raw}: {empty} of {count} graphs have a label and no nodes, first graph {int(full.int().argmin()) + 1}: "
+            "set data.drop_empty=true to leave them out"
+        )
+    sizes, edge_counts = sizes[full], edge_counts[full]
+    if x is None:
+        x = degree_features(edge_index, sizes, edge_counts)
+    return pack(sizes, edge_counts, x, edge_index, edge_attr, _targets(tables, full)), empty
+
+
+def _features(tables: Tables, of: str) -> Tensor | None:
+    """Attributes and then one-hot labels of ``node`` or ``edge``, (lines, columns); None if there are neither."""
+    columns: list[Tensor] = []
+    if f"{of}_attributes" in tables:
+        columns.append(torch.from_numpy(tables[f"{of}_attributes"]))
+    for labels in tables.get(f"{of}_labels", np.empty((0, 0), np.int64)).T:
+        columns.append(F.one_hot(torch.from_numpy(labels - labels.min())).float())
+    return torch.cat(columns, dim=1) if columns else None
+
+
+def _targets(tables: Tables, kept: Tensor) -> Tensor:
+    """Targets of the graphs ``kept`` (G,) bool: attributes if there are any, else classes 0, 1, ... in their order."""
+    if "graph_attributes" in tables:
+        return torch.from_numpy(tables["graph_attributes"])[kept].squeeze(1).float()
+    return torch.from_numpy(tables["graph_labels"][:, 0])[kept].unique(return_inverse=True)[1]
+
+
+def check_tables(tables: Tables, raw: Path, name: str) -> None:
+    """Raise UserError unless the files of a TU data set agree in their lengths, labels, nodes and edges."""
+    for kind, columns in (("A", 2), ("graph_indicator", 1), ("graph_labels", 1)):
+        if tables[kind].shape[1] != columns:
+            raise _broken(
+                raw, name, f"{name}_{kind}.txt has {tables[kind].shape[1]} numbers a line where {columns} belong"
+            )
+    indicator, graphs = tables["graph_indicator"][:, 0], len(tables["graph_labels"])
+    lengths = {"node": len(indicator), "graph": graphs, "edge": len(tables["A"])}
+    for kind, values in tables.items():
+        count = lengths.get(kind.partition("_")[0])
+        if kind.endswith(("labels", "attributes")) and len(values) != count:
+            raise _broken(raw, name, f"{name}_{kind}.txt has {len(values)} lines where {count} belong")
+        if kind in ("node_labels", "edge_labels") and np.ptp(values) >= MOST_LABELS:
             raise _broken(raw, name, f"{name}_{kind}.txt has labels from {values.min()} to {values.max()}")
     if (np.diff(indicator) < 0).any():
         raise _broken(raw, name, f"{name}_graph_indicator.txt does not list the nodes graph by graph")
     if indicator.min() < 1:
         raise _broken(raw, name, f"{name}_graph_indicator.txt names graph {indicator.min()}, they count from 1")
-    if indicator.max() > len(graph_labels):
-        raise _broken(
-            raw, name, f"{name}_graph_labels.txt has {len(graph_labels)} graphs, nodes name {indicator.max()}"
-        )
-    empty = np.setdiff1d(np.arange(1, len(graph_labels) + 1), indicator)
-    if len(empty):
-        raise _broken(raw, name, f"graph {empty[0]} has a label but no nodes")
-    _check_edges(raw, name, indicator)
+    if indicator.max() > graphs:
+        raise _broken(raw, name, f"{name}_graph_labels.txt has {graphs} graphs, nodes name {indicator.max()}")
+    _check_edges(raw, name, tables["A"], indicator)
 
 
-def _check_edges(raw: Path, name: str, indicator: np.ndarray) -> None:
+def _check_edges(raw: Path, name: str, edges: np.ndarray, indicator: np.ndarray) -> None:
     """Raise UserError unless edges stay within a graph and stand there both ways; ``indicator``: each node's graph."""
-    edges = _rows(raw, name, "A", 2)
     outside = (edges < 1) | (edges > len(indicator))
     if outside.any():
         line, column = np.argwhere(outside)[0]
@@ -137,14 +195,6 @@ def degree_features(edge_index: Tensor, sizes: Tensor, edge_counts: Tensor) -> T
     return torch.bincount(target, minlength=int(sizes.sum())).float()[:, None]
 
 
-def _rows(raw: Path, name: str, kind: str, columns: int) -> np.ndarray:
-    """The whole numbers of one of the files; UserError unless there are ``columns`` of them a line."""
-    values = _column(raw / f"{name}_{kind}.txt")
-    if values.shape[1] != columns:
-        raise _broken(raw, name, f"{name}_{kind}.txt has {values.shape[1]} numbers a line where {columns} belong")
-    return values
-
-
 def _column(path: Path, kind: type = np.int64) -> np.ndarray:
     """All numbers of a text file, line by line, (lines, columns).
 
@@ -154,17 +204,16 @@ def _column(path: Path, kind: type = np.int64) -> np.ndarray:
     import pandas as pd
 
     try:
-        values = pd.read_csv(path, header=None, dtype=kind, skipinitialspace=True, skip_blank_lines=False).to_numpy()
+        text = BytesIO(path.read_bytes().rstrip())  # blank lines at the end are no lines
+        values = pd.read_csv(
+            text, header=None, dtype=kind, skipinitialspace=True, skip_blank_lines=False, float_precision="round_trip",
+            encoding="utf-8-sig",
+        ).to_numpy(copy=True)  # fmt: skip
         if not np.isfinite(values).all():
             raise ValueError("a number is missing")
         return values
     except (ValueError, OverflowError) as error:
         raise UserError(f"{path} is empty, cut short or damaged ({str(error).splitlines()[0]})") from error
-
-
-def _count_lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for line in file if line.strip())
 
 
 def _broken(raw: Path, name: str, what: str) -> UserError:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from et.core.arguments import check_sizes
 from et.errors import UserError
 from et.inpainting.patches import draw_masks, grid_shape
 from et.sampling import EpochSampler, per_process, sample_rng, whole_batches
@@ -107,6 +108,8 @@ class InpaintingData(pl.LightningDataModule):
         seed: int = 0,
     ):
         super().__init__()
+        check_sizes(channels=channels, batch_size=batch_size, mask_seeds=mask_seeds)
+        check_sizes(minimum=0, num_workers=num_workers)
         rows, columns = grid_shape(image_size, patch_size)
         self.source, self.num_patches = source, rows * columns
         self.num_occluded = round(self.num_patches * 100 / 196) if num_occluded is None else num_occluded

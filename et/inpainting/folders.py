@@ -3,50 +3,154 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
-from collections.abc import Iterator
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
+from et.core.arguments import check_sizes
 from et.errors import UserError
+from et.files import MACHINE_ERRORS
 from et.inpainting.patches import pair
-from et.record import USER_DATA
+from et.record import COUNTS_ONLY, USER_DATA
 
 EXTENSIONS = {".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+# Images that Pillow does not read without plugins.
+OTHER_IMAGES = {".heic", ".heif", ".avif", ".jxl", ".svg", ".exr", ".raw", ".cr2", ".nef", ".dng"}
+# Training and validation images of each class of Imagenette.
+IMAGENETTE = {
+    "n01440764": (963, 387), "n02102040": (955, 395), "n02979186": (993, 357), "n03000684": (858, 386),
+    "n03028079": (941, 409), "n03394916": (956, 394), "n03417042": (961, 389), "n03425413": (931, 419),
+    "n03445777": (951, 399), "n03888257": (960, 390),
+}  # fmt: skip
 
 
-def list_images(folder: str | Path) -> list[Path]:
-    """All image files below ``folder``, sorted.
+@dataclass(frozen=True)
+class Listing:
+    """The image files below a folder.
+
+    Attributes:
+        files: Those that are read, sorted.
+        skipped: How many images of other types there are, by their endings.
+    """
+
+    files: list[Path]
+    skipped: dict[str, int]
+
+
+def list_images(folder: str | Path) -> Listing:
+    """All image files below ``folder``; links are followed, hidden files and folders are left out.
 
     Raises:
-        UserError: there is no such folder, or no image in it.
+        UserError: there is no such folder, no image in it, or a link that leads nowhere.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
-    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
+    found = list(_files_below(folder, ()))
+    images = sorted(path for path in found if path.suffix.lower() in EXTENSIONS)
+    skipped = Counter(path.suffix.lower() for path in found if path.suffix.lower() in unread_extensions())
+    if skipped:
+        counts = ", ".join(f"{count} of type {suffix}" for suffix, count in sorted(skipped.items()))
+        warnings.warn(
+            f"{folder} has images that are not read: {counts}. Convert them to one of {', '.join(sorted(EXTENSIONS))}",
+            stacklevel=2,
+        )
     if not images:
         raise UserError(f"there is no image in {folder} (looked for {', '.join(sorted(EXTENSIONS))})")
-    return images
+    return Listing(images, dict(sorted(skipped.items())))
+
+
+def _files_below(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
+    """Files below ``folder``; ``above`` are the real paths of the folders it is in, which links may lead back to."""
+    above = (*above, os.path.realpath(folder))
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = Path(entry.path)
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            if entry.is_dir():
+                if os.path.realpath(path) not in above:
+                    yield from _files_below(path, above)
+            elif entry.is_file():
+                yield path
+            elif path.suffix.lower() in EXTENSIONS:
+                raise UserError(f"{path} is a link that leads nowhere: mend or remove it")
+
+
+@cache
+def unread_extensions() -> frozenset[str]:
+    """Endings of image files that are not among :data:`EXTENSIONS`."""
+    Image.init()
+    known = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    return frozenset((known | OTHER_IMAGES) - EXTENSIONS - {".h5", ".hdf", ".mpg", ".mpeg"})
 
 
 def open_image(path: Path) -> Image.Image:
-    """The image as RGB.
+    """The image as RGB of 8 bits, upright as its EXIF data say; what is transparent is white.
+
+    Grey images of 16 bits, and of real numbers in 0 .. 1 or 0 .. 255, are scaled to 8 bits.
 
     Raises:
-        UserError: the file is no image, or is damaged.
+        UserError: the file is no image, is damaged, or is larger than Pillow opens.
     """
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f"cannot read the image {path}: {error}; replace the file or remove it") from error
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # about metadata that are not needed
+            with Image.open(path) as image:
+                return to_rgb(upright(image))
+    except Image.DecompressionBombError as error:
+        raise UserError(f"the image {path} is too large ({error}): save it smaller, or remove it") from error
+    except Exception as error:  # Pillow has errors of all kinds for files that are damaged
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in MACHINE_ERRORS:
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"cannot read the image {path}: {reason}; replace the file or remove it") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """``image`` turned as its EXIF orientation says; as it is where there is none that can be read."""
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    except Exception:  # damaged metadata, which the pixels do not need
+        return image
+    return ImageOps.exif_transpose(image) if turned else image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """``image`` as RGB of 8 bits; what is transparent is white.
+
+    Raises:
+        ValueError: its values are in no range that images have.
+    """
+    if image.mode[0] in "IF":
+        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """Grey values (H, W), whole in 0 .. 65,535 or real in 0 .. 1 or 0 .. 255, as uint8."""
+    low, high = values.min(), values.max()
+    whole = values.dtype.kind in "iu"
+    top = 65535 if whole else 1 if high <= 1 else 255
+    if not (low >= 0 and high <= top):  # NaN is in no range
+        ranges = "0 .. 65,535" if whole else "0 .. 1 or 0 .. 255"
+        raise ValueError(f"its values lie between {low} and {high}, those of an image in {ranges}")
+    return (values * (255 / top)).round().astype(np.uint8)
 
 
 @contextmanager
@@ -102,20 +206,36 @@ class ImageFolders:
                     f"the images of {name!r} belong in {self.root / part}, which is not there.{source} "
                     "Put the images there (any folders below it), or set paths.data / ET_DATA_DIR to the data root"
                 )
-        self.train_files = list_images(self.root / train) if train else []
-        self.eval_files = list_images(self.root / evaluation)
+        listings = {part: list_images(self.root / part) for part in (train, evaluation) if part is not None}
+        self.train_files = listings[train].files if train is not None else []
+        self.eval_files = listings[evaluation].files
+        self.skipped = sum((Counter(listing.skipped) for listing in listings.values()), Counter())
         self.train_length, self.eval_length = len(self.train_files), len(self.eval_files)
-        numbers = (self.train_length, self.eval_length)
-        if expected is None:
-            self.variant = USER_DATA
-        else:
-            self.variant = "exact" if tuple(expected) == numbers else f"{numbers[0]} + {numbers[1]} images"
+        self.variant = USER_DATA if expected is None else self.published_variant(tuple(expected), train, evaluation)
         size = pair(image_size)
+        check_sizes(image_size=min(size))
         self.train_transform = create_transform((3, *size), is_training=True, **(augmentation or {}))
         self.eval_transform = create_transform((3, *size), is_training=False, crop_pct=crop_pct)
 
         self.kept_train: dict[int, np.ndarray] | None = {} if keep_in_memory else None
         self.kept_eval: dict[int, Tensor] | None = {} if keep_in_memory else None
+
+    def published_variant(self, expected: tuple[int, int], train: str | None, evaluation: str) -> str:
+        """What a tree is that has the name of a published one, by its numbers of images in all and in each class."""
+        numbers = (self.train_length, self.eval_length)
+        counts = [
+            Counter(path.relative_to(self.root / part).parts[0] for path in files)
+            for part, files in ((train, self.train_files), (evaluation, self.eval_files))
+            if part is not None
+        ]
+        if numbers != expected:
+            variant = f"{numbers[0]} + {numbers[1]} images"
+        elif has_published_classes(self.name, counts):
+            return COUNTS_ONLY
+        else:
+            variant = f"{USER_DATA}, as many images as the published data in other classes"
+        warnings.warn(f"{self.root} is not the published {self.name}: recorded as {variant!r}", stacklevel=3)
+        return variant
 
     def train_item(self, index: int, rng: np.random.Generator) -> Tensor:
         """Training image ``index``, augmented, (3, H, W) float32, normalised."""
@@ -144,4 +264,19 @@ class ImageFolders:
         return {
             "name": self.name, "variant": self.variant, "sha256": digest.hexdigest(),
             "train_images": self.train_length, "evaluation_images": self.eval_length,
+            **({"skipped_images": dict(self.skipped)} if self.skipped else {}),
         }  # fmt: skip
+
+
+def has_published_classes(name: str, counts: Sequence[Mapping[str, int]]) -> bool:
+    """Whether class folders hold as many images as those of Imagenette or ImageNet; True for other data sets.
+
+    Args:
+        counts: Images by class folder, of the training and of the validation part.
+    """
+    if name == "imagenette":
+        return all(part == {c: both[i] for c, both in IMAGENETTE.items()} for i, part in enumerate(counts))
+    if name == "imagenet":
+        train, val = counts
+        return len(train) == 1000 and all(732 <= n <= 1300 for n in train.values()) and set(val.values()) == {50}
+    return True

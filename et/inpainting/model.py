@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from et.core import Descent, EnergyTransformerBlock, decreasing, descend
+from et.core.arguments import check_sizes
 from et.inpainting.patches import fill, grid_shape, pair, patchify
 
 
@@ -111,6 +112,8 @@ class InpaintingET(nn.Module):
             raise ValueError(f"affine_init_std must be a number, 'fan_in' or null, not {affine_init_std!r}")
         if step_schedule not in ("constant", "decreasing", "learned"):
             raise ValueError(f"step_schedule must be 'constant', 'decreasing' or 'learned', not {step_schedule!r}")
+        check_sizes(channels=channels, dim=dim)
+        check_sizes(minimum=0, steps=steps)
         released = fidelity == "released"
         self.image_size, self.patch_size, self.channels = pair(image_size), pair(patch_size), channels
         self.steps, self.step_size, self.step_schedule, self.checkpoint = steps, step_size, step_schedule, checkpoint

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from et.core.arguments import check_sizes
+
 
 def pair(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
     """(height, width) of a size given as one number or as two."""
@@ -16,9 +18,10 @@ def grid_shape(image_size: int | tuple[int, int], patch_size: int | tuple[int, i
     """Rows and columns of patches.
 
     Raises:
-        ValueError: the image is no multiple of the patch.
+        ValueError: the image is no multiple of the patch, or one of the two has no pixels.
     """
     (height, width), (patch_h, patch_w) = pair(image_size), pair(patch_size)
+    check_sizes(image_size=min(height, width), patch_size=min(patch_h, patch_w))
     if height % patch_h or width % patch_w:
         raise ValueError(f"image size {height} x {width} is no multiple of the patch size {patch_h} x {patch_w}")
     return height // patch_h, width // patch_w

@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 from torch import Tensor
 
+from et.core.arguments import check_sizes
 from et.inpainting.patches import pair
 from et.inpainting.pixels import normalise
 
@@ -75,6 +76,7 @@ class Photos:
 
     def __init__(self, image_size: int | tuple[int, int], crops_per_epoch: int, max_gain: float = 1.5, levels: int = 2):
         self.size = pair(image_size)
+        check_sizes(image_size=min(self.size), crops_per_epoch=crops_per_epoch, levels=levels)
         self.train_length, self.max_gain = crops_per_epoch, max_gain
         self.photos = [level for name in TRAINING for level in levels_of(name, 2 * max(self.size))]
         area = np.array([level.shape[0] * level.shape[1] for level in self.photos], dtype=float)

@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.layers import PatchEmbed
+from timm.layers import PatchEmbed, to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from et.core import EnergyTransformerBlock, descend
+from et.core.arguments import check_sizes
 
 
 class EnergyImageClassifier(nn.Module):
@@ -49,6 +50,9 @@ class EnergyImageClassifier(nn.Module):
         super().__init__()
         if global_pool not in ("token", "avg", ""):
             raise ValueError(f"global_pool must be 'token', 'avg' or '', not {global_pool!r}")
+        check_sizes(img_size=min(to_2tuple(img_size)), patch_size=min(to_2tuple(patch_size)), in_chans=in_chans)
+        check_sizes(embed_dim=embed_dim)
+        check_sizes(minimum=0, num_classes=num_classes, depth=depth)
         self.num_classes, self.global_pool = num_classes, global_pool
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.depth, self.step_size, self.checkpointed, self.num_prefix_tokens = depth, step_size, False, 1

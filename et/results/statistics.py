@@ -71,11 +71,10 @@ def count(number: int, condition: str, root: Path) -> dict[str, Any]:
         dataset = {"name": condition, "variant": graph.variant, "sha256": graph.sha256()}
         metrics = node_graph_statistics(graph)
     else:
-        from et.graphs.sources import cache_folder
         from et.graphs.tu import load_tu
 
         name = TU_NAMES.get(condition, condition.removeprefix("tu_").upper())
-        source = load_tu(name, root, cache_folder(root))
+        source = load_tu(name, root)
         dataset = {"name": name, "variant": source.variant, "sha256": source.sha256}
         metrics = graph_set_statistics(source.graphs)
     return {"dataset": dataset, "metrics": metrics, "git_commit": git_commit()}

@@ -140,7 +140,7 @@ def test_quantiles_make_long_tails_normal(graph, tmp_path, how):
     ("changes", "message"),
     [
         ({"num_features": 6}, r"set data\.num_features=5"),
-        ({"num_nodes": 1, "num_features": 2}, r"set data\.num_nodes=200, data\.num_features=5"),
+        ({"num_nodes": 1, "num_features": 2}, r"set data\.num_nodes=200 data\.num_features=5"),
         ({"merge": False}, r"set data\.num_relations=2"),
         ({"standardize": "yes"}, r"data\.standardize must be"),
         ({"scaling": "ranks"}, r"data\.scaling must be"),
@@ -326,3 +326,45 @@ def test_two_processes_train_as_one_on_two_subgraphs(small_config, tmp_path):
     saved = [torch.load(run.folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in (alone, pair)]
     for name, value in saved[0].items():
         assert torch.allclose(value, saved[1][name], rtol=1e-3, atol=1e-5), name
+
+
+def test_counts_that_are_left_open_are_those_of_the_file(graph_file):
+    found = {"num_nodes": 200, "num_features": 5, "num_relations": 2}
+    data = module(graph_file, **dict.fromkeys(found), merge=False)
+    assert data.counts() == found and len(data.whole.topologies) == 2
+    with pytest.raises(UserError, match=r"set data\.num_nodes=200 data\.num_features=5 data\.num_relations=2"):
+        module(graph_file, num_nodes=9, num_features=9, num_relations=9, merge=False)
+
+
+@pytest.mark.parametrize("name", ["num_nodes", "num_features", "num_relations", "neighbours", "subgraphs"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_sizes_that_are_none_are_refused_by_name(graph_file, name, value):
+    with pytest.raises(ValueError, match=rf"{name} must be a whole number of at least 1, not {value}"):
+        module(graph_file, **{name: value})
+
+
+@pytest.mark.parametrize("scaling", ["moments", "quantiles"])
+@pytest.mark.parametrize("how", ["train", "all"])
+def test_a_feature_beside_a_large_offset_is_standardised_like_the_feature_alone(tmp_path, graph, how, scaling):
+    near, far = (
+        module(save_npz(graph, tmp_path / "a.npz", features=graph.features.double().numpy() + offset),
+               standardize=how, scaling=scaling)
+        for offset in (0, 1.7e9)
+    )  # fmt: skip
+    assert far.whole.features.dtype == torch.float32
+    assert torch.allclose(near.whole.features, far.whole.features, atol=1e-3)
+
+
+def test_a_large_offset_is_told_where_nothing_is_standardised(tmp_path, graph):
+    path = save_npz(graph, tmp_path / "a.npz", features=graph.features.double().numpy() + 1.7e9)
+    with pytest.warns(UserWarning, match=r"float32 loses the variation .*data\.standardize"):
+        module(path)
+
+
+def test_few_anomalies_are_told_and_recorded(tmp_path, graph, graph_file):
+    labels = np.zeros(200, np.int64)
+    labels[:10] = 1
+    with pytest.warns(UserWarning, match="test/auc and test/f1_macro are measured on 4 anomalous nodes"):
+        data = module(save_npz(graph, tmp_path / "a.npz", labels=labels))
+    assert any("4 anomalous nodes: each of them is worth 0.25 of an AUC" in w for w in data.describe()["warnings"])
+    assert "warnings" not in module(save_npz(graph, tmp_path / "b.npz", labels=np.arange(200) % 2)).describe()

@@ -25,6 +25,8 @@ def test_a_sound_graph_passes(graph):
     ("change", "message"),
     [
         ({"labels": torch.full((200,), 2)}, "labels 2; a label is 0"),
+        ({"labels": 2 * (torch.arange(200) % 2) - 1}, r"no node with label 0 .*-1 means unlabelled: save benign"),
+        ({"labels": torch.zeros(200, dtype=torch.int64)}, r"no node with label 1 \(anomalous\), only \[0\]"),
         ({"labels": torch.zeros(3, dtype=torch.int64)}, r"features \(N, F\) and labels \(N,\)"),
         ({"features": torch.full((200, 5), float("nan"))}, "NaN or infinite at 200 nodes, first at node 0"),
         ({"features": torch.zeros(200)}, r"features \(N, F\)"),

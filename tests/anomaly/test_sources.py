@@ -12,9 +12,10 @@ from scipy.sparse import csc_matrix
 
 from et.anomaly import sources
 from et.anomaly.graph import check_graph
+from et.anomaly.published import Published
 from et.anomaly.sources import load_graph
 from et.errors import UserError
-from tests.anomaly.conftest import save_npz
+from tests.anomaly.conftest import make_graph, save_npz
 
 
 class Hostile:
@@ -54,8 +55,9 @@ def test_npz_returns_what_was_saved(graph, graph_file):
     assert (read.name, read.variant, read.sha256()) == ("small", "user data", graph.sha256())
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64, np.int16, np.int32])
-def test_ids_of_any_whole_type_are_read(graph, tmp_path, dtype):
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint16, np.uint32, np.uint64, np.int16, np.int32])
+def test_ids_of_any_whole_type_are_read(tmp_path, dtype):
+    graph = make_graph(120)
     edges = {f"edge_index_{name}": edge_index.numpy().astype(dtype) for name, edge_index in graph.relations.items()}
     read = load_graph("file", "", save_npz(graph, tmp_path / "small.npz", **edges))
     check_graph(read)
@@ -102,7 +104,8 @@ def test_dgl_graph_with_one_hot_labels(graph, tmp_path, monkeypatch):
     read = load_graph("tfinance", tmp_path)
     assert torch.equal(read.features, graph.features) and torch.equal(read.labels, graph.labels)
     assert edge_set(next(iter(read.relations.values()))) == edge_set(graph.relations["first"])
-    assert read.variant.startswith("200 nodes and ") and "where table 5 has 39357 and 21222543" in read.variant
+    assert read.variant.startswith("user data saved as tfinance: 200 nodes and ")
+    assert "where table 5 has 39357 and 21222543" in read.variant
 
 
 def test_a_damaged_dgl_file_is_an_error(tmp_path):
@@ -114,19 +117,57 @@ def test_a_damaged_dgl_file_is_an_error(tmp_path):
 
 
 def test_the_first_users_of_amazon_have_no_label(graph, tmp_path, monkeypatch):
-    monkeypatch.setitem(sources.PUBLISHED, "amazon", sources.Published("Amazon.mat", "", 200, 1, unlabelled=33))
+    monkeypatch.setitem(sources.PUBLISHED, "amazon", Published("Amazon.mat", "", 200, 1, unlabelled=33))
     save_fraud_mat(tmp_path / "node" / "Amazon.mat", graph)
     labels = load_graph("amazon", tmp_path).labels
     assert (labels[:33] == -1).all() and torch.equal(labels[33:], graph.labels[33:])
 
 
-def test_a_file_of_the_published_size_is_exact(graph, tmp_path, monkeypatch):
+def test_a_file_of_the_published_name_is_exact_only_with_the_published_sizes_and_contents(graph, tmp_path, monkeypatch):
     save_fraud_mat(tmp_path / "node" / "YelpChi.mat", graph)
     undirected = len(edge_set(torch.cat(list(graph.relations.values()), 1))) // 2
-    monkeypatch.setitem(sources.PUBLISHED, "yelp", sources.Published("YelpChi.mat", "", 200, undirected))
-    assert load_graph("yelp", tmp_path).variant == "exact"
-    monkeypatch.setitem(sources.PUBLISHED, "yelp", sources.Published("YelpChi.mat", "", 200, undirected + 1))
-    assert load_graph("yelp", tmp_path).variant != "exact"
+    monkeypatch.setattr(sources, "PUBLISHED", {})
+    right = {"nodes": 200, "edges": undirected, "features": 5, "anomalies": 20.0}
+
+    def variant(**changes) -> str:
+        monkeypatch.setitem(sources.PUBLISHED, "yelp", Published("YelpChi.mat", "", **{**right, **changes}))
+        return load_graph("yelp", tmp_path).variant
+
+    assert variant() == "exact in its counts, contents not checked"
+    for changes, told in (
+        ({"edges": undirected + 1}, "edges where table 5 has"),
+        ({"features": 6}, "5 features where"),
+        ({"anomalies": 3.0}, "20.0 % anomalies where table 5 has 3.0 %"),
+        ({"sha256": "0" * 64}, "other contents than the published file"),
+    ):
+        with pytest.warns(UserWarning, match="is not the published data set 'yelp'"):
+            assert told in variant(**changes) and variant(**changes).startswith("user data saved as YelpChi.mat")
+
+
+def test_any_file_saved_as_tolokers_is_not_tolokers(graph, tmp_path):
+    (tmp_path / "node").mkdir()
+    edges = next(iter(graph.relations.values())).T.numpy()
+    arrays = {"node_features": graph.features, "node_labels": graph.labels, "edges": edges}
+    np.savez(tmp_path / "node" / "tolokers.npz", **arrays)
+    with pytest.warns(UserWarning, match="is not the published data set 'tolokers': other contents"):
+        assert load_graph("tolokers", tmp_path).variant.startswith("user data")
+
+
+def test_a_mat_file_of_version_73_says_how_to_save_it(tmp_path):
+    (tmp_path / "a.mat").write_bytes(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM" + bytes(400))
+    with pytest.raises(UserError, match=r"version 7\.3, which is not read: save it with -v7"):
+        load_graph("file", "", tmp_path / "a.mat")
+
+
+@pytest.mark.parametrize(
+    "change", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr, lambda x: x.clone().requires_grad_()]
+)
+def test_sparse_features_and_those_with_gradients_are_features(graph, tmp_path, change):
+    from torch_geometric.data import Data
+
+    edges = graph.relations["first"]
+    torch.save(Data(x=change(graph.features), y=graph.labels, edge_index=edges), tmp_path / "a.pt")
+    assert torch.equal(load_graph("file", "", tmp_path / "a.pt").features, graph.features)
 
 
 def test_dgl_fetches_a_missing_file(graph, tmp_path, monkeypatch):
@@ -236,5 +277,6 @@ def test_breast_cancer_is_undirected_and_labelled():
 def test_real_files_have_the_sizes_they_are_known_for(data_root, name, nodes, features, anomalies, edges):
     graph = load_graph(name, data_root)
     check_graph(graph)
+    assert graph.variant == sources.PUBLISHED[name].variant
     assert graph.features.shape == (nodes, features) and int(graph.labels.sum()) == anomalies
     assert {key: e.shape[1] for key, e in graph.relations.items()} == edges

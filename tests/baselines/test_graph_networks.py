@@ -42,6 +42,23 @@ def test_every_trained_parameter_has_a_gradient(name, edge_features):
     assert [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_batch_of_one_node_trains(name):
+    """Batch norm has no variance of it: the running statistics are used, and stay."""
+    network = NETWORKS[name](0)
+    network(graphs())
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    outputs = network(graphs().select([1]))
+    outputs.sum().backward()
+    assert outputs.shape == (1, 2) and outputs.isfinite().all()
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_heads_share_the_width():
+    with pytest.raises(ValueError, match="hidden 10 must be a multiple of num_heads 4"):
+        GAT(3, 0, 2, hidden=10, num_heads=4)
+
+
 @pytest.mark.parametrize("edge_features", [0, 2])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_outputs_depend_neither_on_the_batch_nor_on_the_node_order(name, edge_features):

@@ -59,3 +59,11 @@ def test_small_integer_types_are_taken():
     edge_index = random_graph(20, 50)
     wide, narrow = (SortedEdges.from_edge_index(edge_index.to(t), 20) for t in (torch.int64, torch.int32))
     assert torch.equal(wide.key, narrow.key) and torch.equal(wide.order, narrow.order)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint64])
+def test_edges_of_any_whole_type_are_sorted_alike(dtype):
+    edge_index = torch.randint(0, 100, (2, 400))
+    expected, found = (SortedEdges.from_edge_index(e, 100) for e in (edge_index, edge_index.to(dtype)))
+    for name in ("row_start", "key", "order", "query", "key_position"):
+        assert torch.equal(getattr(expected, name), getattr(found, name))

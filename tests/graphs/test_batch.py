@@ -79,7 +79,7 @@ def test_permuted_nodes_are_the_same_graphs(make_graphs):
 def test_empty_graphs_and_edges_that_leave_their_graph_are_refused():
     x, y = torch.zeros(3, 1), torch.zeros(2, dtype=torch.long)
     none = torch.zeros(2, 0, dtype=torch.long)
-    with pytest.raises(UserError, match="graph 1 has no nodes"):
+    with pytest.raises(UserError, match="1 of 2 graphs have no nodes, first graph 1"):
         pack(torch.tensor([3, 0]), torch.tensor([0, 0]), x, none, None, y)
     with pytest.raises(UserError, match=r"outside 0 \.\. 1"):
         pack(torch.tensor([2, 1]), torch.tensor([1, 0]), x, torch.tensor([[0], [2]]), None, y)

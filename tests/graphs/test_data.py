@@ -4,8 +4,11 @@ import dataclasses
 
 import pytest
 import torch
+from torch_geometric.data import Data
 
 from et.errors import UserError
+from et.features import as_features
+from et.graphs.counts import check_counts
 from et.graphs.data import GraphData, encode_types, standardized
 
 
@@ -60,9 +63,13 @@ def test_released_protocol_trains_on_everything(toy):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"num_features": 4}, "num_features=4.*out of range"),
+        ({"num_features": 4}, "it says num_features=4: set data.num_features=5.*out of range"),
         ({"num_edge_features": 3}, "num_edge_features=3"),
-        ({"num_classes": 1 + 1, "folds": 50}, "fewer than the 50 folds"),
+        ({"folds": 50}, "too few for 50 folds"),
+        (
+            {"num_features": 4, "num_edge_features": 3, "num_classes": 7},
+            "set data.num_features=5 data.num_edge_features=2 data.num_classes=2",
+        ),
         ({"protocol": "honest"}, "protocol"),
         ({"source": "nosuch"}, "data.source"),
     ],
@@ -81,22 +88,84 @@ def test_node_label_out_of_range_is_refused(tmp_path, make_tu):
         data.setup()
 
 
-def test_class_label_out_of_range_is_refused(toy, make_graphs):
-    data = toy()
+def test_class_label_out_of_range_is_refused(make_graphs):
+    stated = {"num_features": 5, "num_edge_features": 2, "num_classes": 2}
     with pytest.raises(UserError, match=r"labels 0 \.\. 2"):
-        data.check_counts(make_graphs(num_classes=3, features=5, edge_features=2))
+        check_counts(make_graphs(num_classes=3, features=5, edge_features=2), "TOY", "generated", stated)
     broken = make_graphs(features=5, edge_features=2)
     broken.x[0, 0] = float("nan")
     with pytest.raises(UserError, match="NaN"):
-        data.check_counts(broken)
+        check_counts(broken, "TOY", "generated", stated)
+
+
+def test_counts_that_are_left_open_are_those_of_the_data(toy):
+    data = toy(num_features=None, num_edge_features=None, num_classes=None)
+    found = {"num_features": 5, "num_edge_features": 2, "num_classes": 2}
+    assert data.counts() == found and {key: getattr(data, key) for key in found} == found
+
+
+@pytest.mark.parametrize("name", ["batch_size", "num_eigenvectors", "max_nodes", "num_features", "num_classes"])
+@pytest.mark.parametrize("value", [0, -3, 1.5, True])
+def test_sizes_that_are_none_are_refused_by_name(toy, name, value):
+    with pytest.raises(ValueError, match=rf"{name} must be a whole number of at least 1, not {value}"):
+        toy(**{name: value})
+
+
+def test_a_folder_and_a_list_of_the_same_graphs_are_standardised_alike(toy, tmp_path):
+    """One's own data are, unless it is said that they are not; the record tells."""
+    folder = toy(standardize=None)
+    graphs = []
+    for number in range(40):
+        one = toy(standardize=False).graphs.select([number])
+        graphs.append(Data(x=one.x, edge_index=one.edge_index, edge_attr=one.edge_attr, y=one.y))
+    torch.save(graphs, tmp_path / "mine.pt")
+    for fidelity in ("paper", "released"):
+        listed = toy(source="file", path=tmp_path / "mine.pt", name=None, standardize=None, fidelity=fidelity)
+        assert torch.equal(listed.graphs.x, folder.graphs.x) and listed.describe()["standardized"]
+    assert not toy(standardize=False).describe()["standardized"]
+
+
+@pytest.mark.parametrize(
+    ("name", "experiment", "standardize"), [("MUTAG", "tu_mutag", False), ("TOY", "tu_mutag", None)]
+)
+def test_the_configuration_of_a_published_set_leaves_another_folder_to_the_rule(config, name, experiment, standardize):
+    assert config(f"experiment={experiment}", f"data.name={name}").data.standardize is standardize
+
+
+def test_features_beside_a_large_offset_are_standardised_in_float64(make_graphs):
+    graphs = make_graphs(sizes=(30, 40, 50))
+    near = standardized(graphs, torch.arange(3)).x
+    shifted = dataclasses.replace(graphs, x=as_features(graphs.x.double() + 1.7e9))
+    assert shifted.x.dtype == torch.float64
+    assert torch.allclose(standardized(shifted, torch.arange(3)).x, near, atol=1e-4)
+
+
+def test_a_class_that_the_training_list_lacks_is_told(toy, tmp_path):
+    def save(train: list[int]):
+        def graph(label):
+            return Data(x=torch.rand(3, 2), edge_index=torch.tensor([[0, 1], [1, 0]]), y=torch.tensor(label))
+
+        parts = {"train": train, "val": [0, 1], "test": [0, 1, 2]}
+        torch.save({part: [graph(label) for label in labels] for part, labels in parts.items()}, tmp_path / "mine.pt")
+        return {"source": "file", "path": tmp_path / "mine.pt", "num_features": 2, "num_edge_features": 0}
+
+    with pytest.raises(UserError, match="'train' of TOY has no graph of class 2, which other lists have"):
+        toy(**save([0, 1, 1, 0]), num_classes=3)
+    with pytest.warns(UserWarning, match="'val' of TOY has no graph of class 2"):
+        data = toy(**save([0, 1, 2, 0]), num_classes=3)
+    assert data.describe()["absent_classes"] == {"val": [2]}
 
 
 @pytest.mark.parametrize(
     "kind, message, columns",
     [
-        ("node_labels", "TOY has 2 columns where .*num_features=5.*a missing file", {"num_features": 2}),
-        ("node_attributes", "TOY has 3 columns where .*num_features=5.*a missing file", {"num_features": 3}),
-        ("edge_labels", "TOY has 0 columns where .*num_edge_features=2.*a missing file", {"num_edge_features": 0}),
+        ("node_labels", "says num_features=5: set data.num_features=2.*a missing file", {"num_features": 2}),
+        ("node_attributes", "says num_features=5: set data.num_features=3.*a missing file", {"num_features": 3}),
+        (
+            "edge_labels",
+            "says num_edge_features=2: set data.num_edge_features=0.*a missing file",
+            {"num_edge_features": 0},
+        ),
     ],
 )
 def test_without_an_optional_file_the_configuration_must_say_so(toy, tmp_path, kind, message, columns):

@@ -94,6 +94,63 @@ def test_the_hash_knows_which_graphs_are_in_which_part(tmp_path):
     assert len(hashes) == 3
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32])
+def test_edges_of_any_whole_type_are_read(tmp_path, dtype):
+    graphs = rings(6)
+    expected = load_graph_list(save(graphs, tmp_path)).sha256
+    for graph in graphs:
+        graph.edge_index = graph.edge_index.to(dtype)
+    assert load_graph_list(save(graphs, tmp_path)).sha256 == expected
+
+
+@pytest.mark.parametrize(
+    "change", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr, lambda x: x.requires_grad_(), torch.nn.Parameter]
+)
+def test_sparse_features_and_those_with_gradients_are_features(tmp_path, change):
+    graphs = rings(6)
+    expected = load_graph_list(save(graphs, tmp_path)).sha256
+    for graph in graphs:
+        graph.x = change(graph.x.clone())
+    source = load_graph_list(save(graphs, tmp_path))
+    assert source.sha256 == expected and not source.graphs.x.requires_grad
+
+
+def test_graphs_of_old_torch_geometric_are_graphs(tmp_path, monkeypatch):
+    """Version 1 kept attributes in the object itself, None where there are none."""
+    graphs = rings(6)
+    expected = load_graph_list(save(graphs, tmp_path)).sha256
+    old = []
+    for graph in graphs:
+        one = Data.__new__(Data)
+        vars(one).update(graph.to_dict(), edge_attr=None, pos=None, face=None, __num_nodes__=graph.num_nodes)
+        old.append(one)
+    with monkeypatch.context() as patched:
+        patched.setattr(Data, "__getstate__", lambda self: vars(self))
+        path = save(old, tmp_path)
+    assert load_graph_list(path).sha256 == expected
+
+
+def test_graphs_without_nodes_are_told_and_can_be_dropped(tmp_path):
+    graphs = rings(6)
+    whole = load_graph_list(save(graphs, tmp_path)).sha256
+    empty = Data(x=torch.empty(0, 3), edge_index=torch.empty(2, 0).long(), y=torch.tensor([1]))
+    path = save([graphs[0], empty, *graphs[1:], empty], tmp_path)
+    with pytest.raises(UserError, match=r"2 of 8 graphs have no nodes, first graph 1: set data\.drop_empty=true"):
+        load_graph_list(path)
+    source = load_graph_list(path, drop_empty=True)
+    assert source.sha256 == whole and source.dropped_empty == 2
+    parts = {"train": [empty, *graphs[:4]], "val": graphs[4:5], "test": [graphs[5], empty]}
+    split = load_graph_list(save(parts, tmp_path), drop_empty=True).split
+    assert [len(split[part]) for part in ("train", "val", "test")] == [4, 1, 1]
+
+
+def test_small_integers_as_edge_features_do_not_wrap_around(tmp_path):
+    edges = torch.tensor([[0, 1, 0, 1], [1, 0, 1, 0]])
+    attr = torch.tensor([[200], [200], [100], [100]], dtype=torch.uint8)
+    graph = Data(x=torch.ones(2, 1), edge_index=edges, edge_attr=attr, y=torch.tensor(0))
+    assert load_graph_list(save([graph], tmp_path)).graphs.edge_attr.tolist() == [[300.0], [300.0]]
+
+
 def spoiled(**changes) -> list[Data]:
     graphs = rings(4)
     for key, value in changes.items():
@@ -113,7 +170,7 @@ def spoiled(**changes) -> list[Data]:
         (spoiled(edge_attr=torch.ones(8, 1)), "graph 0 of .* lacks edge_attr"),
         (spoiled(edge_attr=torch.ones(3, 1)), r"edge_attr of graph 2 .* shape \(3, 1\), and 8 rows"),
         (spoiled(x=torch.ones(4, 2)), "x in .* has 2, 3 columns"),
-        (spoiled(edge_index=torch.zeros(8, 2, dtype=torch.long)), r"whole numbers \(2, E\), not \(8, 2\)"),
+        (spoiled(edge_index=torch.zeros(8, 2, dtype=torch.long)), r"whole numbers \(2, E\), not torch.int64 \(8, 2\)"),
         (spoiled(y=0), "y of graph 2 of .* is no tensor but int"),
         ({"train": 1, "val": 2, "test": 3}, "neither a list"),
         ([Data(edge_index=torch.tensor([[0, 1], [1, 0]]), y=torch.tensor([0]))], "does not say how many nodes"),
@@ -145,18 +202,24 @@ TINY = ["model.dim=16", "model.num_heads=2", "model.head_dim=8", "model.num_memo
 @pytest.mark.parametrize(
     ("graphs", "overrides", "message"),
     [
-        (alike(torch.tensor([0.0])), [], r"are real numbers.*y\.long.*num_classes=1"),
+        (alike(torch.tensor([0.0])), ["data.num_classes=2"], r"set data\.num_classes=1.*are real numbers.*y\.long"),
         (alike(torch.tensor([0.5])), ["data.num_classes=1"], "for a regression save a dictionary"),
         (alike(torch.tensor([0.5])), ["data.num_classes=1", "protocol=released"], "for a regression save a dictionary"),
         (alike(torch.arange(4) % 2), [], "for nodes save a dictionary"),
         (alike(torch.tensor([1])), ["data.num_classes=1"], r"whole numbers.*y\.float"),
-        (rings(40), ["data.num_classes=5"], r"labels 0 \.\. 1.*set data\.num_classes=2"),
+        (rings(40), ["data.num_classes=5"], r"says num_classes=5: set data\.num_classes=2"),
         (alike(torch.tensor([1])), ["data.num_classes=2"], "every graph of mine is of class 1"),
         (
             [ring(4, torch.tensor([2 * (n % 2)])) for n in range(40)],
             ["data.num_classes=3"],
-            r"mine has no graph of class 1: number its classes 0 \.\. 1 .* set data\.num_classes=2",
+            r"labels 0, 2: number its 2 classes 0 \.\. 1 without a gap",
         ),
+        (
+            [ring(4, torch.tensor([2 * (n % 2) - 1])) for n in range(40)],
+            [],
+            r"labels -1, 1: number its 2 classes 0 \.\. 1 without a gap",
+        ),
+        (rings(40), ["data.num_features=9", "data.num_classes=5"], r"set data\.num_features=3 data\.num_classes=2"),
         (alike(torch.tensor([float("nan")])), [], "targets of mine contain NaN"),
         (
             {part: alike(torch.arange(4) % 2) for part in ("train", "val", "test")},
@@ -166,16 +229,18 @@ TINY = ["model.dim=16", "model.num_heads=2", "model.head_dim=8", "model.num_memo
     ],
 )
 def test_targets_that_do_not_fit_the_task_are_told(config, tmp_path, graphs, overrides, message):
-    own = ["data=graph_list", f"data.path={save(graphs, tmp_path)}", "data.num_features=3", *overrides]
+    own = ["data=graph_list", f"data.path={save(graphs, tmp_path)}", *overrides]
     with pytest.raises(UserError, match=message):
         train(config("experiment=demo_graphs", *own, *TINY, "trainer.accelerator=cpu"))
 
 
 def test_the_demo_trains_on_ones_own_graphs(config, tmp_path):
-    own = ["data=graph_list", f"data.path={save(rings(), tmp_path)}", "data.num_features=3", "data.folds=4"]
+    own = ["data=graph_list", f"data.path={save(rings(), tmp_path)}", "data.folds=4"]
     outcome = train(config("experiment=demo_graphs", *own, *TINY, "trainer.accelerator=cpu"))
     assert outcome.record["dataset"]["name"] == "mine" and outcome.record["dataset"]["variant"] == "user data"
     assert outcome.record["dataset"]["split"] == {"train": 27, "val": 3, "test": 10}
+    stated = train(config("experiment=demo_graphs", *own, "data.num_features=3", *TINY, "trainer.accelerator=cpu"))
+    assert stated.skipped and stated.record["run_id"] == outcome.record["run_id"]
 
 
 def test_a_regression_of_ones_own_trains(config, tmp_path):

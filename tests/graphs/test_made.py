@@ -11,6 +11,7 @@ from et.graphs.made import (
     digit_graph,
     extract_superpixels,
     generate_block_models,
+    hash_digits,
     load_digits,
     load_zinc_variant,
     pattern_graph,
@@ -144,9 +145,15 @@ def test_extraction_takes_disjoint_parts_of_the_files(tmp_path, monkeypatch):
     for part, count in (("train", 12), ("test", 4)):
         images, labels = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), np.arange(count) % 10
         np.savez(tmp_path / "mnist" / f"{part}.npz", x=images, y=labels.astype(np.uint8))
-    source = extract_superpixels("MNIST", tmp_path, tmp_path / "cache", seed=0, sizes=(6, 3, 2))
+    with pytest.warns(UserWarning, match="MNIST is not the published data set"):
+        source = extract_superpixels("MNIST", tmp_path, tmp_path / "cache", seed=0, sizes=(6, 3, 2))
     assert len(source.graphs) == 11
-    assert source.variant == "superpixels extracted with scikit-image's SLIC, 6 + 3 + 2 graphs"
+    variant = "superpixels extracted with scikit-image's SLIC, 6 + 3 + 2 graphs"
+    assert source.variant == f"user data saved as mnist/*.npz, {variant}"
+    shuffled = [made._arrays(tmp_path / "mnist" / f"{part}.npz", "x", "y") for part in ("train", "test")]
+    known = tuple(hash_digits(images[::-1], labels[::-1]) for images, labels in shuffled)
+    monkeypatch.setattr(made, "MNIST_SHA256", known)
+    assert extract_superpixels("MNIST", tmp_path, tmp_path / "cache", seed=0, sizes=(6, 3, 2)).variant == variant
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
         patch.setattr(np, "load", out_of_memory)
         extract_superpixels("MNIST", tmp_path, tmp_path / "other", seed=0, sizes=(6, 3, 2))
@@ -188,3 +195,13 @@ def test_zinc_variant_is_marked_as_such(data_root):
 def test_zinc_variant_missing(tmp_path):
     with pytest.raises(UserError, match=r"zinc12k_variant\.npz is missing"):
         load_zinc_variant(tmp_path)
+
+
+def test_the_digits_are_those_of_scikit_learn():
+    assert load_digits().variant == "exact"
+
+
+@pytest.mark.data
+def test_the_mnist_files_are_mnist(data_root):
+    for part, known in zip(("train", "test"), made.MNIST_SHA256, strict=True):
+        assert hash_digits(*made._arrays(data_root / "mnist" / f"{part}.npz", "x", "y")) == known

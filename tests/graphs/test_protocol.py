@@ -31,37 +31,46 @@ def test_folds_depend_on_the_seed_alone():
     assert not torch.equal(first["test"], other["test"])
 
 
-def test_a_class_absent_from_a_fold_and_a_fold_that_is_none_are_refused():
-    with pytest.raises(UserError, match="class 3 has 4 graphs"):
-        held_out_split(torch.cat([LABELS, torch.tensor([3] * 4)]), 0, 10, seed=0)
+def test_a_class_with_fewer_graphs_than_folds_and_a_fold_that_is_none_are_refused():
+    few = torch.cat([LABELS, torch.tensor([3] * 4)])
+    with pytest.raises(UserError, match=r"class 3 has 4 graphs.*data\.folds=4 \(or fewer\) or data\.stratified=false"):
+        held_out_split(few, 0, 10, seed=0)
+    with pytest.raises(UserError, match=r"set data\.stratified=false"):
+        held_out_split(torch.cat([LABELS, torch.tensor([3])]), 0, 2, seed=0)
     with pytest.raises(UserError, match=r"data\.fold=10"):
         held_out_split(LABELS, 10, 10, seed=0)
     with pytest.raises(UserError, match="two folds or more"):
         held_out_split(LABELS, 0, 1, seed=0)
-    with pytest.raises(UserError, match="cannot hold all 4 classes"):
-        held_out_split(torch.arange(4).repeat(3), 0, 3, seed=0)
+    with pytest.raises(UserError, match="leave none to validate on"):
+        held_out_split(torch.arange(4).repeat(2), 0, 2, seed=0)
+    with pytest.raises(UserError, match="too few for 10 folds"):
+        held_out_split(LABELS[:5], 0, 10, seed=0, stratified=False)
     with pytest.raises(UserError, match="real numbers"):
         held_out_split(LABELS.float(), 0, 10, seed=0)
 
 
-@pytest.mark.parametrize("counts, folds", [((60, 5), 5), ((40, 3), 3), ((4, 36), 4)])
-def test_a_class_absent_from_the_validation_part_is_refused(counts, folds):
-    rare, count = min(enumerate(counts), key=lambda pair: pair[1])
-    message = f"class {rare} has {count} graphs, too few with data.folds={folds}: none of them is in the part 'val'"
-    for fold in range(folds):
-        with pytest.raises(UserError, match=rf"{message} of fold {fold}; 11 graphs of each class are surely enough"):
-            held_out_split(torch.arange(2).repeat_interleave(torch.tensor(counts)), fold, folds, seed=0)
-
-
-@pytest.mark.parametrize("counts, folds", [((600, 11), 12), ((11, 150, 77), 2), ((11, 11, 15), 2)])
-def test_the_advised_number_of_folds_helps(counts, folds):
+@pytest.mark.parametrize("counts", [(60, 5), (40, 3), (4, 36), (600, 11), (11, 150, 77), (3, 3, 3, 3), (2, 50)])
+def test_the_advised_folds_run(counts):
+    """As many folds as the smallest class has graphs: training and test part hold every class in each of them."""
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     with pytest.raises(UserError) as caught:
-        held_out_split(labels, 0, folds, seed=0)
-    advised = int(re.search(r"set data\.folds=(\d+)$", str(caught.value))[1])
+        held_out_split(labels, 0, min(counts) + 1, seed=0)
+    advised = int(re.search(r"set data\.folds=(\d+) ", str(caught.value))[1])
+    tested = []
     for fold in range(advised):
-        for part in held_out_split(labels, fold, advised, seed=0).values():
-            assert torch.bincount(labels[part], minlength=len(counts)).min() > 0
+        parts = held_out_split(labels, fold, advised, seed=0)
+        assert torch.equal(torch.cat(list(parts.values())).sort().values, torch.arange(len(labels)))
+        assert len(parts["val"]) > 0
+        for part in ("train", "test"):
+            assert torch.bincount(labels[parts[part]], minlength=len(counts)).min() > 0
+        tested.append(parts["test"])
+    assert torch.equal(torch.cat(tested).sort().values, torch.arange(len(labels)))
+
+
+def test_folds_without_regard_to_classes_take_classes_of_one_graph():
+    labels = torch.cat([LABELS, torch.tensor([3])])
+    tested = [held_out_split(labels, fold, 10, seed=0, stratified=False)["test"] for fold in range(10)]
+    assert torch.equal(torch.cat(tested).sort().values, torch.arange(121))
 
 
 def test_released_folds_look_at_the_first_of_both_parts():

@@ -12,6 +12,7 @@ from torch_geometric.datasets import ZINC, GNNBenchmarkDataset, TUDataset
 
 from et.errors import UserError
 from et.graphs import sources
+from et.graphs.published import PUBLISHED_PARTS
 from et.graphs.sources import cache_folder, load_gnn_benchmark, load_zinc
 from et.graphs.tu import load_tu
 
@@ -121,7 +122,7 @@ def test_missing_data_that_cannot_be_downloaded_is_one_clear_error(tmp_path, mon
     for dataset in (TUDataset, GNNBenchmarkDataset, ZINC):
         monkeypatch.setattr(dataset, "download", offline)
     for load, name, folder, address in (
-        (load_tu, "NCI109", "tu/NCI109/raw", "NCI109.zip"),
+        (lambda name, root, cache: load_tu(name, root), "NCI109", "tu/NCI109/raw", "NCI109.zip"),
         (load_gnn_benchmark, "PATTERN", "gnnbench/PATTERN/raw", "PATTERN_v2.zip"),
         (load_zinc, "ZINC12k", "zinc/raw", "molecules.zip"),
     ):
@@ -166,6 +167,15 @@ def test_superpixels_have_coordinates_and_their_official_split(tmp_path):
     assert torch.equal(graph.edge_attr[:, 0], entry["edge_attr"])
     assert graph.y.tolist() == entry["y"].tolist() and graph.level == "graph"
     assert torch.equal(load_gnn_benchmark("MNIST", tmp_path, tmp_path / "cache").graphs.x, source.graphs.x)
+
+
+def test_official_files_of_other_sizes_are_a_variant(tmp_path, monkeypatch):
+    superpixel_file(tmp_path)
+    with pytest.warns(UserWarning, match="MNIST is not the published data set"):
+        variant = load_gnn_benchmark("MNIST", tmp_path, tmp_path / "cache").variant
+    assert variant == "6 + 2 + 3 graphs in MNIST_v2.pt, not the published 55000 + 5000 + 10000"
+    monkeypatch.setitem(PUBLISHED_PARTS, "MNIST", (6, 2, 3))
+    assert load_gnn_benchmark("MNIST", tmp_path, tmp_path / "cache").variant.startswith("exact in its counts")
 
 
 @pytest.mark.parametrize("damage", [lambda raw: raw[: len(raw) // 2], lambda raw: b""])

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from et.errors import UserError
-from et.graphs.tu import load_tu, tu_variant
+from et.graphs.made import hash_graphs
+from et.graphs.published import PUBLISHED_TU, PublishedTU
+from et.graphs.tu import load_tu
 
 
 def test_tu_features_are_attributes_then_labels_and_edges_are_those_of_the_file(tmp_path, make_tu):
     raw = make_tu(tmp_path, attributes=True)
-    source = load_tu("TOY", tmp_path, tmp_path / "cache")
+    source = load_tu("TOY", tmp_path)
     graphs = source.graphs
     assert source.variant == "user data in TUDataset's form" and source.split is None
     assert len(graphs) == 40 and graphs.x.shape[1] == 5 and graphs.edge_attr.shape[1] == 2
@@ -26,7 +28,7 @@ def test_tu_features_are_attributes_then_labels_and_edges_are_those_of_the_file(
 
 def test_tu_without_node_features_gets_degrees(tmp_path, make_tu):
     make_tu(tmp_path, node_labels=False, edge_labels=False)
-    graphs = load_tu("TOY", tmp_path, tmp_path / "cache").graphs
+    graphs = load_tu("TOY", tmp_path).graphs
     degree = torch.bincount(graphs.edge_index[1], minlength=graphs.num_nodes)
     assert torch.equal(graphs.x, degree.float()[:, None])
     assert graphs.edge_attr is None
@@ -36,35 +38,76 @@ def test_tu_raw_folder_stays_as_it_was_and_may_be_read_only(tmp_path, make_tu):
     raw = make_tu(tmp_path)
     before = sorted(path.name for path in tmp_path.rglob("*"))
     raw.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    load_tu("TOY", tmp_path, tmp_path.parent / f"{tmp_path.name}-cache")
+    load_tu("TOY", tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
     raw.chmod(stat.S_IRWXU)
 
 
-def test_tu_variant_tells_published_data_from_others():
-    assert tu_variant("MUTAG", 188) == "exact"
-    assert tu_variant("MUTAG", 187) == "187 graphs where the published data set has 188"
-    assert tu_variant("MINE", 188).startswith("user data")
+def test_a_folder_with_a_published_name_is_exact_only_with_the_published_contents(tmp_path, make_tu, monkeypatch):
+    make_tu(tmp_path, name="MUTAG")
+    with pytest.warns(UserWarning, match="MUTAG is not the published data set"):
+        source = load_tu("MUTAG", tmp_path)
+    assert source.variant.startswith("user data") and "40 graphs where table 8 has 188" in source.variant
+    graphs = source.graphs
+    sizes = 40, round(graphs.num_nodes / 40, 2), round(graphs.num_edges / 80, 2), 3
+    for digest, variant in (
+        (hash_graphs(graphs), "exact"),
+        (None, "exact in its counts, contents not checked"),
+    ):
+        monkeypatch.setitem(PUBLISHED_TU, "MUTAG", PublishedTU(*sizes, digest))
+        assert load_tu("MUTAG", tmp_path).variant == variant
+    monkeypatch.setitem(PUBLISHED_TU, "MUTAG", PublishedTU(*sizes, "0" * 64))
+    with pytest.warns(UserWarning):
+        assert load_tu("MUTAG", tmp_path).variant.endswith("as large as the published data set, with other contents")
 
 
-def test_tu_processed_file_is_made_anew_when_the_raw_files_change_or_it_is_damaged(tmp_path, make_tu):
-    raw, cache = make_tu(tmp_path), tmp_path / "cache"
-    first = load_tu("TOY", tmp_path, cache)
-    (processed,) = cache.rglob("TOY-*.pt")
-    processed.write_bytes(b"damaged")
-    assert torch.equal(load_tu("TOY", tmp_path, cache).graphs.x, first.graphs.x)
+@pytest.mark.parametrize("ending", ["", "\n", "\n\n", "\r\n"])
+def test_the_last_line_counts_whatever_it_ends_in(tmp_path, make_tu, ending):
+    raw = make_tu(tmp_path, attributes=True)
+    whole = load_tu("TOY", tmp_path).graphs
+    for file in raw.iterdir():
+        file.write_bytes(file.read_bytes().rstrip() + ending.encode())
+    assert hash_graphs(load_tu("TOY", tmp_path).graphs) == hash_graphs(whole)
+
+
+def test_the_graphs_are_those_that_torch_geometric_reads(tmp_path, make_tu):
+    from torch_geometric.datasets import TUDataset
+
+    make_tu(tmp_path, attributes=True)
+    found = load_tu("TOY", tmp_path).graphs
+    for number, graph in enumerate(TUDataset(str(tmp_path / "tu"), "TOY", use_node_attr=True, use_edge_attr=True)):
+        read = found.select([number])
+        assert torch.equal(read.x, graph.x) and torch.equal(read.edge_index, graph.edge_index)
+        assert torch.equal(read.edge_attr, graph.edge_attr) and read.y.item() == graph.y.item()
+
+
+def test_attributes_beside_a_large_offset_stay_apart(tmp_path, make_tu):
+    raw = make_tu(tmp_path, node_labels=False)
+    nodes = len((raw / "TOY_graph_indicator.txt").read_text().split())
+    seconds = 1.7e9 + np.arange(nodes) % 40
+    (raw / "TOY_node_attributes.txt").write_text("\n".join(f"{second:.0f}" for second in seconds))
+    assert np.array_equal(load_tu("TOY", tmp_path).graphs.x[:, 0].numpy(), seconds)
+
+
+def test_graphs_without_nodes_are_told_and_can_be_dropped(tmp_path, make_tu):
+    raw = make_tu(tmp_path)
+    whole = load_tu("TOY", tmp_path).graphs
     labels = (raw / "TOY_graph_labels.txt").read_text().split()
-    (raw / "TOY_graph_labels.txt").write_text("\n".join(reversed(labels)) + "\n")
-    second = load_tu("TOY", tmp_path, cache)
-    assert second.sha256 != first.sha256
-    assert second.graphs.y.tolist() == [1, 0] * 20
+    indicator = [int(line) for line in (raw / "TOY_graph_indicator.txt").read_text().split()]
+    labels = [*labels[:5], "2", *labels[5:], "1"]  # graph 6 and the last one are empty
+    (raw / "TOY_graph_labels.txt").write_text("\n".join(labels))
+    (raw / "TOY_graph_indicator.txt").write_text("\n".join(str(g + (g > 5)) for g in indicator))
+    with pytest.raises(UserError, match=r"2 of 42 graphs have a label and no nodes, first graph 6.*drop_empty=true"):
+        load_tu("TOY", tmp_path)
+    source = load_tu("TOY", tmp_path, drop_empty=True)
+    assert source.dropped_empty == 2 and hash_graphs(source.graphs) == hash_graphs(whole)
 
 
 @pytest.mark.parametrize("kind", ["A", "graph_indicator", "graph_labels"])
 def test_tu_missing_file_is_named_with_its_address(tmp_path, make_tu, kind):
     (make_tu(tmp_path) / f"TOY_{kind}.txt").unlink()
     with pytest.raises(UserError, match=rf"TOY_{kind}\.txt.*graphkerneldatasets/TOY\.zip"):
-        load_tu("TOY", tmp_path, tmp_path / "cache")
+        load_tu("TOY", tmp_path)
 
 
 KINDS = ("A", "graph_indicator", "graph_labels", "node_labels", "edge_labels", "node_attributes")
@@ -73,7 +116,6 @@ DAMAGES = {
     "empty": lambda text: "",
     "within a line": lambda text: text[: text.rfind(",") + 1],
     "a column": lambda text: text[: text.rfind(",")] + "\n",
-    "the last line's end": lambda text: text.rstrip("\n"),
     "a blank line": lambda text: text.replace("\n", "\n\n", 1),
     "text": lambda text: text.replace("1", "one", 1),
     "a fraction": lambda text: text.replace("1", "1.5", 1),
@@ -88,7 +130,7 @@ DAMAGES = {
         *((kind, how) for kind in KINDS for how in ("half", "empty", "text")),
         *((kind, how) for kind in ("A", "node_attributes") for how in ("within a line", "a column")),
         *((kind, "a number too long") for kind in KINDS[:-1]),
-        *(("node_labels", how) for how in ("a fraction", "a huge label", "a blank line", "the last line's end")),
+        *(("node_labels", how) for how in ("a fraction", "a huge label", "a blank line")),
         ("edge_labels", "a huge label"), ("graph_labels", "a blank line"),
     ],
 )  # fmt: skip
@@ -99,7 +141,7 @@ def test_tu_file_that_is_cut_short_or_damaged_is_refused(tmp_path, make_tu, kind
     assert damaged != text
     path.write_text(damaged)
     with pytest.raises(UserError, match=r"TOY|need"):
-        load_tu("TOY", tmp_path, tmp_path / "cache")
+        load_tu("TOY", tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["A", "node_labels"])
@@ -108,7 +150,7 @@ def test_tu_folder_in_the_place_of_a_file_is_told(tmp_path, make_tu, kind):
     path.unlink()
     path.mkdir()
     with pytest.raises(UserError, match=rf"TOY_{kind}\.txt cannot be read \(Is a directory\)"):
-        load_tu("TOY", tmp_path, tmp_path / "cache")
+        load_tu("TOY", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -127,18 +169,14 @@ def test_tu_contradiction_is_told_with_its_numbers(tmp_path, make_tu, kind, chan
     path = make_tu(tmp_path, edge_labels=False) / f"TOY_{kind}.txt"
     path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
     with pytest.raises(UserError, match=message):
-        load_tu("TOY", tmp_path, tmp_path / "cache")
+        load_tu("TOY", tmp_path)
 
 
-def test_tu_graph_without_nodes_and_edges_across_graphs_are_refused(tmp_path, make_tu):
-    raw = make_tu(tmp_path / "empty")
-    (raw / "TOY_graph_labels.txt").open("a").write("1\n")
-    with pytest.raises(UserError, match="graph 41 has a label but no nodes"):
-        load_tu("TOY", tmp_path / "empty", tmp_path / "cache")
+def test_tu_edges_across_graphs_are_refused(tmp_path, make_tu):
     raw = make_tu(tmp_path / "across", edge_labels=False)
     (raw / "TOY_A.txt").open("a").write("1, 30\n30, 1\n")
     with pytest.raises(UserError, match="two different graphs"):
-        load_tu("TOY", tmp_path / "across", tmp_path / "cache")
+        load_tu("TOY", tmp_path / "across")
 
 
 def test_tu_graphs_without_edges_are_graphs(tmp_path, make_tu):
@@ -147,7 +185,7 @@ def test_tu_graphs_without_edges_are_graphs(tmp_path, make_tu):
     last = {str(1 + i) for i, graph in enumerate(nodes) if graph in ("2", "4")}  # one inside, one at the end
     kept = [line for line in (raw / "TOY_A.txt").read_text().splitlines() if line.split(",")[0] not in last]
     (raw / "TOY_A.txt").write_text("\n".join(kept) + "\n")
-    graphs = load_tu("TOY", tmp_path, tmp_path / "cache").graphs
+    graphs = load_tu("TOY", tmp_path).graphs
     assert len(graphs) == 4
     assert [count > 0 for count in graphs.edge_ptr.diff().tolist()] == [True, False, True, False]
 
@@ -157,7 +195,7 @@ def test_tu_data_set_without_any_edge_is_told_where_such_graphs_go(tmp_path, mak
     raw = make_tu(tmp_path, edge_labels=False)
     (raw / "TOY_A.txt").write_text(content)
     with pytest.raises(UserError, match=r"TOY_A\.txt has no edges.*data=graph_list.*take them anew"):
-        load_tu("TOY", tmp_path, tmp_path / "cache")
+        load_tu("TOY", tmp_path)
 
 
 @pytest.mark.data
@@ -171,17 +209,18 @@ def test_tu_data_set_without_any_edge_is_told_where_such_graphs_go(tmp_path, mak
         ("Mutagenicity", 4337, 30.32, 30.77, 14),
     ],
 )
-def test_real_data_agrees_with_table_8(data_root, tmp_path, name, graphs, nodes, edges, features):
-    found = load_tu(name, data_root, tmp_path).graphs
-    assert len(found) == graphs and found.x.shape[1] == features
+def test_real_data_agrees_with_table_8(data_root, name, graphs, nodes, edges, features):
+    source = load_tu(name, data_root)
+    found = source.graphs
+    assert source.variant == "exact" and len(found) == graphs and found.x.shape[1] == features
     assert found.num_nodes / graphs == pytest.approx(nodes, abs=0.006)
     assert found.num_edges / 2 / graphs == pytest.approx(edges, abs=0.006)
 
 
 @pytest.mark.data
 @pytest.mark.slow
-def test_dd_agrees_with_table_8_and_is_not_truncated(data_root, tmp_path):
-    found = load_tu("DD", data_root, tmp_path).graphs
+def test_dd_agrees_with_table_8_and_is_not_truncated(data_root):
+    found = load_tu("DD", data_root).graphs
     assert len(found) == 1178 and found.x.shape[1] == 89
     assert int((found.x.sum(0) > 0).sum()) == 82  # of the labels 1 .. 89 that many occur
     assert found.num_nodes / 1178 == pytest.approx(284.32, abs=0.006)

@@ -1,0 +1,83 @@
+"""What is known of the graphs of nodes that live in files: origin, sizes, hashes of contents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from et.anomaly.graph import NodeGraph, edge_keys, without_repeats
+
+
+@dataclass(frozen=True)
+class Published:
+    """A data set that lives in a file: what it is called there, where that is from, and how large it is.
+
+    A file of other sizes or contents is recorded as such, with a warning.
+
+    Attributes:
+        file: name under ``<data root>/node/``.
+        address: where to get it.
+        nodes, edges: number of nodes and of distinct undirected edges (table 5), None where the paper has no such data.
+        features, anomalies: number of columns, and share of anomalous nodes in percent with two decimals (table 5).
+        unlabelled: the first so many nodes have no label.
+        sha256: :meth:`et.anomaly.graph.NodeGraph.sha256` of the published contents, None if not known.
+        variant: what it is instead of one of the paper's data sets.
+    """
+
+    file: str
+    address: str
+    nodes: int | None = None
+    edges: int | None = None
+    features: int | None = None
+    anomalies: float | None = None
+    unlabelled: int = 0
+    variant: str = "exact"
+    sha256: str | None = None
+
+    def differences(self, graph: NodeGraph) -> str:
+        """In words what tells ``graph`` from the published one; empty if nothing that is known does."""
+        if self.nodes is not None:
+            keys = np.concatenate([edge_keys(edges, graph.num_nodes) for edges in graph.relations.values()])
+            keys.sort()
+            found = (graph.num_nodes, len(without_repeats(keys)) // 2)
+            if found != (self.nodes, self.edges):
+                return f"{found[0]} nodes and {found[1]} edges where table 5 has {self.nodes} and {self.edges}"
+        if self.features is not None and graph.features.shape[1] != self.features:
+            return f"{graph.features.shape[1]} features where the published data set has {self.features}"
+        anomalies = round(100 * float((graph.labels == 1).double().mean()), 2)
+        if self.anomalies is not None and anomalies != self.anomalies:
+            return f"{anomalies} % anomalies where table 5 has {self.anomalies} %"
+        return "other contents than the published file" if self.sha256 not in (None, graph.sha256()) else ""
+
+
+BWGNN_DATA = "https://github.com/squareRoot3/Rethinking-Anomaly-Detection (its README links the folder)"
+PUBLISHED = {
+    "amazon": Published("Amazon.mat", "https://data.dgl.ai/dataset/FraudAmazon.zip", 11944, 4398392, 25, 6.87, 3305),
+    "yelp": Published("YelpChi.mat", "https://data.dgl.ai/dataset/FraudYelp.zip", 45954, 3846979, 32, 14.53),
+    "tfinance": Published("tfinance", BWGNN_DATA, 39357, 21222543, 10, 4.58),
+    "tsocial": Published("tsocial", BWGNN_DATA, 5781065, 73105508, 10, 3.01),
+    "tolokers": Published(
+        "tolokers.npz",
+        "https://github.com/yandex-research/heterophilous-graphs (data/tolokers.npz)",
+        variant="exact (a data set the paper does not have)",
+        sha256="59bf621bd32a791d857500d9b3a8937bba9dcb2f17b9dc2e96b290ea60e30341",
+    ),
+    "amazon_upu": Published(
+        "amazon_upu.mat",
+        "https://github.com/tzy528/sting",
+        variant="Amazon's U-P-U relation and the 10,224 users that have one; no unlabelled block",
+        sha256="536dc4670a4e635f863a0658959a59ae4c2e2ea71e4b21b1df961df4935e3991",
+    ),
+    "yelp_reviewers": Published(
+        "yelp_reviewers.mat",
+        "https://github.com/tzy528/sting",
+        variant="Yelp's R-U-R and R-T-R relations and the 23,831 reviews that share a user",
+        sha256="1dd17e6f5f2d44c2bd8ec6aa0856b71ebe44ede8bc3f6e65aea42b5f9c69eee9",
+    ),
+    "tsocial_synthetic": Published(
+        "tsocial_synthetic.npz",
+        "`python scripts/make_synthetic_graph.py FILE`",
+        variant="synthetic, of T-Social's size",
+    ),
+}

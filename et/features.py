@@ -1,0 +1,68 @@
+"""Columns of node features: kept in float64 where float32 would lose them, and standardised in float64."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from torch import Tensor
+
+WIDER_THAN_FLOAT32 = (torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64)
+# Largest rounding error of a column, as a share of its standard deviation, at which float32 is taken.
+TOLERANCE = 1e-3
+
+
+def as_features(values: np.ndarray | Tensor) -> Tensor:
+    """Features in float32, or in float64 where a column's offset is so large that float32 would lose its variation.
+
+    Timestamps are the usual case: seconds since 1970 are 128 s apart in float32.
+
+    Args:
+        values: Numbers or truth values, (N, F), dense.
+    """
+    exact = torch.as_tensor(values).detach()
+    rounded = exact.to(torch.float32)
+    if exact.dtype not in WIDER_THAN_FLOAT32 or exact.dim() != 2:
+        return rounded
+    exact = exact.to(torch.float64)
+    if torch.equal(rounded.double(), exact) or not lost_columns(exact, rounded).any():
+        return rounded
+    return exact
+
+
+def lost_columns(exact: Tensor, rounded: Tensor) -> Tensor:
+    """(F,) bool: the columns whose rounding errors are not small beside their standard deviation."""
+    if not len(exact):
+        return torch.zeros(exact.shape[1], dtype=torch.bool)
+    varies = exact.amax(0) > exact.amin(0)
+    error = (rounded.double() - exact).abs().amax(0)
+    return varies & (error > TOLERANCE * exact.std(0, correction=0))
+
+
+def to_float32(features: Tensor, name: str) -> Tensor:
+    """Features as the model takes them; warns about columns of the data set ``name`` that float32 cannot tell apart."""
+    rounded = features.float()
+    if features.dtype == torch.float64:
+        lost = lost_columns(features, rounded).nonzero()[:, 0].tolist()
+        if lost:
+            warnings.warn(
+                f"{name}: float32 loses the variation of feature columns {', '.join(map(str, lost[:10]))} beside their "
+                "offset; set data.standardize, or subtract the offset in the file",
+                stacklevel=2,
+            )
+    return rounded
+
+
+def standardize_columns(features: Tensor, known: Tensor, correction: int, constant: Tensor) -> Tensor:
+    """(features - mean) / deviation in float64; columns that are ``constant`` are only shifted.
+
+    Args:
+        features: (N, F).
+        known: Rows that mean and deviation are taken over, (n, F).
+        correction: Degrees of freedom of the deviation, 0 or 1.
+        constant: (F,) bool.
+    """
+    known = known.double()
+    deviation = known.std(0, correction=correction)
+    return (features.double() - known.mean(0)) / torch.where(constant, torch.ones_like(deviation), deviation)

@@ -1,0 +1,98 @@
+"""How many features and classes graphs have, and what to say of a configuration that has other numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from et.errors import UserError
+from et.graphs.batch import GraphBatch
+
+OWN_SOURCES = ("tu", "file")  # whose files hold graphs of every class that there is
+
+
+def counts_of(graphs: GraphBatch, name: str, source: str, num_classes: int | None) -> dict[str, int]:
+    """``num_features``, ``num_edge_features`` and ``num_classes`` of ``graphs``.
+
+    Args:
+        name: What messages call the data set.
+        source: Where it comes from. Made and official data may lack a class where few graphs are taken.
+        num_classes: What the configuration says, which counts for made and official data; None if it says nothing.
+
+    Raises:
+        UserError: Labels of the user's own data are not 0, 1, ... without a gap, or all the same.
+    """
+    edge_features = 0 if graphs.edge_attr is None else graphs.edge_attr.shape[1]
+    classes = _count_classes(graphs, name, source, num_classes)
+    return {"num_features": graphs.x.shape[1], "num_edge_features": edge_features, "num_classes": classes}
+
+
+def _count_classes(graphs: GraphBatch, name: str, source: str, num_classes: int | None) -> int:
+    """The number of classes, 1 for a regression."""
+    if graphs.y.is_floating_point():
+        return 1
+    classes = graphs.y.unique().tolist()
+    if source not in OWN_SOURCES:
+        return classes[-1] + 1 if num_classes is None else num_classes
+    if num_classes == 1:
+        raise UserError(
+            f"the targets of {name} are whole numbers, which are classes: leave data.num_classes out, or save those of "
+            "a regression as real ones (y.float())"
+        )
+    if len(classes) == 1:
+        raise UserError(
+            f"every {graphs.level} of {name} is of class {classes[0]}: there is nothing to tell apart; check the "
+            "labels, of which a classification needs two or more"
+        )
+    if classes != list(range(len(classes))):
+        raise UserError(
+            f"{name} has {graphs.level} labels {_first(classes)}: number its {len(classes)} classes "
+            f"0 .. {len(classes) - 1} without a gap (torch.unique(labels, return_inverse=True) does)"
+        )
+    return len(classes)
+
+
+def check_counts(graphs: GraphBatch, name: str, source: str, stated: Mapping[str, int | None]) -> dict[str, int]:
+    """The counts of ``graphs``, which ``stated`` has to agree with; None there agrees with any number.
+
+    Raises:
+        UserError: Numbers are not finite, or counts are not those stated; the message has all the right ones.
+    """
+    for key, values in (("node features", graphs.x), ("edge features", graphs.edge_attr), ("targets", graphs.y)):
+        if values is not None and not torch.isfinite(values).all():
+            raise UserError(f"the {key} of {name} contain NaN or infinite values: mend the files")
+    found = counts_of(graphs, name, source, stated["num_classes"])
+    wrong = {key: count for key, count in found.items() if stated[key] not in (None, count)}
+    if wrong:
+        raise UserError(_contradiction(graphs, name, source, stated, wrong))
+    if not graphs.y.is_floating_point():
+        low, high, classes = int(graphs.y.min()), int(graphs.y.max()), found["num_classes"]
+        if low < 0 or high >= classes:
+            raise UserError(
+                f"{name} has {graphs.level} labels {low} .. {high}, the configuration says num_classes={classes}: "
+                f"labels must be 0 .. {classes - 1}; check the label files"
+            )
+    return found
+
+
+def _contradiction(
+    graphs: GraphBatch, name: str, source: str, stated: Mapping[str, int | None], wrong: Mapping[str, int]
+) -> str:
+    """What to say of the counts ``wrong``, which are the right ones, by key."""
+    settings = " ".join(f"data.{key}={count}" for key, count in wrong.items())
+    says = ", ".join(f"{key}={stated[key]}" for key in wrong)
+    text = f"the configuration does not fit {name}, it says {says}: set {settings}"
+    if "num_classes" in wrong and graphs.y.is_floating_point():
+        text += ". Its targets are real numbers, those of a regression: save classes as whole ones (y.long())"
+    if source == "tu" and wrong.keys() & {"num_features", "num_edge_features"}:
+        text += (
+            ". A label out of range in the files adds columns, a missing file of labels or attributes takes some away: "
+            "check them first"
+        )
+    return text
+
+
+def _first(values: Sequence[int]) -> str:
+    """The first few of ``values``."""
+    return ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
