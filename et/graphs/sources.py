@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import socket
@@ -20,6 +21,8 @@ from et.graphs.batch import GraphBatch, pack
 from et.graphs.plain_pickle import only_data
 
 SPLITS = ("train", "val", "test")
+ZINC_SIZES = {"train": 220_011, "val": 24_445, "test": 5_000}  # molecules of the benchmark's parts
+REBUILT = "rebuilt.json"  # beside ZINC's raw files: what scripts/build_zinc.py says of those that it wrote
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -98,6 +101,7 @@ def load_zinc(name: str, root: Path, cache: Path) -> Source:
         # torch_geometric would delete the folder and download it again.
         raise UserError(f"{raw} lacks {', '.join(absent)}; they are in {ZINC.url} and {ZINC.split_url.format('train')}")
     digest, subset = hash_files(files), name == "ZINC12k"
+    rebuilt = rebuilt_variant(raw / REBUILT, name)
 
     def read(processed: Path) -> list[Any]:
         class Cached(ZINC):
@@ -107,7 +111,28 @@ def load_zinc(name: str, root: Path, cache: Path) -> Source:
 
     parts = read_processed(read, cache / "zinc" / f"{name}-{digest[:16]}", raw, f"take them anew from {ZINC.url}")
     graphs, split = _join(parts, "graph")
-    return Source(graphs, "exact", digest, split)
+    return Source(graphs, rebuilt or zinc_variant_of(split, subset), digest, split)
+
+
+def rebuilt_variant(path: Path, name: str) -> str | None:
+    """What scripts/build_zinc.py wrote about the data set ``name``; None if the files are not from that script.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        return str(json.loads(path.read_text())[name])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: run scripts/build_zinc.py again") from error
+
+
+def zinc_variant_of(split: dict[str, Tensor], subset: bool) -> str:
+    """``exact`` if the parts are as large as the benchmark's, else how large they are."""
+    sizes = {"train": 10_000, "val": 1_000, "test": 1_000} if subset else ZINC_SIZES
+    found = {part: len(numbers) for part, numbers in split.items()}
+    return "exact" if found == sizes else f"{sum(found.values()):,} of {sum(sizes.values()):,} molecules"
 
 
 def hash_files(paths: Iterable[Path]) -> str:
