@@ -95,7 +95,8 @@ def load_zinc(name: str, root: Path, cache: Path) -> Source:
     raw = root / "zinc" / "raw"
     files = files_of("zinc", name, root)
     if not raw.exists():
-        download(lambda: ZINC(str(root / "zinc")), "train.pickle, train.index, ...", ZINC.url, raw)
+        address = f"{ZINC.url} (or build them from SMILES: docs/zinc.md)"
+        download(lambda: ZINC(str(root / "zinc")), "train.pickle, train.index, ...", address, raw)
     absent = [file.name for file in files if not file.exists()]
     if absent:
         # torch_geometric would delete the folder and download it again.
