@@ -20,6 +20,7 @@ from et.files import replacing, write_atomically
 from et.loading import family, fill, load_weights
 from et.record import read_result, run_id
 from et.run_folder import SCORES
+from et.same_data import check_unseen
 from et.training import accelerator, compute_exactly, quiet_libraries
 
 OPTIONS = ("run", "checkpoint", "images", "output", "mask_seeds", "device", "progress")
@@ -100,7 +101,14 @@ def predict(run: Path | str, checkpoint: str | None = None, device: str = "auto"
 def assemble(
     cfg: DictConfig, weights: dict[str, Tensor], run: Path | str
 ) -> tuple[pl.LightningModule, pl.LightningDataModule]:
-    """Task and data of a configuration, with the weights of ``run``."""
+    """Task and data of a configuration, with the weights of ``run``.
+
+    Raises:
+        UserError: the weights do not fit, or were trained on test samples of the data.
+    """
+    record = read_result(Path(run))
+    if record is not None and cfg.data.get("name") is not None:
+        check_unseen(record["dataset"]["name"], cfg.data.name)
     data, network = instantiate(cfg.data), instantiate(cfg.model)
     task = instantiate(cfg.task, network=network, optim=cfg.optim)
     fill(task, weights, run)

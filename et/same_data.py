@@ -10,12 +10,31 @@ from typing import Any
 from et.errors import UserError, unwrapped
 from et.record import USER_DATA
 
+# Data sets that contain test samples of others, whatever part they have them in.
+OVERLAPS = {"ZINC-variant": ("ZINC", "ZINC12k")}
 _HASHES: dict[str, str] = {}  # of data that were read for another run of this process
 
 
 def of_user_data(record: Mapping[str, Any]) -> bool:
     """Whether a run's data are the user's own, which may change under the same name."""
     return str(record["dataset"].get("variant")).startswith(USER_DATA)
+
+
+def check_unseen(trained_on: str, tested_on: str) -> None:
+    """Refuse to test a model on another data set whose test part shares samples with what it was trained on.
+
+    Args:
+        trained_on: Name of the training data, as a record has it.
+        tested_on: Name of the data to test on.
+
+    Raises:
+        UserError: the two overlap.
+    """
+    if tested_on in OVERLAPS.get(trained_on, ()):
+        raise UserError(
+            f"a model trained on {trained_on} cannot be tested on {tested_on}: {trained_on} contains official test "
+            f"molecules. Train on {tested_on} (experiment=zinc or zinc_full)"
+        )
 
 
 def check_same_data(config: Mapping[str, Any], record: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from et.errors import UserError
 from et.graphs.batch import GraphBatch
 from et.graphs.data import GraphData
 from et.graphs.protocol import RELEASED_BATCH, released_accuracy
+from et.same_data import check_unseen
 from et.sampling import rank_and_world
 
 SAY_EVERY = 30.0  # seconds of repeated scoring, which no progress bar counts
@@ -73,9 +74,14 @@ class GraphTask(pl.LightningModule):
         self.protocol, self.repetitions, self.seed = protocol, repetitions, seed
         self.label_smoothing, self.edge_loss_weight = label_smoothing, edge_loss_weight
         self.val_measures, self.test_measures = Measures(num_classes), Measures(num_classes)
+        self.trained_on: str | None = None  # name of the data of ``trainer.fit``
 
     def setup(self, stage: str) -> None:
         data, readout = self.trainer.datamodule, getattr(self.network, "readout", None)
+        if data is not None and stage == "fit":
+            self.trained_on = data.name
+        elif data is not None and self.trained_on is not None:
+            check_unseen(self.trained_on, data.name)
         if data is None and stage == "test" and self.protocol == "released":
             raise UserError("the released protocol needs all graphs: give a datamodule (et.graphs.data.GraphData)")
         if data is None or readout not in ("cls", "graph", "nodes"):

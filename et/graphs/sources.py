@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 import warnings
@@ -22,6 +23,7 @@ from et.graphs.published import PUBLISHED_PARTS
 from et.record import COUNTS_ONLY, plain_name
 
 SPLITS = ("train", "val", "test")
+REBUILT = "rebuilt.json"  # beside ZINC's raw files: what scripts/build_zinc.py says of those that it wrote
 
 
 # What each source reads below the data root.
@@ -124,15 +126,31 @@ def load_zinc(name: str, root: Path, cache: Path) -> Source:
         return [Cached(str(root / "zinc"), subset=subset, split=split) for split in SPLITS]
 
     if not raw.exists():
-        download(lambda: fresh_read(read, cache), "train.pickle, train.index, ...", ZINC.url, raw)
+        address = f"{ZINC.url} (or build them from SMILES: docs/zinc.md)"
+        download(lambda: fresh_read(read, cache), "train.pickle, train.index, ...", address, raw)
     absent = [file.name for file in files if not file.exists()]
     if absent:
         # torch_geometric would delete the folder and download it again.
         raise UserError(f"{raw} lacks {', '.join(absent)}; they are in {ZINC.url} and {ZINC.split_url.format('train')}")
     digest = hash_files(files)
+    rebuilt = rebuilt_variant(raw / REBUILT, name)
     parts = read_processed(read, cache / "zinc" / f"{name}-{digest[:16]}.pt", raw, f"take them anew from {ZINC.url}")
     graphs, split = _join(parts, "graph")
-    return Source(graphs, counted_variant(name, split, "zinc/raw"), digest, split)
+    return Source(graphs, rebuilt or counted_variant(name, split, "zinc/raw"), digest, split)
+
+
+def rebuilt_variant(path: Path, name: str) -> str | None:
+    """What scripts/build_zinc.py wrote about the data set ``name``; None if the files are not from that script.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))[name])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: run scripts/build_zinc.py again") from error
 
 
 def hash_files(paths: Iterable[Path]) -> str:

@@ -215,6 +215,7 @@ def test_zinc_subset_and_incomplete_folder(tmp_path):
     raw = write_zinc(tmp_path)
     subset, full = (load_zinc(name, tmp_path, tmp_path / "cache") for name in ("ZINC12k", "ZINC"))
     assert len(subset.graphs) == 6 and len(full.graphs) == 11
+    assert subset.variant == "6 of 12,000 molecules" and full.variant == "11 of 249,456 molecules"
     assert subset.graphs.y.tolist() == [0, 2, 0, 2, 0, 2]
     assert subset.graphs.x[:3, 0].tolist() == [0, 5, 2]
     assert sorted(subset.graphs.edge_attr[:4, 0].tolist()) == [1, 1, 2, 2]

@@ -31,7 +31,9 @@ def test_averages_over_graphs():
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("condition", ["tu_mutag", "tu_enzymes", "tu_proteins", "tu_dd", "tu_nci1", "tu_mutagenicity"])
+@pytest.mark.parametrize(
+    "condition", ["tu_mutag", "tu_enzymes", "tu_proteins", "tu_dd", "tu_nci1", "tu_nci109", "tu_mutagenicity"]
+)
 def test_table_8_is_what_the_data_have(condition, data_root):
     table = paper.load(8)
     counted = count(8, condition, data_root)
