@@ -90,7 +90,7 @@ def rest(network: InpaintingET, batch: Batch, most: int, tolerances: tuple[float
     tokens = network.embed(patchify(batch["image"], network.patch_size), batch["masked"])
     found = []
     for tolerance in tolerances:
-        result = descend(network.block, tokens, most, network.step_size, until=tolerance)
+        result = descend(network.block, tokens, most, network.step_size, tol=tolerance)
         after = descend(network.block, result.x, 1, network.step_size)
         still = speed(network.block.norm(result.x), network.block.norm(after.x), network.step_size)
         arrived = result.steps < most

@@ -66,7 +66,7 @@ def make_topology(backend: str, edge_index, nodes: int):
     _ = edges.by_key if backend in ("numba", "csr") else edges.query
     if backend in CANDIDATES:
         attention = {"csr": csr_attention, "dgl": dgl_attention, "compile": compiled_attention}[backend](edges)
-        topology.mix = attention
+        topology.attend = attention
     return topology
 
 

@@ -95,7 +95,8 @@ class AnomalyTransformer(nn.Module):
             if num_nodes is None:
                 raise ValueError("a position embedding needs num_nodes")
             check_sizes(num_nodes=num_nodes)
-            self.position = nn.Parameter(torch.empty(num_nodes, dim).normal_(std=0.02))
+            self.position = nn.Parameter(torch.empty(num_nodes, dim))
+            nn.init.normal_(self.position, std=0.02)
         if self.released:
             self.dynamics = ReleasedDynamics(*sizes, steps=steps, dropout=dropout, **parts)
         else:
@@ -108,6 +109,16 @@ class AnomalyTransformer(nn.Module):
             self.head = nn.Linear(width, 2)
         else:
             self.head = mlp_head(width, dim if mlp_dim is None else mlp_dim, dropout)
+
+    def reset_parameters(self) -> None:
+        """Initialise all parameters again, with the random numbers that a new model would draw."""
+        self.embed.reset_parameters()
+        if self.position is not None:
+            nn.init.normal_(self.position, std=0.02)
+        self.dynamics.reset_parameters()
+        for layer in self.head.modules():
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
 
     def tokens(self, features: Tensor, nodes: Tensor | None = None) -> Tensor:
         """x_1 (eq. 10): (n, F) -> (n, D); ``nodes`` (n,) are ids in the whole graph, for the position embedding."""
@@ -198,6 +209,10 @@ class PaperDynamics(nn.Module):
         self.steps, self.step_size = steps, step_size
         self.block = EnergyTransformerBlock(dim, num_heads, head_dim, num_memories, train_beta=True, **parts)
 
+    def reset_parameters(self) -> None:
+        """Initialise all parameters again."""
+        self.block.reset_parameters()
+
     def forward(self, x: Tensor, topologies: Sequence[EdgeTopology]) -> list[Tensor]:
         """x_1 -> g_T of each relation, (n, D)."""
         return [self.last(descend(self.block, x, self.steps, self.step_size, topology).x) for topology in topologies]
@@ -242,6 +257,12 @@ class ReleasedDynamics(nn.Module):
         sizes = (dim, num_heads, head_dim, num_memories, dropout)
         self.block = ReleasedBlock(*sizes, **parts) if steps > 1 else None
         self.last_block = ReleasedBlock(*sizes, **parts)
+
+    def reset_parameters(self) -> None:
+        """Initialise all parameters again."""
+        for block in (self.block, self.last_block):
+            if block is not None:
+                block.reset_parameters()
 
     @property
     def step_blocks(self) -> list[ReleasedBlock]:

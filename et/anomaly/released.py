@@ -58,12 +58,23 @@ class ReleasedBlock(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.w_query = self.w_key = self.beta = self.memories = None
         if use_attention:
-            self.w_query = nn.Parameter(torch.empty(num_heads, head_dim, dim).normal_(std=0.01))
-            self.w_key = nn.Parameter(torch.empty(num_heads, head_dim, dim).normal_(std=0.01))
-            self.beta = nn.Parameter(torch.tensor(math.sqrt(head_dim)))
+            self.w_query = nn.Parameter(torch.empty(num_heads, head_dim, dim))
+            self.w_key = nn.Parameter(torch.empty(num_heads, head_dim, dim))
+            self.beta = nn.Parameter(torch.empty(()))
         if use_hopfield:
-            bound = 1 / math.sqrt(dim)
-            self.memories = nn.Parameter(torch.empty(num_memories, dim).uniform_(-bound, bound))
+            self.memories = nn.Parameter(torch.empty(num_memories, dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise all parameters again."""
+        self.norm.reset_parameters()
+        if self.w_query is not None:
+            nn.init.normal_(self.w_query, std=0.01)
+            nn.init.normal_(self.w_key, std=0.01)
+            nn.init.constant_(self.beta, math.sqrt(self.head_dim))
+        if self.memories is not None:
+            bound = 1 / math.sqrt(self.memories.shape[1])
+            nn.init.uniform_(self.memories, -bound, bound)
 
     def forward(self, x: Tensor, topology: EdgeTopology) -> Tensor:
         """One step: (N, D) -> (N, D)."""

@@ -59,6 +59,13 @@ class BWGNN(nn.Module):
         self.head = nn.Sequential(nn.ReLU(), nn.Linear(hidden, 1))
         self.register_buffer("wavelets", beta_wavelets(order))
 
+    def reset_parameters(self) -> None:
+        """Initialise all parameters again, and the wavelets."""
+        for layer in (*self.encode, self.mix, *self.head):
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
+        self.wavelets.copy_(beta_wavelets(len(self.wavelets) - 1))
+
     def forward(self, features: Tensor, topologies: Sequence[EdgeTopology], nodes: Tensor | None = None) -> Tensor:
         """(n, F) -> log-odds (n,); node ids play no part."""
         x = self.encode(features)

@@ -1,4 +1,4 @@
-"""The Energy Transformer itself: no task, no training, no configuration."""
+"""The Energy Transformer itself: no task, no training, no configuration. Start reading at :mod:`et.core.reference`."""
 
 from et.core.attention import EnergyAttention
 from et.core.block import EnergyTransformerBlock
@@ -6,6 +6,7 @@ from et.core.descent import Descent, decreasing, descend
 from et.core.hopfield import HopfieldNetwork
 from et.core.norm import EnergyLayerNorm
 from et.core.topology import AllPairs, EdgeTopology, Topology
+from et.core.transformer import EnergyTransformer
 
 __all__ = [
     "AllPairs",
@@ -13,6 +14,7 @@ __all__ = [
     "EdgeTopology",
     "EnergyAttention",
     "EnergyLayerNorm",
+    "EnergyTransformer",
     "EnergyTransformerBlock",
     "HopfieldNetwork",
     "Topology",

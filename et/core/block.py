@@ -10,15 +10,16 @@ from torch import Tensor, nn
 from et.core.attention import EnergyAttention
 from et.core.hopfield import HopfieldNetwork
 from et.core.norm import EnergyLayerNorm
+from et.core.precision import at_least_float32, compute_dtype, no_autocast, restore_dtype
 from et.core.topology import Topology
 
 
 class StackedWeights(NamedTuple):
-    """What a descent multiplies with at each step, made once: a matrix and its bias (or None) for each module.
+    """Weights that every step of a descent multiplies with, stacked and cast once: (matrix, bias) of each module.
 
     Attributes:
-        attention: [W^Q; W^K], (2HY, D), and (2HY,); None without attention.
-        hopfield: the memories xi, (M, D), and (M,); None without a Hopfield network.
+        attention: [W^Q; W^K], (2HY, D), and its bias, (2HY,) or None; None without attention.
+        hopfield: Memories xi, (M, D), and their bias, (M,) or None; None without a Hopfield network.
     """
 
     attention: tuple[Tensor, Tensor | None] | None
@@ -26,21 +27,28 @@ class StackedWeights(NamedTuple):
 
 
 class EnergyTransformerBlock(nn.Module):
-    """E = E^ATT + E^HN over g = LayerNorm(x), and its negative gradient in closed form (eq. 6).
+    r"""Block of the `Energy Transformer <https://arxiv.org/abs/2302.07253>`_: one energy of normalised tokens (eq. 6).
+
+    .. math::
+        \tau \frac{dx}{dt} = -\frac{\partial E}{\partial g}, \qquad E(g) = E^{ATT}(g) + E^{HN}(g),
+        \qquad g = \mathrm{LayerNorm}(x)
+
+    Calling the block computes the right-hand side at tokens x. One step of the descent is ``x + step_size * block(x)``.
 
     Args:
-        dim: token dimension D.
-        num_heads: H.
-        head_dim: Y.
-        num_memories: M (the paper's K).
-        beta, train_beta, self_attention, attention_terms, attention_bias, keep_maps: see :class:`EnergyAttention`.
-        activation, hopfield_beta, hopfield_power, hopfield_bias: see :class:`HopfieldNetwork`.
-        norm_eps, norm_bias: see :class:`EnergyLayerNorm`.
-        use_attention, use_hopfield: leave a module out (tables 13 and 14); ``attention`` or ``hopfield`` is then None.
-        attention_init_std, hopfield_init_std: initial standard deviations (algorithm 1: 0.02 for both).
+        dim: Token dimension D.
+        num_heads: Number of heads H.
+        head_dim: Dimension Y of a head's queries and keys.
+        num_memories: Number of memories M (paper: K).
+        beta, train_beta, self_attention, attention_terms, attention_bias, keep_maps: See :class:`EnergyAttention`.
+        activation, hopfield_beta, hopfield_power, hopfield_bias: See :class:`HopfieldNetwork`.
+        norm_eps, norm_bias: See :class:`EnergyLayerNorm`.
+        use_attention, use_hopfield: If False, leave the module out (tables 13 and 14); the attribute ``attention`` or
+            ``hopfield`` is then None.
+        attention_init_std, hopfield_init_std: Standard deviations of the initial weights (algorithm 1: 0.02 for both).
 
     Raises:
-        ValueError: both modules are left out.
+        ValueError: Both modules are left out.
     """
 
     def __init__(
@@ -94,8 +102,14 @@ class EnergyTransformerBlock(nn.Module):
             else None
         )
 
+    def reset_parameters(self) -> None:
+        """Initialise the parameters of all modules again."""
+        for module in (self.norm, self.attention, self.hopfield):
+            if module is not None:
+                module.reset_parameters()
+
     def stacked_weights(self, dtype: torch.dtype | None = None) -> StackedWeights:
-        """The weights of both modules in ``dtype``: what a descent needs at every one of its steps."""
+        """Weights of both modules, cast to ``dtype`` (None: their own), for use in several steps."""
         attention, hopfield = self.attention, self.hopfield
 
         def cast(matrix: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -106,30 +120,72 @@ class EnergyTransformerBlock(nn.Module):
             None if hopfield is None else cast(hopfield.memories, hopfield.bias),
         )
 
+    def forward(
+        self,
+        x: Tensor,
+        topology: Topology | None = None,
+        weights: StackedWeights | None = None,
+        query_index: Tensor | None = None,
+    ) -> Tensor:
+        """Descent direction -dE/dg at g = LayerNorm(x) (right-hand side of eq. 6).
+
+        Args:
+            x: Tokens, (B, N, D) or (N, D).
+            topology, weights, query_index: See :meth:`update`. Matrix products run in the dtype of ``weights``.
+
+        Returns:
+            The direction, shaped like ``x``, or (B, n, D) or (n, D) with ``query_index``.
+        """
+        if weights is not None:
+            return self._direction(x, topology, weights, query_index)
+        dtype = compute_dtype(x)
+        with no_autocast(x):
+            direction = self._direction(at_least_float32(x), topology, self.stacked_weights(dtype), query_index)
+        return restore_dtype(direction, x)
+
+    def _direction(
+        self, x: Tensor, topology: Topology | None, weights: StackedWeights, query_index: Tensor | None
+    ) -> Tensor:
+        matrix, _ = weights.attention or weights.hopfield
+        return self.update(self.norm(x).to(matrix.dtype), topology, weights, query_index)
+
     def update(
         self,
         g: Tensor,
         topology: Topology | None = None,
         weights: StackedWeights | None = None,
-        wanted: Tensor | None = None,
+        query_index: Tensor | None = None,
     ) -> Tensor:
-        """-dE/dg, shaped like ``g``: [P K | P^T Q] [W^Q; W^K] + r(g xi^T) xi (eq. 6, 9, 17).
+        """Negative gradient -dE/dg in closed form: [P K | P^T Q] [W^Q; W^K] + r(g xi^T) xi (eq. 6, 9, 17).
 
         Args:
-            g: normalised tokens.
-            topology: who attends to whom; all pairs where not given.
-            weights: :meth:`stacked_weights`, for callers that take more than one step with them.
-            wanted: (n,) numbers of the tokens whose update is wanted; all where not given.
+            g: Layer-normalised tokens, (B, N, D) or (N, D).
+            topology: Which tokens attend to which. If None, all pairs.
+            weights: :meth:`stacked_weights` in the dtype of ``g``. If None, made here.
+            query_index: Indices of the tokens to update, (n,). All tokens still attend and are attended to. If None,
+                all are updated.
+
+        Returns:
+            The update, shaped like ``g``, or (B, n, D) or (n, D) with ``query_index``.
         """
-        of_attention, of_hopfield = weights or self.stacked_weights(g.dtype)
-        own = g if wanted is None else g.index_select(-2, wanted)
+        attention_weights, hopfield_weights = weights or self.stacked_weights(g.dtype)
+        selected = g if query_index is None else g.index_select(-2, query_index)  # (..., n, D)
+        # Modules are called, not their update, so that forward hooks see every step.
         if self.attention is None:
-            return self.hopfield.update(own, weights=of_hopfield)
-        update = self.attention.update(g, topology, of_attention, wanted)
-        return update if self.hopfield is None else update + self.hopfield.update(own, weights=of_hopfield)
+            return self.hopfield(selected, None, hopfield_weights)
+        update = self.attention(g, topology, attention_weights, query_index)  # (..., n, D)
+        return update if self.hopfield is None else update + self.hopfield(selected, None, hopfield_weights)
 
     def module_energies(self, g: Tensor, topology: Topology | None = None) -> tuple[Tensor, Tensor]:
-        """(E^ATT, E^HN), each (B,) or (); zero for a module that is left out."""
+        """Attention and Hopfield energy of each sample.
+
+        Args:
+            g: Layer-normalised tokens, (B, N, D) or (N, D).
+            topology: Which tokens attend to which. If None, all pairs.
+
+        Returns:
+            The two energies, each (B,) or (), in at least float32; 0 for a module that is left out.
+        """
         attention = self.attention.energy(g, topology) if self.attention else None
         hopfield = self.hopfield.energy(g) if self.hopfield else None
         if attention is None:
@@ -137,6 +193,14 @@ class EnergyTransformerBlock(nn.Module):
         return attention, torch.zeros_like(attention) if hopfield is None else hopfield
 
     def energy(self, g: Tensor, topology: Topology | None = None) -> Tensor:
-        """E = E^ATT + E^HN of normalised tokens: (B, N, D) -> (B,), (N, D) -> (); float32 or better (eq. 6)."""
+        """Total energy of each sample (eq. 6).
+
+        Args:
+            g: Layer-normalised tokens, (B, N, D) or (N, D).
+            topology: Which tokens attend to which. If None, all pairs.
+
+        Returns:
+            Energies, (B,) or (), in at least float32.
+        """
         attention, hopfield = self.module_energies(g, topology)
         return attention + hopfield

@@ -1,7 +1,8 @@
-"""The forward pass: descent of the block's energy in discrete time (paper eq. 6, 19 and 27)."""
+"""Descent of the block's energy in discrete time: the forward pass (paper eq. 6, 19 and 27)."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,23 +12,23 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 from et.core.block import EnergyTransformerBlock
-from et.core.precision import at_least_float32, compute_dtype, no_autocast
+from et.core.precision import at_least_float32, compute_dtype, no_autocast, restore_dtype
 from et.core.topology import Topology
 
 
 @dataclass(frozen=True)
 class Descent:
-    """What a descent leaves behind.
+    """Result of :func:`descend`: final tokens and, if recorded, the energies and states of every step.
 
     Attributes:
-        x: final tokens, shaped like the initial ones.
-        energies: total energy before the first and after each step, (steps + 1, B), or (steps + 1,) for tokens (N, D);
-            None unless recorded. Recorded energies are detached: they are for looking at, not for training on.
-        attention_energies, hopfield_energies: its two parts, shaped alike; zero for a module that is left out.
-        states: tokens before the first and after each step, (steps + 1, ...), with their gradients where there are any;
+        x: Final tokens, shaped like the initial ones and in their dtype (float32 under autocast).
+        energies: Total energy before the first and after each step, (steps + 1, B), or (steps + 1,) for tokens (N, D);
+            detached. None unless recorded.
+        attention_energies, hopfield_energies: The two parts of ``energies``; 0 for a module that is left out.
+        states: Tokens before the first and after each step, (steps + 1, ...), in at least float32, with gradients.
             None unless recorded.
-        steps: how many steps each sample took, (B,) or (); None unless the descent was to end at a tolerance. What is
-            recorded then ends with the slowest sample.
+        steps: Number of steps that each sample took, (B,) or (). None unless ``tol`` was given; the recorded energies
+            and states then end with the slowest sample.
     """
 
     x: Tensor
@@ -44,12 +45,22 @@ def decreasing(step_size: float, steps: int, power: float = 0.5) -> Tensor:
 
 
 def speed(before: Tensor, after: Tensor, step_size: float | Tensor) -> Tensor:
-    """How fast a sample moves: the root mean square of dg/dt of its fastest token, (B, N, D) twice -> (B,).
+    """Speed of each sample: the root mean square of dg/dt of its fastest token.
 
-    ``before`` and ``after`` are normalised tokens g around a step. The tokens x themselves need not come to rest where
-    the energy does: along x - mean(x), which the layer norm does not see, a step changes nothing.
+    The tokens x themselves need not come to rest where the energy does: the layer norm ignores the direction x -
+    mean(x), so a step along it changes nothing.
+
+    Args:
+        before, after: Layer-normalised tokens g around a step, (B, N, D) or (N, D).
+        step_size: Size alpha of that step.
+
+    Returns:
+        Speeds, (B,) or (); 0 without tokens.
     """
-    return (after - before).square().mean(-1).sqrt().amax(-1) / step_size
+    of_token = (after - before).square().mean(-1).sqrt()  # (..., N)
+    if of_token.shape[-1] == 0:
+        return of_token.sum(-1)
+    return of_token.amax(-1) / step_size
 
 
 def descend(
@@ -59,56 +70,68 @@ def descend(
     step_size: float | Sequence[float] | Tensor,
     topology: Topology | None = None,
     noise_std: float = 0.0,
-    record: bool | Literal["energy"] = False,
+    record: bool | Literal["energy", "states"] = False,
     checkpoint: bool = False,
+    tol: float | None = None,
+    query_index: Tensor | None = None,
     until: float | None = None,
-    wanted: Tensor | None = None,
 ) -> Descent:
-    """Take ``steps`` steps x <- x - alpha dE/dg + sqrt(alpha) eps, eps ~ N(0, sigma^2) (eq. 27; eq. 6 without noise).
+    r"""Descend the energy of a block, as in `Energy Transformer <https://arxiv.org/abs/2302.07253>`_ (eq. 6, 27).
 
-    Under autocast the products run in its dtype, with the weights cast once; tokens, layer norm and energies stay in
-    float32.
+    .. math::
+        x_{t+1} = x_t - \alpha \frac{\partial E}{\partial g}\Big|_{g = \mathrm{LayerNorm}(x_t)} + \sqrt{\alpha}\,
+        \epsilon_t, \qquad \epsilon_t \sim \mathcal{N}(0, \sigma^2)
+
+    Matrix products run in the dtype of ``x``, or in autocast's, with the weights cast once. Tokens, layer norm and
+    energies are kept in at least float32 during the descent.
 
     Args:
-        block: the energy.
-        x: initial tokens, (B, N, D), or (N, D) with a topology of edges.
-        steps: T, at least 0.
-        step_size: alpha = dt / tau: a number for all steps or one for each, (steps,), which may be trained.
-        topology: who attends to whom; all pairs where not given.
-        noise_std: sigma; 0 for a deterministic descent.
-        record: keep energies and states of all steps (``True``), only the energies (``"energy"``), or neither.
-        checkpoint: keep only the tokens of each step for the backward pass, which computes the rest of the step again:
-            memory of T token states instead of T steps, for a third more time.
-        until: tolerance at which a sample has arrived: it takes no further step once its :func:`speed` is at most this.
-            ``steps`` is then the most that any sample may take. Tokens (N, D) are one sample.
-        wanted: (n,) numbers of the tokens that are wanted in the end, a CLS token for instance: ``x`` holds only these,
-            and the last step is computed for them alone.
+        block: Block whose energy is descended.
+        x: Initial tokens, (B, N, D), or (N, D) with a topology of edges.
+        steps: Number of steps T, at least 0.
+        step_size: Step size alpha = dt / tau: one for all steps, or one for each, (steps,). A tensor can be trained.
+        topology: Which tokens attend to which. If None, all pairs.
+        noise_std: Standard deviation sigma of the noise; 0 for a deterministic descent.
+        record: If True, keep the energies and states of all steps; if ``"energy"`` or ``"states"``, only these.
+        checkpoint: If True, keep only the tokens of each step for the backward pass and compute the rest again: memory
+            of T states instead of T steps, for a third more time.
+        tol: Tolerance: a sample stops once its :func:`speed` is at most this, and ``steps`` is the maximum. Tokens
+            (N, D) are one sample. If None, all samples take ``steps`` steps.
+        query_index: Indices of the tokens to return, (n,), for instance of a CLS token. The last step updates only
+            these. If None, all tokens.
+        until: Deprecated name of ``tol``.
+
+    Returns:
+        The :class:`Descent`; its ``x`` is (B, n, D) or (n, D) with ``query_index``.
 
     Raises:
-        ValueError: negative ``steps``, another number of step sizes than of steps, a tolerance for a noisy descent,
-            ``wanted`` with a record or a tolerance.
-        TypeError: a tensor as ``topology``.
+        ValueError: ``steps`` is negative; the number of step sizes is not ``steps``; ``record`` is unknown; ``tol``
+            with noise; ``query_index`` with ``record`` or ``tol``.
+        TypeError: ``topology`` is a tensor.
     """
-    _check_arguments(steps, topology, noise_std, record, until, wanted)
+    if until is not None:
+        warnings.warn("descend: until was renamed to tol", FutureWarning, stacklevel=2)
+        tol = until
+    _check_arguments(steps, topology, noise_std, record, tol, query_index)
     sizes = step_sizes(step_size, steps)
-    dtype = compute_dtype(x)
+    dtype, initial = compute_dtype(x), x
     x = at_least_float32(x)
     energies: list[tuple[Tensor, Tensor]] = []
     states: list[Tensor] = []
-    # Which samples still move, and the steps they took; nobody asks unless there is a tolerance.
-    moving = None if until is None else torch.ones(x.shape[:-2], dtype=torch.bool, device=x.device)
-    taken = None if until is None else torch.zeros(x.shape[:-2], dtype=torch.long, device=x.device)
+    # Which samples still move, and the steps they took; only with a tolerance.
+    moving = None if tol is None else torch.ones(x.shape[:-2], dtype=torch.bool, device=x.device)
+    taken = None if tol is None else torch.zeros(x.shape[:-2], dtype=torch.long, device=x.device)
 
     def observe() -> None:
-        if record:
+        if record in (True, "energy"):
             with torch.no_grad():
                 energies.append(block.module_energies(block.norm(x), topology))
-        if record is True:
+        if record in (True, "states"):
             states.append(x)
 
-    def step(x: Tensor, size: float | Tensor, wanted: Tensor | None = None) -> Tensor:
-        update = block.update(block.norm(x).to(dtype), topology, weights, wanted)
-        x = x if wanted is None else x.index_select(-2, wanted)
+    def step(x: Tensor, size: float | Tensor, query_index: Tensor | None = None) -> Tensor:
+        update = block(x, topology, weights, query_index)  # (..., n, D)
+        x = x if query_index is None else x.index_select(-2, query_index)
         x = x + size * update if isinstance(size, Tensor) else torch.add(x, update, alpha=size)
         return x + size**0.5 * noise_std * torch.randn_like(x) if noise_std > 0 else x
 
@@ -116,24 +139,26 @@ def descend(
         weights = block.stacked_weights(dtype)
         observe()
         for number, size in enumerate(sizes, start=1):
-            arguments = (x, size, wanted if number == steps else None)
+            arguments = (x, size, query_index if number == steps else None)
             moved = recompute_in_backward(step, *arguments, use_reentrant=False) if checkpoint else step(*arguments)
             if moving is None:
                 x = moved
             else:
                 with torch.no_grad():
                     taken += moving
-                    still_moving = moving & (speed(block.norm(x), block.norm(moved), size) > until)
+                    still_moving = moving & (speed(block.norm(x), block.norm(moved), size) > tol)
                 x, moving = torch.where(moving[..., None, None], moved, x), still_moving
             observe()
             if moving is not None and not moving.any():
                 break
-    if wanted is not None and steps == 0:
-        x = x.index_select(-2, wanted)
-    if not record:
-        return Descent(x, steps=taken)
+    if query_index is not None and steps == 0:
+        x = x.index_select(-2, query_index)
+    final = restore_dtype(x, initial)
+    recorded = torch.stack(states) if states else None
+    if not energies:
+        return Descent(final, states=recorded, steps=taken)
     attention, hopfield = (torch.stack(parts) for parts in zip(*energies, strict=True))
-    return Descent(x, attention + hopfield, attention, hopfield, torch.stack(states) if states else None, taken)
+    return Descent(final, attention + hopfield, attention, hopfield, recorded, taken)
 
 
 def _check_arguments(
@@ -141,25 +166,27 @@ def _check_arguments(
     topology: Topology | None,
     noise_std: float,
     record: bool | str,
-    until: float | None,
-    wanted: Tensor | None,
+    tol: float | None,
+    query_index: Tensor | None,
 ) -> None:
-    """What :func:`descend` says about arguments that do not go together."""
+    """Raise if arguments of :func:`descend` are invalid or contradict each other."""
+    if record not in (True, False, "energy", "states"):
+        raise ValueError(f"record must be True, False, 'energy' or 'states', not {record!r}")
     if isinstance(topology, Tensor):
-        raise TypeError("topology says who attends to whom: EdgeTopology(edge_index, num_nodes); there are no masks")
+        raise TypeError("topology must be an EdgeTopology(edge_index, num_nodes) or another Topology, not a tensor")
     if steps < 0:
         raise ValueError(f"steps must be 0 or more, not {steps}")
-    if until is not None and noise_std > 0:
-        raise ValueError("a descent with noise never comes to rest: use until without noise_std")
-    if wanted is not None and (record or until is not None):
-        raise ValueError("a descent that is recorded, or ends at a tolerance, needs all tokens: leave out wanted")
+    if tol is not None and noise_std > 0:
+        raise ValueError("a descent with noise never comes to rest: use tol without noise_std")
+    if query_index is not None and (record or tol is not None):
+        raise ValueError("a descent that is recorded, or ends at a tolerance, needs all tokens: leave out query_index")
 
 
 def step_sizes(step_size: float | Sequence[float] | Tensor, steps: int) -> list[float | Tensor]:
-    """alpha of each step.
+    """Step size alpha of each step.
 
     Raises:
-        ValueError: there are several, but not ``steps`` of them.
+        ValueError: There are several, but not ``steps`` of them.
     """
     several = step_size.dim() > 0 if isinstance(step_size, Tensor) else isinstance(step_size, Sequence)
     if not several:

@@ -1,4 +1,4 @@
-"""The edges of a graph, sorted once for all kernels: by query (CSR) and, when first asked for, by key (CSC)."""
+"""Edges of a graph, sorted once for all kernels: by query (CSR) and, on first use, by key (CSC)."""
 
 from __future__ import annotations
 
@@ -12,32 +12,31 @@ from torch import Tensor
 INDEX_LIMIT = 2**31 - 1
 
 
-class made_once:
-    """A property that is made when first asked for and then kept: functools.cached_property without the lock, which a
-    compiler of Python code cannot trace (Python 3.12 has none either)."""
+class cached_property:
+    """functools.cached_property without its lock, which torch.compile cannot trace (Python 3.12 has no lock)."""
 
-    def __init__(self, make: Callable[[Any], Any]):
-        self.make, self.name, self.__doc__ = make, make.__name__, make.__doc__
+    def __init__(self, function: Callable[[Any], Any]):
+        self.function, self.name, self.__doc__ = function, function.__name__, function.__doc__
 
     def __get__(self, owner: Any, kind: type | None = None) -> Any:
         if owner is None:
             return self
-        value = owner.__dict__[self.name] = self.make(owner)
+        value = owner.__dict__[self.name] = self.function(owner)
         return value
 
 
 class SortedEdges:
-    """Edges sorted by query, then key, then position; the result does not depend on how the edges were ordered.
+    """Edges sorted by query, then key, then position. The order of the original edges does not matter.
 
     All indices but the row pointers are int32 (torch indexes with them; scatter needs ``.long()``). A graph of E edges
-    costs 4E bytes for ``key`` and 4E for ``order``; 4E for the queries by key, unless the graph is symmetric (then the
-    two orders share their memory); 4E for ``query`` and ``key_position``, each only once it was used.
+    takes 4E bytes for ``key`` and 4E for ``order``; 4E for the queries by key, unless the graph is symmetric (then the
+    two orders share their memory); 4E for ``query`` and ``key_position``, each only once used.
 
     Attributes:
-        row_start: (N + 1,) int64: the edges of query C are ``row_start[C] .. row_start[C + 1]``.
-        key: (E,) int32: node B whose key the edge offers (PyG's source).
-        order: (E,) int32: position of each sorted edge in the edge_index it was made from.
-        num_nodes: N.
+        row_start: Row pointers, (N + 1,) int64: the edges of query C are ``row_start[C] .. row_start[C + 1]``.
+        key: Node B whose key the edge offers (PyG's source), (E,) int32.
+        order: Position of each sorted edge in the original edge_index, (E,) int32.
+        num_nodes: Number of nodes N.
     """
 
     def __init__(self, row_start: Tensor, key: Tensor, order: Tensor, num_nodes: int):
@@ -45,16 +44,21 @@ class SortedEdges:
 
     @classmethod
     def from_edge_index(cls, edge_index: Tensor, num_nodes: int) -> SortedEdges:
-        """Sort ``edge_index`` (2, E), row 0 key and row 1 query; repeated edges stay.
+        """Sort an edge_index; repeated edges are kept.
+
+        Args:
+            edge_index: (2, E) integers; row 0 the keys, row 1 the queries.
+            num_nodes: Number of nodes N.
 
         Raises:
-            ValueError: edge_index has another shape, is not integer, names a node outside 0 .. N-1, or is too large.
+            ValueError: ``edge_index`` has another shape, is not integer, names a node outside 0 .. N-1, or is too
+                large.
         """
         if edge_index.dtype not in (torch.int32, torch.int64) and is_whole(edge_index):
             edge_index = edge_index.long()  # torch indexes and compares with these two only
         check_edge_index(edge_index, num_nodes)
         key, query = edge_index[0], edge_index[1]
-        if torch.compiler.is_compiling():
+        if _has_no_values(edge_index):
             return cls._traced(key, query, num_nodes)
         compiled = compiled_orders(edge_index.device)
         if compiled is not None:
@@ -66,7 +70,7 @@ class SortedEdges:
 
     @classmethod
     def _traced(cls, key: Tensor, query: Tensor, num_nodes: int) -> SortedEdges:
-        """The same for a compiler or exporter, of operations that ONNX has: no stable sort, indices of 64 bits."""
+        """The same of operations that ONNX and the meta device have: no stable sort, 64-bit indices."""
         key, query = key.long(), query.long()
         order = torch.argsort(query * num_nodes + key)
         count = torch.zeros(num_nodes, dtype=torch.int64, device=key.device).index_add(0, query, torch.ones_like(query))
@@ -76,7 +80,7 @@ class SortedEdges:
 
     @property
     def degree(self) -> Tensor:
-        """(N,) int64: the number of each query's keys."""
+        """Number of keys of each query, (N,) int64."""
         return self.row_start.diff()
 
     @property
@@ -87,15 +91,15 @@ class SortedEdges:
     def device(self) -> torch.device:
         return self.key.device
 
-    @made_once
+    @cached_property
     def query(self) -> Tensor:
-        """(E,) int32, ascending: node C whose query the edge serves (PyG's target)."""
+        """Node C whose query the edge serves (PyG's target), (E,) int32, ascending."""
         nodes = torch.arange(self.num_nodes, dtype=torch.int32, device=self.device)
         return nodes.repeat_interleave(self.degree, output_size=self.num_edges)
 
-    @made_once
+    @cached_property
     def by_key(self) -> tuple[Tensor, Tensor]:
-        """The edges sorted by key: pointers (N + 1,) int64 and the queries (E,) int32 of each key, ascending."""
+        """Edges sorted by key: pointers, (N + 1,) int64, and the queries of each key, (E,) int32, ascending."""
         compiled = compiled_orders(self.device)
         if compiled is not None:
             start, query = compiled.queries_by_key(self.row_start, self.key)
@@ -105,16 +109,16 @@ class SortedEdges:
             return self.row_start, self.key  # a symmetric graph: one copy serves both
         return start, query
 
-    @made_once
+    @cached_property
     def key_position(self) -> Tensor:
-        """(E,) int32: the position, among the edges sorted by query, of each edge sorted by key."""
+        """Position, among the edges sorted by query, of each edge sorted by key, (E,) int32."""
         compiled = compiled_orders(self.device)
         if compiled is not None:
             return compiled.positions_by_key(self.row_start, self.key)
         return torch.sort(self.key, stable=True)[1].int()
 
     def to(self, device: torch.device | str) -> SortedEdges:
-        """The same edges on ``device``, with whatever orders were already made."""
+        """Copy on ``device``, with the orders computed so far."""
         moved = type(self)(self.row_start.to(device), self.key.to(device), self.order.to(device), self.num_nodes)
         for name in ("query", "key_position"):
             if name in self.__dict__:
@@ -130,13 +134,13 @@ class SortedEdges:
 def check_edge_index(edge_index: Tensor, num_nodes: int) -> None:
     """Raise ValueError unless ``edge_index`` is (2, E), integer and within 0 .. num_nodes - 1.
 
-    A compiler or exporter has no numbers to look at: there only the shape and the kind are checked.
+    Under torch.compile or export, and on the meta device, only shape and dtype are checked.
     """
     if edge_index.dim() != 2 or edge_index.shape[0] != 2:
         raise ValueError(f"edge_index must be (2, E), row 0 keys and row 1 queries; got {tuple(edge_index.shape)}")
     if not is_whole(edge_index):
         raise ValueError(f"edge_index must hold integers; got {edge_index.dtype}")
-    if torch.compiler.is_compiling():
+    if _has_no_values(edge_index):
         return
     if max(edge_index.shape[1], num_nodes) > INDEX_LIMIT:
         raise ValueError(f"at most {INDEX_LIMIT:,} nodes and edges fit the 32-bit indices; take the graph in blocks")
@@ -148,6 +152,11 @@ def check_edge_index(edge_index: Tensor, num_nodes: int) -> None:
 def is_whole(values: Tensor) -> bool:
     """Whether ``values`` are of an integer type, signed or not."""
     return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+
+
+def _has_no_values(tensor: Tensor) -> bool:
+    """True where only shapes are known: under torch.compile or export, and on the meta device."""
+    return torch.compiler.is_compiling() or tensor.is_meta
 
 
 def pointers(node: Tensor, num_nodes: int) -> Tensor:

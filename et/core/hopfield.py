@@ -10,25 +10,41 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from et.core.arguments import check_sizes
-from et.core.precision import at_least_float32, differentiable_gradient, no_autocast, watched
+from et.core.precision import at_least_float32, differentiable_gradient, needs_plain_operations, no_autocast
 from et.core.topology import Topology
 
 
 class HopfieldNetwork(nn.Module):
-    """E = - sum_B sum_mu G(xi_mu . g_B), with G' = r the activation function (eq. 5).
+    r"""Hopfield network with tied weights, from `Energy Transformer <https://arxiv.org/abs/2302.07253>`_ (eq. 5, 9).
 
-    ``relu``: r = max(h, 0), G = r^2 / 2, a classical continuous Hopfield network. ``power``: r = max(h, 0)^n,
-    G = max(h, 0)^(n+1) / (n+1). ``softmax``: r = softmax over the memories of beta h, whose energy is
-    - 1/beta log sum_mu exp(beta h_mu), a modern Hopfield network.
+    .. math::
+        E^{HN} = - \sum_B \sum_\mu G(\xi_\mu \cdot g_B), \qquad
+        -\frac{\partial E^{HN}}{\partial g_B} = \sum_\mu \xi_\mu\, r(\xi_\mu \cdot g_B), \qquad r = G'
+
+    The activation r is one of:
+
+    * ``"relu"``: r = max(h, 0), G = r^2 / 2: a classical continuous Hopfield network.
+    * ``"power"``: r = max(h, 0)^n, G = max(h, 0)^(n+1) / (n+1).
+    * ``"softmax"``: r = softmax of beta h over the memories, sum of G = 1/beta log sum exp(beta h): a modern Hopfield
+      network.
+
+    Calling the module computes :meth:`update`.
 
     Args:
-        dim: token dimension D.
-        num_memories: M (K in eq. 5).
-        activation: r.
-        beta: inverse temperature of ``softmax``.
-        power: exponent n of ``power``.
-        bias: add a bias (M,) to the hidden neurons (table 4: none).
-        init_std: standard deviation of the initial memories (algorithm 1).
+        dim: Token dimension D.
+        num_memories: Number of memories M (paper: K).
+        activation: Activation r.
+        beta: Inverse temperature of ``"softmax"``.
+        power: Exponent n of ``"power"``.
+        bias: If True, add a bias to the hidden neurons (table 4: False).
+        init_std: Standard deviation of the initial memories (algorithm 1: 0.02).
+
+    Attributes:
+        memories: Memories xi, (M, D).
+        bias: Bias of the hidden neurons, (M,), or None.
+
+    Raises:
+        ValueError: ``activation`` is unknown.
     """
 
     def __init__(
@@ -46,12 +62,19 @@ class HopfieldNetwork(nn.Module):
             raise ValueError(f"activation must be 'relu', 'softmax' or 'power', not {activation!r}")
         check_sizes(dim=dim, num_memories=num_memories)
         self.dim, self.num_memories, self.activation, self.beta, self.power = dim, num_memories, activation, beta, power
+        self.init_std = init_std
         self.memories = nn.Parameter(torch.empty(num_memories, dim))
-        self.bias = nn.Parameter(torch.zeros(num_memories)) if bias else None
-        nn.init.normal_(self.memories, std=init_std)
+        self.bias = nn.Parameter(torch.empty(num_memories)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the memories from a normal distribution; set the bias to 0."""
+        nn.init.normal_(self.memories, std=self.init_std)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def respond(self, hidden: Tensor) -> Tensor:
-        """r(h) of hidden inputs h = xi g: (..., M) -> (..., M)."""
+        """Activations r(h) of hidden inputs h = xi g: (..., M) -> (..., M)."""
         if self.activation == "relu":
             return F.relu(hidden)
         if self.activation == "power":
@@ -59,7 +82,7 @@ class HopfieldNetwork(nn.Module):
         return torch.softmax(self.beta * hidden, dim=-1)
 
     def _potential(self, hidden: Tensor) -> Tensor:
-        """sum_mu G(h_mu): (..., M) -> (...)."""
+        """Sum of G(h) over the memories: (..., M) -> (...)."""
         if self.activation == "relu":
             return 0.5 * F.relu(hidden).square().sum(-1)
         if self.activation == "power":
@@ -67,13 +90,39 @@ class HopfieldNetwork(nn.Module):
         return torch.logsumexp(self.beta * hidden, dim=-1) / self.beta
 
     def token_energy(self, g: Tensor) -> Tensor:
-        """Each token's share of the energy: (B, N, D) -> (B, N) or (N, D) -> (N,); float32 or better."""
+        """Energy of each token.
+
+        Args:
+            g: Layer-normalised tokens, (B, N, D) or (N, D).
+
+        Returns:
+            Energies, (B, N) or (N,), in at least float32.
+        """
         with no_autocast(g):
-            return -self._potential(F.linear(at_least_float32(g), self.memories, self.bias))
+            g = at_least_float32(g)
+            bias = None if self.bias is None else self.bias.to(g.dtype)
+            return -self._potential(F.linear(g, self.memories.to(g.dtype), bias))  # hidden inputs: (..., N, M)
 
     def energy(self, g: Tensor, topology: Topology | None = None) -> Tensor:
-        """E^HN of normalised tokens, whatever the topology: (B, N, D) -> (B,), (N, D) -> () (eq. 5)."""
+        """Hopfield energy of each sample (eq. 5).
+
+        Args:
+            g: Layer-normalised tokens, (B, N, D) or (N, D).
+            topology: Ignored; here so that attention and Hopfield network have the same arguments.
+
+        Returns:
+            Energies, (B,) or (), in at least float32.
+        """
         return self.token_energy(g).sum(-1)
+
+    def forward(
+        self,
+        g: Tensor,
+        topology: Topology | None = None,
+        weights: tuple[Tensor, Tensor | None] | None = None,
+    ) -> Tensor:
+        """Return :meth:`update`, which has the same arguments."""
+        return self.update(g, topology, weights)
 
     def update(
         self,
@@ -81,28 +130,40 @@ class HopfieldNetwork(nn.Module):
         topology: Topology | None = None,
         weights: tuple[Tensor, Tensor | None] | None = None,
     ) -> Tensor:
-        """-dE^HN/dg = r(g xi^T) xi, shaped like ``g`` (eq. 9).
+        """Negative gradient -dE/dg = r(g xi^T) xi (eq. 9).
 
-        ``topology`` stands here as it does in attention and changes nothing: no token sees another. ``weights`` are
-        memories and bias, for callers that have them in another dtype.
+        Args:
+            g: Layer-normalised tokens, (..., D).
+            topology: Ignored: no token sees another.
+            weights: Memories and bias in the dtype of ``g``. If None, made here.
+
+        Returns:
+            The update, shaped like ``g``.
         """
-        memories, bias = weights or (self.memories, self.bias)
+        if weights is None:
+            weights = self.memories.to(g.dtype), None if self.bias is None else self.bias.to(g.dtype)
+        memories, bias = weights  # (M, D), (M,)
         if self.activation == "relu":
             return relu_response(g, memories, bias)
-        return self.respond(F.linear(g, memories, bias)) @ memories
+        return self.respond(F.linear(g, memories, bias)) @ memories  # (..., M) @ (M, D)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_memories={self.num_memories}, activation={self.activation!r}"
 
 
 def relu_response(g: Tensor, memories: Tensor, bias: Tensor | None = None, kept: Tensor | None = None) -> Tensor:
-    """r(g xi^T) xi for the ReLU: (..., D), (M, D) -> (..., D).
+    """Hopfield update r(g xi^T) xi with r = ReLU.
 
     Args:
-        g, memories, bias: tokens, xi, and what is added to the hidden inputs (M,).
-        kept: hidden neurons that take part, (..., M) bool, for dropout; all where not given.
+        g: Tokens, (..., D).
+        memories: Memories xi, (M, D).
+        bias: Bias of the hidden neurons, (M,), or None.
+        kept: Dropout mask of the hidden neurons, (..., M) bool. If None, all are kept.
+
+    Returns:
+        The update, (..., D).
     """
-    if watched(g):
+    if needs_plain_operations(g):
         return _plain_relu_response(g, memories, bias, kept)
     return _ReluResponse.apply(g, memories, bias, kept)
 
@@ -113,7 +174,7 @@ def _plain_relu_response(g: Tensor, memories: Tensor, bias: Tensor | None, kept:
 
 
 class _ReluResponse(Function):
-    """Keeps only r, from which one can tell who took part, and adds the memories' two gradients within one product."""
+    """Saves only r for the backward pass, and accumulates the two gradients of the memories within one product."""
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, memories: Tensor, bias: Tensor | None, kept: Tensor | None) -> Tensor:
@@ -137,7 +198,7 @@ class _ReluResponse(Function):
 def _relu_response_gradient(
     g: Tensor, memories: Tensor, bias: Tensor | None, response: Tensor, grad: Tensor, needed: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of g, the memories and the bias, those that are needed."""
+    """Gradients of g, the memories and the bias; None for those not needed."""
     grad_hidden = (grad @ memories.mT).mul_(response > 0)
     grad_memories = grad_bias = None
     if needed[1]:

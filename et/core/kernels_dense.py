@@ -1,9 +1,8 @@
-"""Attention between all pairs of tokens, a bounded part of the maps at a time: exact, and never N x N as a whole.
+"""Attention between all pairs of tokens, exact and in bounded memory: attention matrices are computed in parts.
 
-A map is what pairs of a query and a key have, (N, N) for each head of each sample: the scores, P, and their gradients.
-They are made for a few heads, or for some of one head's queries, at a time, in one buffer that is used again and again;
-so their memory is bounded whatever N is, and what is made is still in the cache when it is read. Both terms of the
-update come from the same map. Small maps are kept for the backward pass, large ones are computed there again.
+A map is an (N, N) matrix of one head and sample: scores, P, or their gradients. A part is some maps, or some rows of
+one. All parts share one buffer, so memory does not grow with N and a part is still in the cache when it is read. Both
+terms of the update come from the same map. Small maps are stored for the backward pass, large ones computed again.
 
 With the projections Q, K of one head, beta inside Q' = beta Q, and gradients U', V' of the two terms U = P K and
 V = P^T Q, the gradients are those of conventional attention with one row or column block more:
@@ -23,29 +22,31 @@ from torch import Tensor
 from torch.autograd import Function
 
 from et.core import kernels_flex
-from et.core.precision import at_least_float32, differentiable_gradient, no_autocast, watched
+from et.core.precision import at_least_float32, differentiable_gradient, needs_plain_operations, no_autocast
 
-PART = 1 << 20  # numbers of a map that are computed at a time, 4 MB in float32
-PART_ON_GPU = 1 << 26  # there it is to fill the processor, not to fit in a cache
-MIN_ROWS = 16  # rows of a map that are computed together at least, however long they are
-KEPT = 1 << 24  # numbers of the maps of one step up to which they are kept for the backward pass, 64 MB in float32
+PART = 1 << 20  # elements of a part, 4 MB in float32: fits a CPU's cache
+PART_ON_GPU = 1 << 26  # elements of a part that fills a GPU
+MIN_ROWS = 16  # minimum number of rows in a part, however long they are
+KEPT = 1 << 24  # maximum number of elements of one step's maps to store for the backward pass, 64 MB in float32
 
 
 def attention(qk: Tensor, beta: Tensor, self_attention: bool = False, keep_maps: bool | None = None) -> Tensor:
-    """Both terms of the update, P K and P^T Q side by side (eq. 3, below eq. 8): (..., N, 2, H, Y) -> the same.
-
-    On a GPU FlexAttention computes them where it can (see kernels_flex.py), unless ``keep_maps`` says how.
+    """Both terms of the update, P K and P^T Q, packed like their inputs (eq. 3, below eq. 8).
 
     Args:
-        qk: queries and keys, (..., N, 2, H, Y): index 0 of the third last axis are the queries.
-        beta: inverse temperatures, (H,).
-        self_attention: whether a token is among its own keys.
-        keep_maps: keep P for the backward pass, (..., H, N, N); ``False`` computes it there again, a part at a time.
-            None keeps it where it has at most ``KEPT`` numbers.
+        qk: Queries and keys, (..., N, 2, H, Y); index 0 of the third last axis are the queries.
+        beta: Inverse temperatures, (H,).
+        self_attention: If True, a token is among its own keys.
+        keep_maps: If True, store P, (..., H, N, N), for the backward pass; if False, compute it there again in parts.
+            If None, use FlexAttention on a GPU that supports it (kernels_flex.py); else store P if it has at most
+            ``KEPT`` elements.
+
+    Returns:
+        The two terms, (..., N, 2, H, Y).
     """
     if qk.shape[-4] == 1 and not self_attention:
-        return torch.zeros_like(qk)  # a token without keys
-    if watched(qk):
+        return qk * beta.to(qk.dtype)[:, None] * 0.0  # a token without keys; its gradients are 0, not None
+    if needs_plain_operations(qk) or qk.numel() == 0:
         return composed(qk, beta, self_attention)
     if keep_maps is None:
         if kernels_flex.suits(qk):
@@ -55,7 +56,7 @@ def attention(qk: Tensor, beta: Tensor, self_attention: bool = False, keep_maps:
 
 
 def composed(qk: Tensor, beta: Tensor, self_attention: bool = False) -> Tensor:
-    """:func:`attention` out of plain operations, with whole maps: to compile, to export, to differentiate twice."""
+    """:func:`attention` of plain operations on whole maps, for torch.compile, export and double backward."""
     q, k = qk.transpose(-4, -2).unbind(-3)  # (..., H, N, Y)
     scores = (q * beta.to(q.dtype)[:, None, None]) @ k.mT
     p = torch.softmax(_without_diagonal(scores, self_attention), dim=-1)
@@ -63,13 +64,19 @@ def composed(qk: Tensor, beta: Tensor, self_attention: bool = False) -> Tensor:
 
 
 def log_partition(q: Tensor, k: Tensor, beta: Tensor, self_attention: bool = False) -> Tensor:
-    """log sum_B exp(beta K_B . Q_C) of each query: q, k (..., N, H, Y) -> (..., N, H).
+    """Log of sum_B exp(beta K_B . Q_C) of each query, by whole maps if gradients are enabled, else in parts.
 
-    Differentiable with whole maps; without gradients a part at a time.
+    Args:
+        q, k: Queries and keys, (..., N, H, Y).
+        beta: Inverse temperatures, (H,).
+        self_attention: If True, a token is among its own keys.
+
+    Returns:
+        (..., N, H).
     """
     beta = beta.to(q.dtype)[:, None, None]
     q, k = q.transpose(-3, -2) * beta, k.transpose(-3, -2)
-    if torch.is_grad_enabled() or watched(q):
+    if torch.is_grad_enabled() or needs_plain_operations(q) or q.numel() == 0:
         return torch.logsumexp(_without_diagonal(q @ k.mT, self_attention), dim=-1).mT
     n, width = q.shape[-2:]
     (q, k), shape = (x.reshape(-1, n, width) for x in (q, k)), q.shape[:-1]
@@ -87,7 +94,7 @@ def _without_diagonal(scores: Tensor, self_attention: bool) -> Tensor:
 
 
 class _Part(NamedTuple):
-    """Some maps (leading index: samples times heads), and which of their rows."""
+    """A range of maps (samples times heads) and a range of their rows."""
 
     maps: slice
     rows: slice
@@ -98,7 +105,7 @@ def _part_size(like: Tensor) -> int:
 
 
 def _parts(q: Tensor, n: int) -> Iterator[_Part]:
-    """Cut the maps (n, n) of all ``q`` into parts of about PART numbers: several maps, or some rows of one."""
+    """Split the maps (n, n) of all ``q`` into parts of about PART elements: several maps, or some rows of one."""
     count, size = len(q), _part_size(q)
     together, rows = max(1, size // (n * n)), min(n, max(MIN_ROWS, size // n))
     for first in range(0, count, together):
@@ -107,7 +114,7 @@ def _parts(q: Tensor, n: int) -> Iterator[_Part]:
 
 
 def _by_head(x: Tensor) -> Tensor:
-    """(..., N, 2, H, Y) -> (2, samples, H, N, Y), contiguous: batched products copy what is not."""
+    """(..., N, 2, H, Y) -> (2, samples, H, N, Y), contiguous, as batched products need it."""
     return x.reshape(-1, *x.shape[-4:]).permute(2, 0, 3, 1, 4).contiguous()
 
 
@@ -118,7 +125,7 @@ def _mask_diagonal_(scores: Tensor, part: _Part, self_attention: bool) -> Tensor
 
 
 def _softmax_(scores: Tensor, part: _Part, self_attention: bool) -> Tensor:
-    """P of a part in place of its scores; without the diagonal unless ``self_attention``."""
+    """Softmax of a part's scores, in place; without the diagonal unless ``self_attention``."""
     return torch.softmax(_mask_diagonal_(scores, part, self_attention), dim=-1, out=scores)
 
 
@@ -131,7 +138,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, part: _Part) -> Non
 
 
 class _Buffer:
-    """Memory for the maps of one part, used again for the next."""
+    """Memory for the maps of one part, reused by the next."""
 
     def __init__(self, like: Tensor, count: int, n: int):
         self.n, self.memory = n, like.new_empty(min(count * n * n, max(_part_size(like), MIN_ROWS * n)))
@@ -145,7 +152,7 @@ class _Attention(Function):
     @staticmethod
     def forward(ctx: Any, qk: Tensor, beta: Tensor, self_attention: bool, keep_maps: bool) -> Tensor:
         n, width = qk.shape[-4], qk.shape[-1]
-        by_head = _by_head(qk)
+        by_head = _by_head(qk)  # (2, samples, H, N, Y)
         scaled = (by_head[0] * beta.to(qk.dtype)[:, None, None]).view(-1, n, width)
         q, k = by_head.view(2, -1, n, width)
         uv = torch.empty_like(by_head)
@@ -153,12 +160,12 @@ class _Attention(Function):
         kept = qk.new_empty(len(k), n, n) if keep_maps and any(ctx.needs_input_grad) else None
         buffer = _Buffer(qk, len(k), n) if kept is None else None
         for part in _parts(k, n):
-            p = buffer.maps(part) if kept is None else kept[part]
-            torch.bmm(scaled[part], k[part.maps].mT, out=p)
+            p = buffer.maps(part) if kept is None else kept[part]  # (maps, rows, N)
+            torch.bmm(scaled[part], k[part.maps].mT, out=p)  # scores
             _softmax_(p, part, self_attention)
-            torch.bmm(p, k[part.maps], out=u[part])
-            _add_product(v[part.maps], p.mT, q[part], part)
-        out = uv.permute(1, 3, 0, 2, 4).reshape(qk.shape)
+            torch.bmm(p, k[part.maps], out=u[part])  # (maps, rows, Y)
+            _add_product(v[part.maps], p.mT, q[part], part)  # (maps, N, Y)
+        out = uv.permute(1, 3, 0, 2, 4).reshape(qk.shape)  # (..., N, 2, H, Y)
         ctx.save_for_backward(qk, beta, out, kept)
         ctx.self_attention = self_attention
         return out
@@ -176,7 +183,7 @@ class _Attention(Function):
 def _gradient(
     qk: Tensor, beta: Tensor, out: Tensor, kept: Tensor | None, grad: Tensor, self_attention: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of ``qk`` and ``beta`` (formulas in the module's text)."""
+    """Gradients of ``qk`` and ``beta`` (formulas in the module's docstring)."""
     n, heads, width = qk.shape[-4], *qk.shape[-2:]
     q, k = _by_head(qk).view(2, -1, n, width)
     grad_u, grad_v = _by_head(grad).view(2, -1, n, width)
@@ -206,5 +213,5 @@ def _gradient(
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """Inner products of rows, (..., Y) twice -> (..., 1); float32 or better."""
+    """Inner products of rows, (..., Y) twice -> (..., 1), in at least float32."""
     return (at_least_float32(left) * right).sum(-1, keepdim=True)

@@ -7,7 +7,6 @@ Kernels that call each other share a file: numba compiles them anew when the fil
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from et.core.edges import SortedEdges
@@ -84,7 +83,7 @@ def edge_scores(q: Tensor, k: Tensor, edges: SortedEdges) -> Tensor:
 
 def edge_aggregate(weight: Tensor, x: Tensor, edges: SortedEdges, to_keys: bool = False) -> Tensor:
     """See :func:`et.core.kernels_reference.edge_aggregate`."""
-    out = torch.zeros(x.shape, dtype=x.dtype)
+    out = x.new_zeros(x.shape)
     index = (*edges.by_key, edges.key_position) if to_keys else (edges.row_start, edges.key, edges.key[:0])
     index = arrays(*index)
     run(_aggregate, index[0], (*arrays(weight, x), *index, out.numpy()))

@@ -47,8 +47,8 @@ def _transpose(row_start, key, start, out, positions):
 
 def sort_edges(key: Tensor, query: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Tensor]:
     """Counting sort by (query, key, position): row pointers (N + 1,) int64, keys (E,) and positions (E,) int32."""
-    row_start = torch.zeros(num_nodes + 1, dtype=torch.int64)
-    out_key, order = (torch.empty(key.numel(), dtype=torch.int32) for _ in range(2))
+    row_start = key.new_zeros(num_nodes + 1, dtype=torch.int64)
+    out_key, order = (key.new_empty(key.numel(), dtype=torch.int32) for _ in range(2))
     _sort_edges(*arrays(key, query), *arrays(row_start, out_key, order))
     return row_start, out_key, order
 

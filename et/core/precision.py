@@ -1,46 +1,62 @@
-"""Which number format a computation runs in, how to leave autocast for it, and who looks at its operations."""
+"""Dtypes of the core's computations, and whether plain operations are required in place of custom kernels."""
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-# Whether this CPU multiplies matrices of bfloat16 (AVX512 or AMX, or their like elsewhere). Others are given it by
-# torch through loops that take ten to a hundred times as long as float32.
+# True if this CPU has instructions (AVX512 or AMX, or their like elsewhere) for matrix products in the dtype. On others
+# torch emulates them, ten to a hundred times slower than float32.
 CPU_HAS_BFLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+CPU_HAS_FLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_fp16_supported()
+
+
+def autocast_enabled(x: Tensor) -> bool:
+    """True if autocast is enabled for the device of ``x``; the meta device has no autocast."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype matrix products should run in: autocast's if it is on for ``x``'s device, else that of ``x``.
+    """Dtype for matrix products: autocast's if enabled for the device of ``x``, else that of ``x``.
 
-    Autocast to bfloat16 on a CPU without products in it leaves ``x`` as it is, which is faster and more precise there.
+    It is float32 instead of a half precision that this CPU has no instructions for, which is faster and more precise.
+    float64 stays float64.
     """
-    device = x.device.type
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
-        return x.dtype
-    dtype = torch.get_autocast_dtype(device)
-    return x.dtype if device == "cpu" and dtype == torch.bfloat16 and not CPU_HAS_BFLOAT16 else dtype
+    device, dtype = x.device.type, x.dtype
+    if dtype == torch.float64:
+        return dtype
+    if autocast_enabled(x):
+        dtype = torch.get_autocast_dtype(device)
+    supported = {torch.bfloat16: CPU_HAS_BFLOAT16, torch.float16: CPU_HAS_FLOAT16}.get(dtype, True)
+    return torch.float32 if device == "cpu" and not supported else dtype
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """``x`` in float32, or as it is where it already has that precision or more."""
+    """``x`` in float32 if it is in half precision, else unchanged."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def no_autocast(x: Tensor) -> torch.autocast:
-    """Context in which operations keep the dtypes of their operands.
+def restore_dtype(result: Tensor, x: Tensor) -> Tensor:
+    """``result`` in the dtype of the input ``x``, as from any layer; unchanged (float32) under autocast."""
+    return result if autocast_enabled(x) else result.to(x.dtype)
 
-    The core chooses its dtypes itself: autocast would cast the weights at every step of the descent and would lift the
-    softmax to float32, which costs more memory than all else in the step.
+
+def no_autocast(x: Tensor) -> AbstractContextManager:
+    """Context that disables autocast on the device of ``x``.
+
+    The core chooses its dtypes itself: autocast would cast the weights at every step of the descent and would run the
+    softmax in float32, which costs more memory than everything else in the step.
     """
-    return torch.autocast(x.device.type, enabled=False)
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
-def traced(x: Tensor) -> bool:
-    """Whether something looks at the operations on ``x``, so that they must be plain ones without kernels of our own.
+def is_traced(x: Tensor) -> bool:
+    """True under torch.compile, export, torch.func, or forward-mode differentiation with respect to ``x``.
 
-    It may be a compiler or exporter, a transform of torch.func, or forward mode differentiation with respect to ``x``.
+    Custom kernels cannot run there; plain operations replace them.
     """
     return (
         torch.compiler.is_compiling()
@@ -50,15 +66,15 @@ def traced(x: Tensor) -> bool:
     )
 
 
-def watched(x: Tensor) -> bool:
-    """Whether the operations on ``x`` are looked at, or autocast is on, which changes what they compute in."""
-    return traced(x) or torch.is_autocast_enabled(x.device.type)
+def needs_plain_operations(x: Tensor) -> bool:
+    """True if :func:`is_traced`, or under autocast, which acts on plain operations only."""
+    return is_traced(x) or autocast_enabled(x)
 
 
 def differentiable_gradient(
     outputs: Tensor | tuple[Tensor, ...], inputs: tuple, needed: tuple[bool, ...], grads: Tensor | tuple[Tensor, ...]
 ) -> tuple:
-    """Gradients of those ``inputs`` that are ``needed`` (None for the others), to be differentiated themselves."""
-    wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
-    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True))
+    """Gradients of the ``inputs`` that are ``needed`` (None for the others), with a graph of their own."""
+    selected = [x for x, need in zip(inputs, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(outputs, selected, grads, create_graph=True))
     return tuple(next(found) if need else None for need in needed)

@@ -1,10 +1,10 @@
-"""Attention along edges: the differentiable operations, and the choice of the backend that computes them.
+"""Attention along edges: the differentiable operations, and the selection of a backend.
 
 Backends: ``reference`` (plain gather and scatter), ``torch`` (the same in chunks of bounded memory, any device),
-``numba`` (CPU) and ``triton`` (GPU). ``auto`` takes the fastest that runs where the tensors are, and ``reference`` in a
-compiler, an exporter or a transform of torch.func, which cannot look into the others. The environment variable
-ET_SPARSE_BACKEND sets it for a process, the argument ``backend`` for a call. All but the reference make no tensor
-larger than (E, H), and :func:`attention` none larger than (N, H, Y).
+``numba`` (CPU) and ``triton`` (GPU). ``auto`` takes the fastest for the tensors' device, and ``reference`` under
+torch.compile, export or torch.func, which cannot trace the others, and on the meta device. The environment variable
+ET_SPARSE_BACKEND sets the backend of a process, the argument ``backend`` that of a call. All but the reference make no
+tensor larger than (E, H), and :func:`attention` none larger than (N, H, Y).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.autograd import Function
 
 from et.core import kernels_reference
 from et.core.edges import SortedEdges
-from et.core.precision import at_least_float32, differentiable_gradient, traced
+from et.core.precision import at_least_float32, differentiable_gradient, is_traced
 
 __all__ = [
     "BACKENDS",
@@ -38,16 +38,20 @@ BACKENDS = ("auto", "reference", "torch", "numba", "triton")
 
 
 def select_backend(name: str | None, tensor: Tensor) -> ModuleType:
-    """The module of kernels for ``tensor``'s device; ``None`` stands for ET_SPARSE_BACKEND, or ``auto``.
+    """Module of kernels for the device of ``tensor``.
+
+    Args:
+        name: One of :data:`BACKENDS`. If None, that of the environment variable ET_SPARSE_BACKEND, or ``"auto"``.
+        tensor: An operand.
 
     Raises:
-        ValueError: there is no such backend, or it cannot run here.
+        ValueError: There is no such backend, or it cannot run here.
     """
     name = name or os.environ.get("ET_SPARSE_BACKEND", "auto")
     if name not in BACKENDS:
         raise ValueError(f"no sparse backend {name!r}: choose one of {', '.join(BACKENDS)}")
     device = tensor.device.type
-    if name == "auto" and traced(tensor):
+    if name == "auto" and (is_traced(tensor) or tensor.is_meta):
         return kernels_reference
     if name == "auto":
         fast = {"cpu": "numba", "cuda": "triton"}.get(device, "torch")
@@ -75,19 +79,24 @@ def _can_import(name: str) -> bool:
 def attention(
     q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, clamp: float | None = None, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Both terms of the update (eq. 17): (sum_B P_CB K_B, sum_C P_CB Q_C), each (N, H, Y) in q's dtype.
+    """Both terms of the update along edges (eq. 17): (sum_B P_CB K_B, sum_C P_CB Q_C).
 
     P is the softmax of beta K_B . Q_C over the keys B of a query. The backward pass computes it again instead of
-    storing it, so memory does not grow with the number of edges (it does, by some (E, H) tensors, where the gradient
-    is itself differentiated).
+    storing it, so memory does not grow with the number of edges, except by some (E, H) tensors in double backward.
 
     Args:
-        q, k: queries and keys, (N, H, Y); computed in float32 or better.
-        beta: inverse temperatures, (H,).
-        edges: who attends to whom.
-        clamp: limit the scores to -clamp .. clamp before the softmax (as the authors' released anomaly code does);
-            costs some (E, H) tensors.
-        backend: see the module's text.
+        q, k: Queries and keys, (N, H, Y); computed in at least float32.
+        beta: Inverse temperatures, (H,).
+        edges: Which tokens attend to which.
+        clamp: Limit the scores to -clamp .. clamp before the softmax, as the authors' released anomaly code does, at
+            the cost of some (E, H) tensors. If None, no limit.
+        backend: See :func:`select_backend`.
+
+    Returns:
+        The two terms, each (N, H, Y) in the dtype of ``q``.
+
+    Raises:
+        ValueError: ``q`` does not fit the edges, or the backend cannot run here.
     """
     kernels, dtype = select_backend(backend, q), q.dtype
     q, k, beta = _operands(q, k, beta, edges)
@@ -101,7 +110,7 @@ def attention(
 
 
 def log_partition(q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, backend: str | None = None) -> Tensor:
-    """log sum_B exp(beta K_B . Q_C) of each query, (N, H) in float32 or better; 0 for a query without keys.
+    """Log of sum_B exp(beta K_B . Q_C) of each query, (N, H) in at least float32; 0 for a query without keys.
 
     Arguments as for :func:`attention`.
     """
@@ -113,11 +122,7 @@ def log_partition(q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, backen
 
 
 def check_fit(q: Tensor, edges: SortedEdges) -> None:
-    """Refuse tokens that the edges are not about: the compiled kernels would read beyond them.
-
-    Raises:
-        ValueError: ``q`` is not (N, H, Y) with the edges' N.
-    """
+    """Raise ValueError unless ``q`` is (N, H, Y) with the edges' N: compiled kernels would read out of bounds."""
     if q.dim() != 3 or q.shape[0] != edges.num_nodes:
         raise ValueError(
             f"the edges join {edges.num_nodes} nodes, but queries and keys are {tuple(q.shape)} instead of (nodes, "
@@ -190,7 +195,7 @@ class _LogPartition(Function):
 
 
 def edge_scores(q: Tensor, k: Tensor, edges: SortedEdges, backend: str | None = None) -> Tensor:
-    """Inner products K_B . Q_C on the edges: q, k (N, H, Y) -> (E, H), in float32 or better."""
+    """Inner products K_B . Q_C on the edges: q, k (N, H, Y) -> (E, H), in at least float32."""
     q, k = at_least_float32(q), at_least_float32(k)
     if select_backend(backend, q) is kernels_reference:
         return kernels_reference.edge_scores(q, k, edges)

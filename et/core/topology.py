@@ -1,13 +1,13 @@
-"""Who attends to whom: the two reductions over the keys that energy attention needs, for each kind of neighbourhood.
+"""Topologies: which tokens attend to which, and the two reductions over the keys that energy attention needs.
 
-A topology answers two questions about queries q and keys k, both (..., N, H, Y), and inverse temperatures beta (H,):
+A topology computes, from queries q and keys k, both (..., N, H, Y), and inverse temperatures beta (H,):
 
-* ``log_partition``: log sum over B of exp(score of key B for query C), (..., N, H): the inside of eq. 3, 13, 20 and 25;
-* ``mix``: with c the derivative of sum_C log_partition / beta with respect to the products K_B . Q_C (for plain
-  attention the softmax over the keys), the pair (sum_B c_CB K_B, sum_C c_CB Q_C), each (..., N, H, Y): the two terms of
-  the update, conventional attention and the one that eq. 3 adds to it.
+* ``log_partition``: the log of the sum over keys B of exp(score of B for query C), (..., N, H): the inside of eq. 3,
+  13, 20 and 25.
+* ``attend``: the pair (sum_B c_CB K_B, sum_C c_CB Q_C), each (..., N, H, Y): the two terms of the update. c is the
+  derivative of sum_C log_partition / beta with respect to K_B . Q_C; in plain attention, the softmax over the keys.
 
-A query without any key contributes nothing to either.
+A query without keys contributes 0 to both.
 """
 
 from __future__ import annotations
@@ -23,18 +23,20 @@ from et.core.edges import SortedEdges
 
 
 class Topology(Protocol):
-    """What EnergyAttention asks of a neighbourhood (see the module's text)."""
+    """Interface that :class:`EnergyAttention` needs: see the module's docstring."""
 
     def log_partition(self, q: Tensor, k: Tensor, beta: Tensor) -> Tensor: ...
 
-    def mix(self, q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]: ...
+    def attend(self, q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class AllPairs:
-    """Every token is a key for every query; for itself only with ``self_attention`` (eq. 13), else not (eq. 3).
+    """Every token is a key of every query.
 
-    ``keep_maps`` says whether the backward pass finds P stored or computes it again: see
-    :func:`et.core.kernels_dense.attention`.
+    Args:
+        self_attention: If True, a token is among its own keys (eq. 13), else not (eq. 3).
+        keep_maps: If True, attention matrices are stored for the backward pass; if False, computed again. If None, the
+            smaller ones are stored. See :func:`et.core.kernels_dense.attention`.
     """
 
     def __init__(self, self_attention: bool = False, keep_maps: bool | None = None):
@@ -45,11 +47,11 @@ class AllPairs:
             return q.sum(-1) * 0.0
         return kernels_dense.log_partition(q, k, beta, self.self_attention)
 
-    def mix(self, q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-        return self.mix_joined(torch.stack([q, k], dim=-3), beta).unbind(-3)
+    def attend(self, q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        return self.attend_packed(torch.stack([q, k], dim=-3), beta).unbind(-3)
 
-    def mix_joined(self, qk: Tensor, beta: Tensor) -> Tensor:
-        """``mix`` of queries and keys that lie in one tensor, (..., N, 2, H, Y), into one like it."""
+    def attend_packed(self, qk: Tensor, beta: Tensor) -> Tensor:
+        """:meth:`attend` of queries and keys packed in one tensor, (..., N, 2, H, Y), into one of the same shape."""
         return kernels_dense.attention(qk, beta, self.self_attention, self.keep_maps)
 
 
@@ -57,13 +59,14 @@ class EdgeTopology:
     """Attention along the edges of a graph (eq. 17-20): sparse, never N x N.
 
     Args:
-        edge_index: (2, E) integers as in PyG; row 0 is the key B (source), row 1 the query C (target). A repeated edge
-            counts as often as it stands there; self-loops are edges like any other.
-        num_nodes: N; nodes without an incoming edge are queries without keys.
-        backend: who computes, one of :data:`et.core.sparse.BACKENDS`; None for ET_SPARSE_BACKEND, or ``auto``.
+        edge_index: Edges as in PyG, (2, E) integers: row 0 is the key B (source), row 1 the query C (target). Repeated
+            edges count with their multiplicity; self-loops are edges like any other.
+        num_nodes: Number of nodes N. Nodes without an incoming edge are queries without keys.
+        backend: Implementation, one of :data:`et.core.sparse.BACKENDS`. If None, that of the environment variable
+            ET_SPARSE_BACKEND, or ``"auto"``.
 
     Raises:
-        ValueError: edge_index has another shape, is not integer, or names a node outside 0 .. N-1.
+        ValueError: ``edge_index`` has another shape, is not integer, or names a node outside 0 .. N-1.
     """
 
     def __init__(self, edge_index: Tensor, num_nodes: int, backend: str | None = None):
@@ -79,7 +82,7 @@ class EdgeTopology:
         return self.edges.num_edges
 
     def to(self, device: torch.device | str) -> EdgeTopology:
-        """The same neighbourhood with its index tensors on ``device``."""
+        """Copy with the index tensors on ``device``."""
         moved = copy(self)
         moved.edges = self.edges.to(device)
         return moved
@@ -87,5 +90,5 @@ class EdgeTopology:
     def log_partition(self, q: Tensor, k: Tensor, beta: Tensor) -> Tensor:
         return sparse.log_partition(q, k, beta, self.edges, self.backend)
 
-    def mix(self, q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(self, q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
         return sparse.attention(q, k, beta, self.edges, backend=self.backend)

@@ -5,16 +5,17 @@ The score of key B for query C in head h is
     z_h = ahat_h(C, B) * sum_h' mix(h', h) beta_h' K_h'B . Q_h'C
 
 with ``ahat`` the parameterised adjacency of eq. 24 and ``mix`` an optional (H, H) matrix over heads (in the paper the
-identity). A pair whose ``ahat`` is exactly 0 is no edge. ``ahat`` is a constant of the energy: it is made once from the
-tokens the descent starts with. With P = softmax of z over the keys, the update's weights are
+identity). A pair whose ``ahat`` is exactly 0 is no edge. ``ahat`` is a constant of the energy: it is computed once from
+the initial tokens. With P = softmax of z over the keys, the update's weights are
 
     c_h = d/d(K_h . Q_h) sum_h' 1/beta_h' logsumexp z_h' = beta_h sum_h' mix(h, h') P_h' ahat_h' / beta_h'
 
-and with the identity for ``mix`` simply P * ahat.
+and simply P * ahat if ``mix`` is the identity.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ class WeightedEdges:
         check_fit(q, self.edges)
         return segment_logsumexp(self._scores(q, k, beta), self.edges)
 
-    def mix(self, q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(self, q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
         """(sum_B c_CB K_B, sum_C c_CB Q_C), each (N, H, Y)."""
         check_fit(q, self.edges)
         if self.head_mix is None and _has_kernels(q):
@@ -186,11 +187,11 @@ class WeightedPairs:
         alone = scores.detach().isneginf().all(-2, keepdim=True)
         return torch.logsumexp(scores.masked_fill(alone, 0.0), -2).masked_fill(alone.squeeze(-2), 0.0)
 
-    def mix(self, q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(self, q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
         """(sum_B c_CB K_B, sum_C c_CB Q_C), each (..., N, H, Y)."""
-        shape, (n, heads, width) = q.shape, q.shape[-3:]
-        q, k = (x.reshape(-1, n, heads, width).transpose(1, 2) for x in (q, k))
-        ahat = self.ahat.movedim(-1, -3).reshape(-1, heads, n, n)
+        shape, graphs, (n, heads, width) = q.shape, math.prod(q.shape[:-3]), q.shape[-3:]
+        q, k = (x.reshape(graphs, n, heads, width).transpose(1, 2) for x in (q, k))  # (G, H, N, Y)
+        ahat = self.ahat.movedim(-1, -3).reshape(graphs, heads, n, n)
         head_mix = torch.eye(heads, dtype=ahat.dtype, device=q.device) if self.head_mix is None else self.head_mix
         u, v = _PairsAttention.apply(q, k, beta, ahat, head_mix)
         return u.transpose(1, 2).reshape(shape), v.transpose(1, 2).reshape(shape)
@@ -218,17 +219,17 @@ class _PairsAttention(Function):
     def backward(ctx: Any, grad_u: Tensor, grad_v: Tensor) -> tuple:
         q, k, beta, ahat, head_mix = ctx.saved_tensors
         gq, gk, gahat = (torch.empty_like(x) for x in (q, k, ahat))
-        gbeta, gmix = torch.zeros_like(beta), torch.zeros_like(head_mix)
+        gbeta, gmix = (torch.zeros_like(at_least_float32(x)) for x in (beta, head_mix))  # sums over all graphs
         for part in _parts(ahat):
             into = gq[part], gk[part], gbeta, gahat[part], gmix
             _pair_gradients(q[part], k[part], beta, ahat[part], head_mix, grad_u[part], grad_v[part], into)
-        return gq, gk, gbeta, gahat, gmix
+        return gq, gk, gbeta.to(beta.dtype), gahat, gmix.to(head_mix.dtype)
 
 
 def _parts(maps: Tensor) -> list[slice]:
     """Slices of (G, H, N, N), at least a graph: a megabyte in float32 on a CPU, for its cache, 64 on a GPU."""
     numbers = 1 << (18 if maps.device.type == "cpu" else 24)
-    step = max(1, numbers // maps[0].numel())
+    step = max(1, numbers // max(1, math.prod(maps.shape[1:])))
     return [slice(start, start + step) for start in range(0, len(maps), step)]
 
 
@@ -243,7 +244,7 @@ def _head_products(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _pair_maps(q: Tensor, k: Tensor, beta: Tensor, ahat: Tensor, head_mix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(G, H, N, N) each: products K . Q, what ahat multiplies in z, and P; float32 or better."""
+    """(G, H, N, N) each: products K . Q, what ahat multiplies in z, and P; at least float32."""
     products = at_least_float32(q @ k.mT)
     mixed = _mix_heads((head_mix * beta[:, None]).mT.to(products.dtype), products)
     scores, no_edge = mixed * ahat, ahat == 0
@@ -303,13 +304,25 @@ def edge_outer_convolution(x: Tensor, kernel: Tensor, edges: SortedEdges, first:
 
 def shifted_tokens(x: Tensor, first: Tensor, last: Tensor) -> Tensor:
     """(x_{i-1}, x_i, x_{i+1}) for each token i, zero beyond the ends of its graph: (N, D) -> (N, 3, D)."""
-    before = F.pad(x[:-1], (0, 0, 1, 0)).masked_fill(first[:, None], 0.0)
-    after = F.pad(x[1:], (0, 0, 0, 1)).masked_fill(last[:, None], 0.0)
+    before = F.pad(x, (0, 0, 1, 0))[:-1].masked_fill(first[:, None], 0.0)
+    after = F.pad(x, (0, 0, 0, 1))[1:].masked_fill(last[:, None], 0.0)
     return torch.stack([before, x, after], dim=1)
 
 
 def outer_convolution(x: Tensor, kernel: Tensor) -> Tensor:
-    """3 x 3 convolution of X X^T at all pairs: tokens (..., N, D), kernel (3, 3, H) -> (..., N, N, H), zero padding."""
-    outer = x @ x.mT
-    convolved = F.conv2d(outer.reshape(-1, 1, *outer.shape[-2:]), kernel.permute(2, 0, 1)[:, None], padding=1)
+    """3 x 3 convolution of X X^T at all pairs, with zero padding, in at least float32 (first factor of eq. 24).
+
+    Args:
+        x: Tokens, (..., N, D).
+        kernel: (3, 3, H).
+
+    Returns:
+        (..., N, N, H).
+    """
+    x = at_least_float32(x)
+    outer = x @ x.mT  # (..., N, N)
+    if outer.shape[-1] == 0:
+        return outer[..., None].expand(*outer.shape, kernel.shape[-1])
+    images = outer.reshape(math.prod(outer.shape[:-2]), 1, *outer.shape[-2:])
+    convolved = F.conv2d(images, kernel.to(x.dtype).permute(2, 0, 1)[:, None], padding=1)  # (G, H, N, N)
     return convolved.movedim(1, -1).reshape(*outer.shape, kernel.shape[-1])

@@ -40,6 +40,10 @@ class EnergyConv(nn.Module):
         self.steps, self.step_size = steps, step_size
         self.block = EnergyTransformerBlock(in_channels, heads, head_dim, memories, **block)
 
+    def reset_parameters(self) -> None:
+        """Initialise all parameters again."""
+        self.block.reset_parameters()
+
     def forward(self, x: Tensor, edge_index: Tensor | EdgeTopology) -> Tensor:
         """New nodes, (N, D), like ``x``.
 

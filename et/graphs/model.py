@@ -106,11 +106,14 @@ class GraphEnergyTransformer(nn.Module):
         self.readout, self.steps, self.step_size = readout, steps, step_size
         self.noise_std, self.noise_in_evaluation = noise_std, noise_in_evaluation
         self.layout, self.sink_padding, self.flips, self.flax_layout = layout, sink_padding, flips, flax_layout
-        self.encoder = _linear(in_features, dim)
-        self.position = _linear(num_eigenvectors, dim)
-        self.cls = nn.Parameter(0.02 * torch.randn(dim))
-        self.adjacency = _linear(edge_features or 1, num_heads, bias=adjacency_bias)
-        self.kernel = nn.Parameter(torch.randn(num_heads, 3, 3) / 3) if conv == "3x3" else None
+        self.attention_init_std, self.edge_decoder_init_std = attention_init_std, edge_decoder_init_std
+        self.encoder = ScaledLinear(in_features, dim)
+        self.position = ScaledLinear(num_eigenvectors, dim)
+        self.cls = nn.Parameter(torch.empty(dim))
+        self._reset_cls()
+        self.adjacency = ScaledLinear(edge_features or 1, num_heads, bias=adjacency_bias)
+        self.kernel = nn.Parameter(torch.empty(num_heads, 3, 3)) if conv == "3x3" else None
+        self._reset_kernel()
         self.blocks = nn.ModuleList(
             EnergyTransformerBlock(
                 dim,
@@ -125,12 +128,43 @@ class GraphEnergyTransformer(nn.Module):
             )
             for _ in range(num_blocks)
         )
-        mixes = [attention_init_std * torch.randn(num_heads, num_heads) for _ in range(num_blocks if head_mix else 0)]
+        mixes = [torch.empty(num_heads, num_heads) for _ in range(num_blocks if head_mix else 0)]
         self.head_mix = nn.ParameterList(mixes) if head_mix else None
-        self.edge_decoder = _linear(num_heads, edge_features, bias=False) if edge_reconstruction else None
-        if edge_reconstruction and edge_decoder_init_std is not None:
-            nn.init.normal_(self.edge_decoder.weight, std=edge_decoder_init_std)
-        self.head = _linear(dim, num_outputs)
+        self._reset_head_mix()
+        self.edge_decoder = ScaledLinear(num_heads, edge_features, bias=False) if edge_reconstruction else None
+        self._reset_edge_decoder()
+        self.head = ScaledLinear(dim, num_outputs)
+
+    def reset_parameters(self) -> None:
+        """Initialise all parameters again, with the random numbers that a new model would draw."""
+        self.encoder.reset_parameters()
+        self.position.reset_parameters()
+        self._reset_cls()
+        self.adjacency.reset_parameters()
+        self._reset_kernel()
+        for block in self.blocks:
+            block.reset_parameters()
+        self._reset_head_mix()
+        if self.edge_decoder is not None:
+            self.edge_decoder.reset_parameters()
+            self._reset_edge_decoder()
+        self.head.reset_parameters()
+
+    def _reset_cls(self) -> None:
+        nn.init.normal_(self.cls, std=0.02)
+
+    @torch.no_grad()
+    def _reset_kernel(self) -> None:
+        if self.kernel is not None:
+            self.kernel.normal_().div_(3)
+
+    def _reset_head_mix(self) -> None:
+        for mix in self.head_mix or ():
+            nn.init.normal_(mix, std=self.attention_init_std)
+
+    def _reset_edge_decoder(self) -> None:
+        if self.edge_decoder is not None and self.edge_decoder_init_std is not None:
+            nn.init.normal_(self.edge_decoder.weight, std=self.edge_decoder_init_std)
 
     @classmethod
     def of_fidelity(
@@ -189,9 +223,9 @@ class GraphEnergyTransformer(nn.Module):
         noise = self.noise_std if self.training or self.noise_in_evaluation else 0.0
         for index, block in enumerate(self.blocks):
             # The last step moves no token but those that are read: with four blocks of one step, 16 % fewer products.
-            wanted = layout.cls if self.readout == "cls" and index == len(self.blocks) - 1 else None
+            query_index = layout.cls if self.readout == "cls" and index == len(self.blocks) - 1 else None
             topology = self._topology(layout, ahat, index)
-            x = descend(block, x, self.steps, self.step_size, topology, noise, wanted=wanted).x
+            x = descend(block, x, self.steps, self.step_size, topology, noise, query_index=query_index).x
         tokens = x.flatten(0, -2) if self.readout == "cls" else layout.tokens(x)[batch.node_tokens]
         return tokens, layout, ahat
 
@@ -221,10 +255,11 @@ class GraphEnergyTransformer(nn.Module):
         return layout.attention(ahat, None if self.head_mix is None else self.head_mix[block])
 
 
-def _linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
-    """Affine layer whose outputs start with the variance of its inputs, and with biases of 0."""
-    layer = nn.Linear(inputs, outputs, bias)
-    nn.init.normal_(layer.weight, std=1 / math.sqrt(inputs))
-    if bias:
-        nn.init.zeros_(layer.bias)
-    return layer
+class ScaledLinear(nn.Linear):
+    """Affine layer whose outputs initially have the variance of its inputs, with biases of 0."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()  # draws as many random numbers as a plain layer
+        nn.init.normal_(self.weight, std=1 / math.sqrt(self.in_features))
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)

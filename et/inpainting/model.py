@@ -118,22 +118,22 @@ class InpaintingET(nn.Module):
         self.image_size, self.patch_size, self.channels = pair(image_size), pair(patch_size), channels
         self.steps, self.step_size, self.step_schedule, self.checkpoint = steps, step_size, step_schedule, checkpoint
         if step_schedule == "learned":
-            self.log_step_sizes = nn.Parameter(torch.full((steps,), float(step_size)).log())
+            self.log_step_sizes = nn.Parameter(torch.empty(steps))
         self.grid = grid_shape(self.image_size, self.patch_size)
         self.num_patches = self.grid[0] * self.grid[1]
         pixels = channels * self.patch_size[0] * self.patch_size[1]
-        token_std = 0.002 if released else 0.02
+        self.token_std = 0.002 if released else 0.02
+        self.position_init = position_init
+        self.position_std = self.token_std if position_std is None else position_std
         self.encoder = nn.Linear(pixels, dim)
         self.decoder = nn.Linear(dim, pixels)
-        self.cls_token = nn.Parameter(torch.randn(dim) * token_std)
-        self.mask_token = nn.Parameter(torch.randn(dim) * token_std)
-        position_std = token_std if position_std is None else position_std
-        self.position = nn.Parameter(torch.randn(1 + self.num_patches, dim) * position_std)
-        if position_init == "sincos":
-            self.position.data[1:] = sincos_positions(self.grid, dim) * position_std
+        self.cls_token = nn.Parameter(torch.empty(dim))
+        self.mask_token = nn.Parameter(torch.empty(dim))
+        self.position = nn.Parameter(torch.empty(1 + self.num_patches, dim))
+        self._reset_tokens()
         options = {
             "self_attention": released if self_attention is None else self_attention,
-            "attention_init_std": token_std,
+            "attention_init_std": self.token_std,
             **(block or {}),
         }
         self.block, *later = (
@@ -141,13 +141,38 @@ class InpaintingET(nn.Module):
         )
         self.later_blocks = nn.ModuleList(later)
         self.decoder_norm = None if decoder_norm_eps is None else nn.LayerNorm(dim, eps=decoder_norm_eps)
+        self.affine_init_std = affine_init_std
         if affine_init_std is None:
-            affine_init_std = "fan_in" if released else 0.02
+            self.affine_init_std = "fan_in" if released else 0.02
+        self._reset_affine()
+
+    def reset_parameters(self) -> None:
+        """Initialise all parameters again, with the random numbers that a new model would draw."""
+        self.encoder.reset_parameters()
+        self.decoder.reset_parameters()
+        self._reset_tokens()
+        for block in (self.block, *self.later_blocks):
+            block.reset_parameters()
+        if self.decoder_norm is not None:
+            self.decoder_norm.reset_parameters()
+        self._reset_affine()
+
+    @torch.no_grad()
+    def _reset_tokens(self) -> None:
+        for token in (self.cls_token, self.mask_token):
+            token.normal_(std=self.token_std)
+        self.position.normal_(std=self.position_std)
+        if self.position_init == "sincos":
+            self.position[1:] = sincos_positions(self.grid, self.position.shape[1]) * self.position_std
+        if self.step_schedule == "learned":
+            self.log_step_sizes.fill_(float(self.step_size)).log_()
+
+    def _reset_affine(self) -> None:
         for affine in (self.encoder, self.decoder):
-            if affine_init_std == "fan_in":
+            if self.affine_init_std == "fan_in":
                 lecun_normal_(affine.weight)
             else:
-                nn.init.normal_(affine.weight, std=affine_init_std)
+                nn.init.normal_(affine.weight, std=self.affine_init_std)
             nn.init.zeros_(affine.bias)
 
     def embed(self, patches: Tensor, masked: Tensor) -> Tensor:

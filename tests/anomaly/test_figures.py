@@ -23,7 +23,7 @@ def test_attention_on_neighbours_is_the_softmax_that_the_update_mixes_keys_with(
     torch.testing.assert_close(torch.zeros(4, 2).index_add_(0, query, weights)[:3], torch.ones(3, 2))
     q, k = (torch.einsum("hyd,nd->nhy", w, g) for w in (block.attention.w_query, block.attention.w_key))
     mixed = torch.zeros(4, 2, 4).index_add_(0, query, weights[..., None] * k[key])
-    torch.testing.assert_close(mixed, topology.mix(q, k, block.attention.beta)[0])
+    torch.testing.assert_close(mixed, topology.attend(q, k, block.attention.beta)[0])
     chosen = torch.tensor([True, False, False, True])
     share = share_of(weights[:, 0], chosen, topology)
     assert share[1].item() == pytest.approx(weights[(query == 1) & chosen[key], 0].sum().item())

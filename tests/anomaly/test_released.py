@@ -136,7 +136,7 @@ def test_the_clamp_matters():
         block.w_key.mul_(150)
     topology = EdgeTopology(symmetric_edges(12, 30, loops=True), 12)
     g = torch.randn(12, 6, dtype=torch.float64)
-    to_query, to_key = topology.mix(
+    to_query, to_key = topology.attend(
         (g @ block.w_query[0].T)[:, None], (g @ block.w_key[0].T)[:, None], 1 / block.beta.expand(1)
     )
     unclamped = to_query[:, 0] @ block.w_query[0] + to_key[:, 0] @ block.w_key[0]

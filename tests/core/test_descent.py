@@ -150,13 +150,13 @@ def settling_block():
     return EnergyTransformerBlock(8, 2, 4, 12, attention_init_std=0.3, hopfield_init_std=0.3).double()
 
 
-def test_until_stops_each_sample_where_it_would_have_come_to_rest_alone():
+def test_tol_stops_each_sample_where_it_would_have_come_to_rest_alone():
     block, x = settling_block(), torch.randn(3, 5, 8, dtype=torch.float64)
-    together = descend(block, x, 2000, 0.3, until=3e-3, record=True)
+    together = descend(block, x, 2000, 0.3, tol=3e-3, record=True)
     assert len(set(together.steps.tolist())) == 3 and together.steps.max() < 2000
     assert len(together.energies) == together.steps.max() + 1
     for number in range(3):
-        alone = descend(block, x[number : number + 1], 2000, 0.3, until=3e-3)
+        alone = descend(block, x[number : number + 1], 2000, 0.3, tol=3e-3)
         assert alone.steps == together.steps[number]
         torch.testing.assert_close(alone.x[0], together.x[number])
         plain = descend(block, x[number : number + 1], int(alone.steps), 0.3, record=True)
@@ -167,26 +167,26 @@ def test_until_stops_each_sample_where_it_would_have_come_to_rest_alone():
         assert speeds[-1] <= 3e-3 < min(speeds[:-1])
 
 
-def test_until_takes_at_most_the_steps_it_is_given():
-    result = descend(settling_block(), torch.randn(2, 5, 8, dtype=torch.float64), 3, 0.3, until=0.0)
+def test_tol_takes_at_most_the_steps_it_is_given():
+    result = descend(settling_block(), torch.randn(2, 5, 8, dtype=torch.float64), 3, 0.3, tol=0.0)
     assert result.steps.tolist() == [3, 3]
 
 
 def test_a_sample_at_rest_has_lower_energy_and_hardly_moves_on():
     block, x = settling_block(), torch.randn(2, 5, 8, dtype=torch.float64)
-    rest = descend(block, x, 1000, 0.3, until=1e-3, record="energy")
+    rest = descend(block, x, 1000, 0.3, tol=1e-3, record="energy")
     further = descend(block, rest.x, 20, 0.3)
     assert (rest.energies[-1] < rest.energies[0]).all()
     torch.testing.assert_close(block.norm(further.x), block.norm(rest.x), rtol=0, atol=3e-2)
 
 
-def test_until_works_along_edges_and_refuses_noise():
+def test_tol_works_along_edges_and_refuses_noise():
     block, x = settling_block(), torch.randn(4, 8, dtype=torch.float64)
     topology = EdgeTopology(torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]]), 4)
-    result = descend(block, x, 2000, 0.3, topology, until=3e-3)
+    result = descend(block, x, 2000, 0.3, topology, tol=3e-3)
     assert result.steps.shape == () and 1 < result.steps < 2000
     with pytest.raises(ValueError, match="noise"):
-        descend(block, x, 2, 0.3, topology, noise_std=0.1, until=1e-3)
+        descend(block, x, 2, 0.3, topology, noise_std=0.1, tol=1e-3)
 
 
 def test_step_sizes_one_by_one():
@@ -228,20 +228,20 @@ def test_backward_inside_autocast_works():
 
 @pytest.mark.parametrize("topology", [None, "edges"])
 @pytest.mark.parametrize("steps", [0, 1, 3])
-def test_wanted_tokens_are_those_of_the_whole_descent(topology, steps):
+def test_query_index_selects_tokens_of_the_whole_descent(topology, steps):
     torch.manual_seed(0)
     block = EnergyTransformerBlock(8, 2, 4, 10, attention_init_std=0.5, hopfield_init_std=0.5).double()
     x = torch.randn(6, 8, dtype=torch.float64)
-    wanted = torch.tensor([4, 0])
+    query_index = torch.tensor([4, 0])
     if topology == "edges":
         topology = EdgeTopology(torch.randint(6, (2, 15)), 6)
     else:
         x = x.expand(3, -1, -1).contiguous()
-    found = descend(block, x, steps, 0.3, topology, wanted=wanted).x
-    whole = descend(block, x, steps, 0.3, topology).x.index_select(-2, wanted)
+    found = descend(block, x, steps, 0.3, topology, query_index=query_index).x
+    whole = descend(block, x, steps, 0.3, topology).x.index_select(-2, query_index)
     torch.testing.assert_close(found, whole, rtol=0, atol=1e-12)
     for mine, theirs in zip(*(torch.autograd.grad(y.pow(3).sum(), [*block.parameters()], allow_unused=True)
                               for y in (found, whole) if steps), strict=True):  # fmt: skip
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
-    with pytest.raises(ValueError, match="leave out wanted"):
-        descend(block, x, steps, 0.3, record=True, wanted=wanted)
+    with pytest.raises(ValueError, match="leave out query_index"):
+        descend(block, x, steps, 0.3, record=True, query_index=query_index)

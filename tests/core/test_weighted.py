@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from et.core import EdgeTopology, EnergyAttention
+from et.core import EdgeTopology, EnergyAttention, reference
 from et.core.sparse import SortedEdges
 from et.core.weighted import (
     WeightedEdges,
@@ -95,15 +95,10 @@ def test_update_is_minus_the_gradient_and_edges_agree_with_pairs(mixed, density)
 
 
 def plain_update(module, g, ahat, head_mix):
-    """The update written with plain dense operations, whose gradients autograd finds."""
-    q, k = module.split_heads(torch.nn.functional.linear(g, module.stacked_weights()))
-    scores = torch.einsum("chy,bhy->cbh", q, k) * module.beta
-    mix = torch.eye(ahat.shape[-1], dtype=ahat.dtype) if head_mix is None else head_mix
-    scores = torch.where(ahat == 0, torch.tensor(-1e300, dtype=ahat.dtype), (scores @ mix) * ahat)
-    p = torch.softmax(scores, dim=1) * (ahat != 0)
-    c = ((p * ahat / module.beta) @ mix.T) * module.beta
-    u, v = torch.einsum("cbh,bhy->chy", c, k), torch.einsum("cbh,chy->bhy", c, q)
-    return torch.cat([u.flatten(1), v.flatten(1)], dim=1) @ module.stacked_weights()
+    """The update of et/core/reference.py, differentiable with respect to everything."""
+    weights = reference.Weights(None, None, module.w_query, module.w_key, module.beta, None)
+    energy = reference.attention_energy(g, weights, torch.ones(len(g), len(g)), ahat, head_mix)
+    return -torch.autograd.grad(energy, g, create_graph=True)[0]
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -165,8 +160,8 @@ def test_half_precision_stays_near(topology):
     module = attention().float()
     made = WeightedEdges(edge_index, weight.float(), len(g)) if topology == "edges" else WeightedPairs(dense.float())
     q, k = module.split_heads(torch.nn.functional.linear(g.float(), module.stacked_weights()))
-    exact = made.mix(q, k, module.beta)
-    rounded = made.mix(q.bfloat16(), k.bfloat16(), module.beta)
+    exact = made.attend(q, k, module.beta)
+    rounded = made.attend(q.bfloat16(), k.bfloat16(), module.beta)
     for mine, theirs in zip(rounded, exact, strict=True):
         assert mine.dtype == torch.bfloat16
         assert (mine.float() - theirs).abs().max() < 0.05 * theirs.abs().max()

@@ -73,7 +73,7 @@ def test_convergence_counts_the_steps_until_rest(network, batch):
     tolerance = float(found.speed[7, 0])
     assert found.steps_to(tolerance)[0] <= 8 and (found.steps_to(0.0) == -1).all()
     tokens = network.embed(patchify(batch[0], 4), batch[1])
-    alone = descend(network.block, tokens[:1], 12, 0.5, until=tolerance)
+    alone = descend(network.block, tokens[:1], 12, 0.5, tol=tolerance)
     assert alone.steps == found.steps_to(tolerance)[0]
 
 
