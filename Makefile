@@ -38,7 +38,7 @@ tables: setup ## render every table from the recorded results
 	$(RUN) -m et.results.tables
 
 verify-records: setup ## repeat a random few recorded runs; SEED (the day of the year) chooses them
-	OMP_NUM_THREADS=1 $(RUN) -m et.results.verify --seed $(SEED)
+	OMP_NUM_THREADS=1 $(RUN) -m et.training.verify --seed $(SEED)
 
 report: setup ## build/report.html: all tables on one page, with the runs, curves and pictures in RUNS (runs)
 	@mkdir -p $(RUNS)

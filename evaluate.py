@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from et.startup import prepare
+from et.utils.startup import prepare
 
 if __name__ == "__main__":  # before the imports that take time
     prepare()
@@ -14,12 +14,12 @@ from omegaconf import DictConfig
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     # Imported late, as in train.py: --help and mistyped overrides answer at once.
-    from et.cli import run_evaluation
+    from et.training.cli import run_evaluation
 
     run_evaluation(cfg)
 
 
 if __name__ == "__main__":
-    from et.cli import run_hydra
+    from et.training.cli import run_hydra
 
     run_hydra(main, "evaluate")

@@ -15,18 +15,18 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor
 
-from et.cli import exit_on_user_error
 from et.core import descend
 from et.core.descent import speed
-from et.errors import UserError
+from et.inpainting.analysis import Convergence, converge
 from et.inpainting.data import evaluation_batch
 from et.inpainting.figures import draw_convergence, new_figure
-from et.inpainting.inside import Convergence, converge
 from et.inpainting.lit import masked_mse
 from et.inpainting.model import InpaintingET
 from et.inpainting.patches import patchify
-from et.loading import find_run, load_run
-from et.record import read_result
+from et.runs.loading import find_run, load_run
+from et.runs.record import read_result
+from et.training.cli import exit_on_user_error
+from et.utils.errors import UserError
 
 Batch = dict[str, Tensor]
 SOURCE = ("experiment", "seed", "git_commit", "device", "versions")  # of a record: what its numbers can be traced by

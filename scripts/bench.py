@@ -40,7 +40,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from et.core import EnergyTransformerBlock, descend, precision
-from et.record import git_commit
+from et.runs.record import git_commit
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("fp32", "bf16", "compile", "scaling", "memory", "profile", "render")

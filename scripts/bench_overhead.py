@@ -27,8 +27,12 @@ sys.path.insert(0, str(ROOT))
 from hydra import compose, initialize_config_dir  # noqa: E402
 from hydra.utils import instantiate  # noqa: E402
 
-from et import optim, training  # noqa: E402
-from et.training import build_network, train  # noqa: E402
+from et.training import run as training  # noqa: E402
+from et.training.run import (  # noqa: E402
+    build_network,
+    optim,
+    train,
+)
 
 
 def configuration(*overrides: str):

@@ -113,7 +113,8 @@ def csr_attention(edges) -> Callable:
     """torch.sparse: sampled products for the scores, CSR times dense for the sums, a head at a time."""
     import torch
 
-    from et.core import kernels_reference, sparse
+    from et.core import sparse
+    from et.core.kernels import reference as kernels_reference
 
     start, query = edges.by_key
     size = (edges.num_nodes, edges.num_nodes)
@@ -161,7 +162,7 @@ def compiled_attention(edges) -> Callable:
     """torch.compile of the reference."""
     import torch
 
-    from et.core import kernels_reference
+    from et.core.kernels import reference as kernels_reference
 
     compiled = torch.compile(kernels_reference.attention)
     return lambda q, k, beta: compiled(q, k, beta, edges)

@@ -33,11 +33,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from et.errors import UserError
-from et.files import replacing, write_atomically
-from et.graphs.processes import mapped
 from et.graphs.published import PUBLISHED_PARTS
 from et.graphs.sources import REBUILT, SPLITS, files_of
+from et.utils.errors import UserError
+from et.utils.files import replacing, write_atomically
+from et.utils.parallel import mapped
 
 Molecule = tuple[list[str], np.ndarray, float]  # atom types (n,), bond orders (n, n), label
 SUBSET_TRAIN = 10_000

@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from et.cli import exit_on_user_error
+from et.training.cli import exit_on_user_error
 
 
 def convert(source: Path, target: Path, experiment: str | None = None) -> None:
@@ -43,7 +43,7 @@ def image_model(source: Path) -> tuple[Any, dict[str, Any]]:
     """Configuration and state of an image model, on the data of ``imagenet_inpainting``."""
     from omegaconf import open_dict
 
-    from et.inpainting.official import load_official
+    from et.integrations.official_images import load_official
 
     arguments, state = load_official(source)
     cfg = compose_released("imagenet_inpainting", "trainer=default")
@@ -63,9 +63,9 @@ def graph_model(source: Path, experiment: str) -> tuple[Any, dict[str, Any]]:
     from hydra.utils import instantiate
     from omegaconf import open_dict
 
-    from et.errors import UserError
-    from et.graphs.official import load_official_graph_model
-    from et.loading import fill
+    from et.integrations.official_graphs import load_official_graph_model
+    from et.runs.loading import fill
+    from et.utils.errors import UserError
 
     arguments, state = load_official_graph_model(source)
     cfg = compose_released(experiment, "protocol=released")

@@ -65,7 +65,7 @@ def run_sweep(tmp_path, monkeypatch, capsys):
     """``python train.py --multirun ARGUMENTS`` in this process: (exit status, what it printed)."""
     from hydra.core.global_hydra import GlobalHydra
 
-    from et.startup import SIGNALS
+    from et.utils.startup import SIGNALS
 
     (tmp_path / "data").mkdir()
     monkeypatch.setenv("ET_RUNS_DIR", str(tmp_path / "runs"))

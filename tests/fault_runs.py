@@ -6,7 +6,7 @@ import multiprocessing
 
 import torch
 
-from et.training import train
+from et.training.run import train
 from tests.configs import compose_config
 
 

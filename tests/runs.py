@@ -11,8 +11,8 @@ import torch
 from pytorch_lightning import Callback
 
 from et.inpainting.lit import InpaintingTask
-from et.record import RESULT_KEYS
-from et.training import Outcome
+from et.runs.record import RESULT_KEYS
+from et.training.run import Outcome
 
 
 class Stop(RuntimeError):

@@ -6,11 +6,11 @@ import json
 import pytest
 import torch
 
-from et.errors import UserError
 from et.inpainting.lit import masked_mse
 from et.inpainting.model import InpaintingET
 from et.inpainting.patches import patchify
-from et.training import train
+from et.training.run import train
+from et.utils.errors import UserError
 from tests.configs import ROOT, TINY
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from et.errors import UserError
-from et.evaluation import assemble
-from et.graphs.plain_pickle import load_plain
 from et.graphs.sources import load_zinc
-from et.same_data import check_unseen
+from et.runs.fingerprint import check_unseen
+from et.training.evaluation import assemble
+from et.utils.errors import UserError
+from et.utils.plain_pickle import load_plain
 from scripts import build_zinc
 from scripts.build_zinc import Molecule, first_matching, largest_cycle
 from tests.conftest import FIXTURES
@@ -239,7 +239,7 @@ def test_the_variant_never_meets_the_official_test_molecules(config, tmp_path):
             check_unseen("ZINC-variant", name)
     (tmp_path / "run").mkdir()
     record = {"dataset": {"name": "ZINC-variant"}}
-    from et.record import RESULT_KEYS
+    from et.runs.record import RESULT_KEYS
 
     (tmp_path / "run" / "result.json").write_text(json.dumps({key: record.get(key) for key in RESULT_KEYS}))
     with pytest.raises(UserError, match="contains official test molecules"):

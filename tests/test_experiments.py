@@ -6,10 +6,10 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from et.errors import UserError
-from et.identity import resolve
 from et.runs import experiments
-from et.training import train
+from et.runs.identity import resolve
+from et.training.run import train
+from et.utils.errors import UserError
 from tests.configs import ROOT, compose_config
 
 EXPERIMENTS = experiments.names()

@@ -8,7 +8,7 @@ import sys
 
 from hydra.core.global_hydra import GlobalHydra
 
-from et.record import read_result
+from et.runs.record import read_result
 from tests.configs import ROOT
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()

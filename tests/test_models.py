@@ -10,14 +10,14 @@ import timm
 import torch
 from torch import Tensor, nn
 
-import et.inpainting.timm_models  # noqa: F401  (registers the model)
+import et.integrations.timm  # noqa: F401  (registers the model)
 from et.anomaly.model import AnomalyTransformer
 from et.baselines.bwgnn import BWGNN
 from et.core import EdgeTopology
 from et.graphs.batch import GraphBatch, pack
-from et.graphs.conv import EnergyConv
 from et.graphs.model import GraphEnergyTransformer
 from et.inpainting.model import InpaintingET
+from et.integrations.pyg import EnergyConv
 
 NODES, SIZES = 20, (5, 8, 3)
 

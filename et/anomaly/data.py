@@ -20,9 +20,9 @@ from et.anomaly.splits import Split, few_anomalies, make_split
 from et.core import EdgeTopology
 from et.core.arguments import check_given, check_sizes
 from et.core.sparse import SortedEdges
-from et.errors import UserError
-from et.features import standardize_columns, to_float32
-from et.sampling import EpochSampler, rank_and_world, sample_rng
+from et.training.sampler import EpochSampler, rank_and_world, sample_rng
+from et.utils.errors import UserError
+from et.utils.features import standardize_columns, to_float32
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from et.anomaly.data import NodeBatch, NodeDataModule
 from et.anomaly.model import AnomalyTransformer, PaperDynamics
 from et.core import EdgeTopology, EnergyTransformerBlock, descend
 from et.core.sparse import edge_scores, segment_softmax
-from et.errors import UserError
+from et.utils.errors import UserError
 
 KINDS = {0: "benign", 1: "anomalous"}
 COLOURS = {0: "C0", 1: "C3"}

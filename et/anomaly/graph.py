@@ -10,8 +10,8 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from et.core.edges import is_whole
-from et.errors import UserError
+from et.core.csr import is_whole
+from et.utils.errors import UserError
 
 UNLABELLED = -1
 

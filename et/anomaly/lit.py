@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from et import optim as optimizers
 from et.anomaly.data import NodeBatch
 from et.anomaly.metrics import best_threshold, measure
 from et.core.precision import at_least_float32
-from et.errors import UserError
+from et.training import optim as optimizers
+from et.utils.errors import UserError
 
 MEASURES = ("f1_macro", "auc", "average_precision", "recall_at_k", "threshold")
 

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from et.anomaly.graph import UNLABELLED, NodeGraph, check_graph
 from et.anomaly.published import PUBLISHED
-from et.core.edges import is_whole
-from et.errors import UserError
-from et.features import as_features
-from et.pyg_file import load_pyg
-from et.record import COUNTS_ONLY, USER_DATA
+from et.core.csr import is_whole
+from et.runs.record import COUNTS_ONLY, USER_DATA
+from et.utils.errors import UserError
+from et.utils.features import as_features
+from et.utils.pyg_file import load_pyg
 
 SOURCES = (*PUBLISHED, "breast_cancer", "file")
 
@@ -226,7 +226,7 @@ def breast_cancer(neighbours: int) -> NodeGraph:
 
 
 def features_of(array: np.ndarray | Tensor) -> Tensor:
-    """(N, F) float32, or float64 where float32 would lose them (:func:`et.features.as_features`)."""
+    """(N, F) float32, or float64 where float32 would lose them (:func:`et.utils.features.as_features`)."""
     return as_features(array)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from et.anomaly.graph import UNLABELLED
-from et.errors import UserError
+from et.utils.errors import UserError
 
 # The one random state and the 33 : 67 of the authors' released code.
 RELEASED_STATE, RELEASED_TEST_SHARE = 2, 0.67

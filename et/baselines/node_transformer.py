@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from et.core import EdgeTopology
 from et.core.arguments import check_sizes
 from et.core.sparse import edge_aggregate, edge_scores, segment_softmax
-from et.errors import UserError
+from et.utils.errors import UserError
 
 
 class NodeTransformer(nn.Module):

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from et.core import kernels_reference
-from et.core.edges import SortedEdges
+from et.core.csr import SortedEdges
+from et.core.kernels import reference as kernels_reference
 from et.core.precision import at_least_float32, differentiable_gradient, is_traced
 
 __all__ = [
@@ -34,7 +34,9 @@ __all__ = [
     "select_backend",
 ]
 
-BACKENDS = ("auto", "reference", "torch", "numba", "triton")
+# The module of each backend, below et.core.kernels.
+_MODULES = {"reference": "reference", "torch": "chunked", "numba": "numba.sparse", "triton": "triton"}
+BACKENDS = ("auto", *_MODULES)
 
 
 def select_backend(name: str | None, tensor: Tensor) -> ModuleType:
@@ -62,12 +64,16 @@ def select_backend(name: str | None, tensor: Tensor) -> ModuleType:
         raise ValueError(f"the triton backend computes on a GPU, but the tensors are on {tensor.device}")
     if not _can_import(name):
         raise ValueError(f"the sparse backend {name!r} needs the package {name!r}, which cannot be imported here")
-    return importlib.import_module(f"et.core.kernels_{name}")
+    return _load(name)
+
+
+def _load(name: str) -> ModuleType:
+    return importlib.import_module(f"et.core.kernels.{_MODULES[name]}")
 
 
 def _can_import(name: str) -> bool:
     try:
-        importlib.import_module(f"et.core.kernels_{name}")
+        _load(name)
     except ImportError:
         return False
     return True

@@ -18,8 +18,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from et.core import kernels_dense, sparse
-from et.core.edges import SortedEdges
+from et.core import sparse
+from et.core.csr import SortedEdges
+from et.core.kernels import dense as kernels_dense
 
 
 class Topology(Protocol):
@@ -36,7 +37,7 @@ class AllPairs:
     Args:
         self_attention: If True, a token is among its own keys (eq. 13), else not (eq. 3).
         keep_maps: If True, attention matrices are stored for the backward pass; if False, computed again. If None, the
-            smaller ones are stored. See :func:`et.core.kernels_dense.attention`.
+            smaller ones are stored. See :func:`et.core.kernels.dense.attention`.
     """
 
     def __init__(self, self_attention: bool = False, keep_maps: bool | None = None):

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from et.core.edges import SortedEdges
+from et.core.csr import SortedEdges
 from et.core.precision import at_least_float32, differentiable_gradient
 from et.core.sparse import (
     check_fit,
@@ -111,7 +111,7 @@ def _weighted_attention(
 
 def _has_kernels(tensor: Tensor) -> bool:
     """Whether the compiled kernels of weighted attention run where ``tensor`` is."""
-    return select_backend(None, tensor).__name__ == "et.core.kernels_numba"
+    return select_backend(None, tensor).__name__ == "et.core.kernels.numba.sparse"
 
 
 class _WeightedAttention(Function):
@@ -121,7 +121,7 @@ class _WeightedAttention(Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, beta: Tensor, ahat: Tensor, edges: SortedEdges
     ) -> tuple[Tensor, Tensor]:
-        from et.core import kernels_weighted
+        from et.core.kernels.numba import weighted as kernels_weighted
 
         u, v, products, p = kernels_weighted.attention(q, k, beta, ahat, edges)
         ctx.save_for_backward(q, k, beta, ahat, products, p)
@@ -130,7 +130,7 @@ class _WeightedAttention(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_u: Tensor, grad_v: Tensor) -> tuple:
-        from et.core import kernels_weighted
+        from et.core.kernels.numba import weighted as kernels_weighted
 
         if torch.is_grad_enabled():  # create_graph=True: this gradient will itself be differentiated
             inputs = ctx.saved_tensors[:4]
@@ -144,7 +144,7 @@ class _CrossProducts(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, edges: SortedEdges) -> Tensor:
-        from et.core import kernels_weighted
+        from et.core.kernels.numba import weighted as kernels_weighted
 
         ctx.save_for_backward(x)
         ctx.edges = edges
@@ -152,7 +152,7 @@ class _CrossProducts(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        from et.core import kernels_weighted
+        from et.core.kernels.numba import weighted as kernels_weighted
 
         if torch.is_grad_enabled():
             outputs = _cross_products(*ctx.saved_tensors, ctx.edges)

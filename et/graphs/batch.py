@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from et.errors import UserError
-from et.features import as_features
+from et.utils.errors import UserError
+from et.utils.features import as_features
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def pack(
 ) -> GraphBatch:
     """Graphs from concatenated arrays in which each graph numbers its nodes from 0.
 
-    Node features are float32, or float64 where float32 would lose them (:func:`et.features.as_features`).
+    Node features are float32, or float64 where float32 would lose them (:func:`et.utils.features.as_features`).
 
     Raises:
         UserError: a graph has no nodes, an edge names a node that its graph does not have, or an array is too short or

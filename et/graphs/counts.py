@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from et.errors import UserError
 from et.graphs.batch import GraphBatch
+from et.utils.errors import UserError
 
 OWN_SOURCES = ("tu", "file")  # whose files hold graphs of every class that there is
 

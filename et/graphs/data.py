@@ -15,16 +15,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from et.core.arguments import check_given, check_sizes
-from et.errors import UserError
-from et.features import standardize_columns, to_float32
-from et.graphs import made, sources, tu
+from et.graphs import sources, synthetic, tu
 from et.graphs.batch import GraphBatch
 from et.graphs.counts import check_counts, counts_of
 from et.graphs.graph_list import load_graph_list
 from et.graphs.positional import with_eigenvectors
 from et.graphs.protocol import everything_split, held_out_split
 from et.graphs.published import standardize_by_default
-from et.sampling import EpochSampler, per_process, shared_batches
+from et.training.sampler import EpochSampler, per_process, shared_batches
+from et.utils.errors import UserError
+from et.utils.features import standardize_columns, to_float32
 
 Kind = Literal["tu", "gnnbench", "zinc", "generated", "extracted", "zinc_variant", "digits", "file"]
 
@@ -47,7 +47,7 @@ class GraphData(pl.LightningDataModule):
 
     Args:
         name: as its collection spells it, for example ``MUTAG``; None, for source ``file``: the file's.
-        source: where it comes from (see sources.py, tu.py, made.py and graph_list.py beside this file).
+        source: where it comes from (see sources.py, tu.py, synthetic.py and graph_list.py beside this file).
         root: the data root.
         num_features, num_edge_features, num_classes: what the model is built for; checked against the data. None: the
             data's. ``num_edge_features`` is 0 where edges have none; ``num_classes`` is 1 for regression.
@@ -145,13 +145,13 @@ class GraphData(pl.LightningDataModule):
             case "zinc":
                 return sources.load_zinc(name, root, cache)
             case "zinc_variant":
-                return made.load_zinc_variant(root)
+                return synthetic.load_zinc_variant(root)
             case "generated":
-                return made.generate_block_models(name, cache, self.made_seed, self.sizes)
+                return synthetic.generate_block_models(name, cache, self.made_seed, self.sizes)
             case "extracted":
-                return made.extract_superpixels(name, root, cache, self.made_seed, self.sizes)
+                return synthetic.extract_superpixels(name, root, cache, self.made_seed, self.sizes)
             case "digits":
-                return made.load_digits()
+                return synthetic.load_digits()
             case "file":
                 return load_graph_list(self.path, drop_empty=self.drop_empty)
         raise UserError(f"data.source must be one of {', '.join(Kind.__args__)}, not {self.source!r}")

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from et.core.edges import is_whole
-from et.errors import UserError
+from et.core.csr import is_whole
 from et.graphs.batch import GraphBatch, pack
-from et.graphs.made import hash_graphs
 from et.graphs.sources import SPLITS, Source, consecutive
+from et.graphs.synthetic import hash_graphs
 from et.graphs.tu import degree_features
-from et.pyg_file import load_pyg
-from et.record import USER_DATA
+from et.runs.record import USER_DATA
+from et.utils.errors import UserError
+from et.utils.pyg_file import load_pyg
 
 
 def load_graph_list(path: str | Path | None, *, drop_empty: bool = False) -> Source:

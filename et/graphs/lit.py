@@ -14,14 +14,14 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from et import optim as optimizers
-from et.callbacks import KeptScores
-from et.errors import UserError
 from et.graphs.batch import GraphBatch
 from et.graphs.data import GraphData
 from et.graphs.protocol import RELEASED_BATCH, released_accuracy
-from et.same_data import check_unseen
-from et.sampling import rank_and_world
+from et.runs.fingerprint import check_unseen
+from et.training import optim as optimizers
+from et.training.callbacks import KeptScores
+from et.training.sampler import rank_and_world
+from et.utils.errors import UserError
 
 SAY_EVERY = 30.0  # seconds of repeated scoring, which no progress bar counts
 

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from et.cli import exit_on_user_error
-from et.errors import UserError
-from et.files import write_atomically
 from et.graphs.data import GraphData
 from et.graphs.lit import Measures, seeded
+from et.training.cli import exit_on_user_error
+from et.utils.errors import UserError
+from et.utils.files import write_atomically
 
 
 @torch.no_grad()
@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> None:
     """
     from hydra.utils import instantiate
 
-    from et.loading import family, load_run
+    from et.runs.loading import family, load_run
 
     options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     if "run" not in options or set(options) - {"run", "orders", "checkpoint"} or len(options) != len(arguments):

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from et.files import replacing
 from et.graphs.batch import GraphBatch
-from et.graphs.processes import mapped
+from et.utils.files import replacing
+from et.utils.parallel import mapped
 
 # Part of the cache's key: raise it whenever the numbers below would come out differently.
 VERSION = 1

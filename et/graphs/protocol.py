@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from et.errors import UserError
+from et.utils.errors import UserError
 
 # The released loop averages accuracies over batches of this size, whatever the size in training.
 RELEASED_BATCH = 64

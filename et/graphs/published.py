@@ -13,7 +13,7 @@ PUBLISHED_PARTS = {
     "ZINC": (220_011, 24_445, 5_000),
     "ZINC12k": (10_000, 1_000, 1_000),
 }
-# Hashes of contents: of MNIST's digits in any order (:func:`et.graphs.made.hash_digits`), of graphs, and of a file.
+# Hashes of contents: of MNIST's digits in any order (et.graphs.synthetic.hash_digits), of graphs, and of a file.
 MNIST_SHA256 = (
     "da6370735bf1d490f086dde49c15f2ed0480ad05dc7c70abf5d36bf471d5e312",
     "0c7bc63f656fb2440dc2b5bea4ff3ac8632e305b73ec1dc88141a32d36204fac",
@@ -30,7 +30,7 @@ class PublishedTU:
         graphs: Number of graphs.
         nodes, edges: Nodes and undirected edges of a graph on average, with two decimals.
         features: Columns of attributes and one-hot labels.
-        sha256: :func:`et.graphs.made.hash_graphs` of the graphs as they are read; None if not known.
+        sha256: :func:`et.graphs.synthetic.hash_graphs` of the graphs as they are read; None if not known.
     """
 
     graphs: int

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from et.errors import UserError
-from et.files import MACHINE_ERRORS, replacing
 from et.graphs.batch import GraphBatch, pack
-from et.graphs.plain_pickle import only_data
 from et.graphs.published import PUBLISHED_PARTS
-from et.record import COUNTS_ONLY, plain_name
+from et.runs.record import COUNTS_ONLY, plain_name
+from et.utils.errors import UserError
+from et.utils.files import MACHINE_ERRORS, replacing
+from et.utils.plain_pickle import only_data
 
 SPLITS = ("train", "val", "test")
 REBUILT = "rebuilt.json"  # beside ZINC's raw files: what scripts/build_zinc.py says of those that it wrote

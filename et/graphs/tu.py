@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from et.errors import UserError
 from et.graphs.batch import GraphBatch, pack
-from et.graphs.made import hash_graphs
 from et.graphs.published import PUBLISHED_TU
 from et.graphs.sources import Source, download, files_of, hash_files, warn_of_variant
-from et.record import COUNTS_ONLY, USER_DATA
+from et.graphs.synthetic import hash_graphs
+from et.runs.record import COUNTS_ONLY, USER_DATA
+from et.utils.errors import UserError
 
 MOST_LABELS = 10_000  # each becomes a column of the features: more are a damaged file
 TU_URL = "https://www.chrsmrrs.com/graphkerneldatasets"

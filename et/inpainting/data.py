@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from et.core.arguments import check_sizes
-from et.errors import UserError
 from et.inpainting.patches import draw_masks, grid_shape
-from et.sampling import EpochSampler, per_process, sample_rng, whole_batches
+from et.training.sampler import EpochSampler, per_process, sample_rng, whole_batches
+from et.utils.errors import UserError
 
 
 class ImageSource(Protocol):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from et.inpainting import inside
+from et.inpainting import analysis
 from et.inpainting.data import evaluation_batch
 from et.inpainting.model import InpaintingET
 from et.inpainting.patches import unpatchify
@@ -53,15 +53,15 @@ def draw_positions(networks: Mapping[str, InpaintingET], path: Path) -> dict[str
     """Figure 2 centre, and 7 for several networks: each cell is the similarity of one patch's position to all others.
 
     Returns:
-        :func:`et.inpainting.inside.locality` of each network.
+        :func:`et.inpainting.analysis.locality` of each network.
     """
     figure = new_figure(4.6 * len(networks), 4.9)
     found = {}
     for axis, (label, network) in zip(
         figure.subplots(1, len(networks), squeeze=False)[0], networks.items(), strict=True
     ):
-        similarity = inside.position_similarity(network)
-        found[label] = inside.locality(similarity)
+        similarity = analysis.position_similarity(network)
+        found[label] = analysis.locality(similarity)
         rows, columns = network.grid
         cells = np.pad(similarity.cpu().numpy(), ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)
         shown = cells.transpose(0, 2, 1, 3).reshape(rows * (rows + 1), columns * (columns + 1))
@@ -76,7 +76,7 @@ def draw_memories(network: InpaintingET, path: Path, count: int | None = None) -
     """Figure 2 right (``count`` memories, the longest first) and 5 (all of them), decoded."""
     memories = network.block.hopfield.memories.detach()
     chosen = memories[memories.norm(dim=1).argsort(descending=True)[:count]]
-    patches = inside.decode_directions(network, chosen).cpu()
+    patches = analysis.decode_directions(network, chosen).cpu()
     columns = ceil(len(patches) ** 0.5)
     figure = new_figure(6, 6.3)
     axis = figure.subplots()
@@ -93,14 +93,14 @@ def draw_attention_weights(network: InpaintingET, path: Path) -> None:
     axes = figure.subplots(2, attention.num_heads, squeeze=False)
     for row, (label, weight) in zip(axes, {"queries": attention.w_query, "keys": attention.w_key}.items(), strict=True):
         for head, axis in enumerate(row):
-            patches = inside.decode_directions(network, weight[head]).cpu()
+            patches = analysis.decode_directions(network, weight[head]).cpu()
             axis.imshow(mosaic(patches, ceil(len(patches) ** 0.5)), interpolation="nearest")
             axis.set(xticks=[], yticks=[], title=f"head {head + 1}")
         row[0].set_ylabel(label)
     figure.savefig(path, dpi=110)
 
 
-def draw_steps(network: InpaintingET, seen: inside.Trajectory, masked: Tensor, path: Path, image: int = 0) -> None:
+def draw_steps(network: InpaintingET, seen: analysis.Trajectory, masked: Tensor, path: Path, image: int = 0) -> None:
     """Figure 4: one image's decoded tokens and both modules' updates before the first and after each step.
 
     Of more than 12 steps only 13 states are shown. The updates of a row share one scale, so that a module that falls
@@ -132,7 +132,7 @@ def draw_steps(network: InpaintingET, seen: inside.Trajectory, masked: Tensor, p
     figure.savefig(path, dpi=110)
 
 
-def draw_energies(seen: inside.Trajectory, path: Path) -> None:
+def draw_energies(seen: analysis.Trajectory, path: Path) -> None:
     """The energy of each module against the step, a line an image."""
     parts = {"total": seen.energies, "attention": seen.attention_energies, "Hopfield": seen.hopfield_energies}
     figure = new_figure(10, 3.2)
@@ -144,7 +144,7 @@ def draw_energies(seen: inside.Trajectory, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def draw_convergence(found: inside.Convergence, trained_steps: int, path: Path) -> None:
+def draw_convergence(found: analysis.Convergence, trained_steps: int, path: Path) -> None:
     """Speed, energy and error of each image past T (the broken line)."""
     parts = {
         "speed dg/dt of the fastest token": found.speed, "energy": found.energies, "MSE on masked patches": found.mse,
@@ -182,7 +182,7 @@ def draw_figures(
     """
     folder.mkdir(parents=True, exist_ok=True)
     network = network.cpu().eval()
-    errors = inside.errors_by_image(network, data)
+    errors = analysis.errors_by_image(network, data)
     order = errors.argsort().tolist()
     spread = np.linspace(0, len(order) - 1, min(count, len(order))).astype(int).tolist()
     batch = evaluation_batch(data, spread)
@@ -204,17 +204,17 @@ def draw_inside(network: InpaintingET, batch: dict[str, Tensor], folder: Path) -
         draw_memories(network, folder / "memories_all.png")
     if network.block.attention is not None:
         draw_attention_weights(network, folder / "attention_weights.png")
-    seen = inside.follow(network, images, masked)
+    seen = analysis.follow(network, images, masked)
     draw_steps(network, seen, masked, folder / "steps.png", image=len(images) // 2)
     draw_energies(seen, folder / "energies.png")
     numbers["energy_rises"] = float((seen.energies.diff(dim=0) > 0).float().mean())
-    found = inside.converge(network, images, masked, PAST_T * network.steps)
+    found = analysis.converge(network, images, masked, PAST_T * network.steps)
     draw_convergence(found, network.steps, folder / "convergence.png")
     numbers["rest"] = {
         "tolerance": TOLERANCE, "steps_followed": len(found.speed), "steps": found.steps_to(TOLERANCE).tolist(),
         "speed_at_T": float(found.speed[network.steps - 1].mean()), "speed_at_end": float(found.speed[-1].mean()),
         "mse_at_T": float(found.mse[network.steps].mean()), "mse_at_end": float(found.mse[-1].mean()),
     }  # fmt: skip
-    pixels = to_pixels(inside.frames(network, seen, images, masked))
+    pixels = to_pixels(analysis.frames(network, seen, images, masked))
     animate(pixels[:, :6], to_pixels(images[:6]), folder / "completion.webp")
     return numbers

@@ -20,10 +20,10 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from et.core.arguments import check_sizes
-from et.errors import UserError
-from et.files import MACHINE_ERRORS
 from et.inpainting.patches import pair
-from et.record import COUNTS_ONLY, USER_DATA
+from et.runs.record import COUNTS_ONLY, USER_DATA
+from et.utils.errors import UserError
+from et.utils.files import MACHINE_ERRORS
 
 EXTENSIONS = {".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 # Images that Pillow does not read without plugins.

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from et.core import Descent
 from et.inpainting.data import evaluation_batch
-from et.inpainting.descents import record_descents, subjects_of
 from et.inpainting.patches import hide, join_tiles
 from et.inpainting.pixels import to_pixels
+from et.inpainting.trajectories import record_descents, subjects_of
 
 
 def draw_completions(rows: dict[str, Tensor], path: Path, title: str = "") -> None:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import yaml
 
-from et.places import CONF
 from et.results.collect import Collection, Run
 from et.results.paper import Cell, Condition, Method, Metric, Table
 from et.results.settings import has_experiment
-from et.sweep_cells import jobs
+from et.sweeps.cells import jobs
+from et.utils.paths import CONF
 
 PROTOCOLS = ("held_out", "released")
 USUAL_FIDELITY = {"held_out": "paper", "released": "released"}

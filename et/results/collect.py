@@ -16,15 +16,15 @@ from typing import Any
 
 import yaml
 
-from et.cli import exit_on_user_error
-from et.errors import UserError
-from et.files import write_atomically
-from et.identity import Key, config_of, differences, key_of, leaves, reproduces
-from et.places import EXPERIMENTS, ROOT
-from et.record import load_record, malformed, plain_name, run_id
 from et.results import paper
 from et.results.run_files import read_curves
-from et.same_data import of_user_data
+from et.runs.fingerprint import of_user_data
+from et.runs.identity import Key, config_of, differences, key_of, leaves, reproduces
+from et.runs.record import load_record, malformed, plain_name, run_id
+from et.training.cli import exit_on_user_error
+from et.utils.errors import UserError
+from et.utils.files import write_atomically
+from et.utils.paths import EXPERIMENTS, ROOT
 
 STALE = "recorded with another configuration"
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import yaml
 
-from et.errors import UserError
-from et.identity import config_of
-from et.record import counted
 from et.results.collect import STALE, Run
 from et.results.paper import Table
 from et.results.results_table import Entry, measured_text
 from et.results.run_files import as_data_uri, picture_files, read_curves, read_descent
+from et.runs.identity import config_of
+from et.runs.record import counted
+from et.utils.errors import UserError
 
 _OF_THE_RUN = ("seed", "fold")  # differ within a cell; shown with each run
 

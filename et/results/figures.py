@@ -1,6 +1,6 @@
 """python -m et.results.figures run=PATH | experiment=NAME: the paper's figures of a run, into its folder.
 
-Nothing here reads a model; :mod:`et.figures` does.
+Nothing here reads a model; :mod:`et.runs.figures` does.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from et.errors import UserError, unwrapped
-from et.startup import tolerate_encoding
+from et.utils.errors import UserError, unwrapped
+from et.utils.startup import tolerate_encoding
 
 USAGE = """python -m et.results.figures run=PATH | experiment=NAME [output=FOLDER] [mask_seeds=N] [compare=PATH,PATH]
 
@@ -44,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         options = parse(arguments)
-        from et.figures import compare_positions, draw_run
-        from et.loading import own_run
+        from et.runs.figures import compare_positions, draw_run
+        from et.runs.loading import own_run
 
         run = Path(options["run"]) if "run" in options else own_run(f"experiment={options['experiment']}")
         output = options.get("output")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from et.errors import UserError
+from et.utils.errors import UserError
 
 FOLDER = Path(__file__).parent / "paper"
 NUMBERS = (1, 2, *range(4, 17))  # table 3 is a list of symbols

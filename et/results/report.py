@@ -16,17 +16,17 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from et.errors import UserError
-from et.files import write_atomically
-from et.places import EXPERIMENTS
-from et.record import git_commit
 from et.results import paper
 from et.results.collect import Collection, Run, relative
 from et.results.evidence import Evidence
 from et.results.formats import Document, Grid, Section, Text
 from et.results.results_table import Entry
 from et.results.tables import gather, render
-from et.startup import tolerate_encoding
+from et.runs.record import git_commit
+from et.utils.errors import UserError
+from et.utils.files import write_atomically
+from et.utils.paths import EXPERIMENTS
+from et.utils.startup import tolerate_encoding
 
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("dom.js", "charts.js", "tables.js", "cells.js", "viewer.js", "overview.js", "main.js")

@@ -18,11 +18,11 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from et.errors import UserError
-from et.places import CONF, EXPERIMENTS
 from et.results.collect import Run, append, collect, relative
 from et.results.paper import TUNED
-from et.startup import tolerate_encoding
+from et.utils.errors import UserError
+from et.utils.paths import CONF, EXPERIMENTS
+from et.utils.startup import tolerate_encoding
 
 FILE = EXPERIMENTS / "table01" / "searches.jsonl"
 SCORE = "val/f1_macro"  # of the best epoch: what a trial returned to the search

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from et.errors import UserError
-from et.identity import Key, config_of
 from et.results.paper import Setting
 from et.runs import experiments
+from et.runs.identity import Key, config_of
+from et.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from et.cli import exit_on_user_error
-from et.errors import UserError
-from et.files import write_atomically
-from et.places import EXPERIMENTS
-from et.record import git_commit
 from et.results import paper
+from et.runs.record import git_commit
+from et.training.cli import exit_on_user_error
+from et.utils.errors import UserError
+from et.utils.files import write_atomically
+from et.utils.paths import EXPERIMENTS
 
 if TYPE_CHECKING:
     from et.anomaly.graph import NodeGraph

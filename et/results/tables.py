@@ -11,9 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from et.errors import UserError
-from et.files import write_atomically
-from et.places import EXPERIMENTS
 from et.results import paper
 from et.results.collect import Collection, collect, relative
 from et.results.formats import Document, to_html, to_latex, to_markdown
@@ -26,7 +23,10 @@ from et.results.reference_tables import (
 )
 from et.results.results_table import results_csv, results_document
 from et.results.statistics import read_statistics
-from et.startup import tolerate_encoding
+from et.utils.errors import UserError
+from et.utils.files import write_atomically
+from et.utils.paths import EXPERIMENTS
+from et.utils.startup import tolerate_encoding
 
 
 def gather(roots: Sequence[Path], experiments: Path) -> Collection:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from et.places import CONF
+from et.utils.paths import CONF
 
 FOLDER = CONF / "experiment"
 

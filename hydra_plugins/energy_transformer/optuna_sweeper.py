@@ -72,7 +72,7 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the search; exit status 1 if it is refused or too many trials failed."""
-        from et.cli import exit_on_user_error
+        from et.training.cli import exit_on_user_error
 
         if not exit_on_user_error(lambda: self.search(arguments)):
             raise SystemExit(1)
@@ -86,7 +86,7 @@ class OptunaSweeper(Sweeper):
         Raises:
             UserError: The configuration cannot be searched, or the storage does not fit it.
         """
-        from et.sweep_report import say
+        from et.sweeps.report import say
 
         check_search(self.config, self.direction, self.n_trials, self.n_jobs, self.max_failure_rate)
         given = [f"{key}={value}" for key, value in self.params.items()] + arguments
@@ -115,7 +115,7 @@ class OptunaSweeper(Sweeper):
         Raises:
             UserError: Optuna is not installed, or the storage cannot be opened.
         """
-        from et.errors import UserError
+        from et.utils.errors import UserError
 
         try:
             import optuna
@@ -146,7 +146,7 @@ class OptunaSweeper(Sweeper):
         """
         import numpy as np
 
-        from et.errors import UserError
+        from et.utils.errors import UserError
 
         options = dict(self.sampler)
         if options.get("seed") is not None:
@@ -163,7 +163,7 @@ class OptunaSweeper(Sweeper):
 
     def finish(self, study: optuna.Study, folder: Path) -> bool:
         """Report the search, write optimization_results.yaml; whether enough trials succeeded."""
-        from et.sweep_report import say
+        from et.sweeps.report import say
 
         trials = study.trials
         failed = [trial.number for trial in trials if trial.state.name == "FAIL"]
@@ -186,7 +186,7 @@ def check_search(config: DictConfig, direction: str, n_trials: int, n_jobs: int,
     Raises:
         UserError: No monitored metric, a direction against ``callbacks.mode``, or a number out of its range.
     """
-    from et.errors import UserError
+    from et.utils.errors import UserError
 
     monitor, mode = config.callbacks.monitor, config.callbacks.mode
     if monitor is None:
@@ -212,7 +212,7 @@ def read_overrides(given: Sequence[str], loader: Any = None) -> tuple[dict[str, 
     Raises:
         UserError: Nothing is to be searched.
     """
-    from et.errors import UserError
+    from et.utils.errors import UserError
 
     last = {o.key_or_group: o for o in OverridesParser.create(config_loader=loader).parse_overrides(list(given))}
     space = {o.get_key_element(): distribution(o) for o in last.values() if o.is_sweep_override()}

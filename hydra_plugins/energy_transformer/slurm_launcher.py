@@ -37,8 +37,8 @@ if SubmititLauncher is None:
             pass
 
         def setup(self, **context: Any) -> None:
-            from et.cli import exit_on_user_error
-            from et.errors import UserError
+            from et.training.cli import exit_on_user_error
+            from et.utils.errors import UserError
 
             def refuse() -> None:
                 raise UserError("hydra/launcher=slurm needs submitit: pip install 'energy-transformer[slurm]'")
@@ -67,7 +67,8 @@ else:
         def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
             from hydra.core.singleton import Singleton
 
-            from et import slurm, sweep_cells
+            from et.sweeps import cells as sweep_cells
+            from et.sweeps import slurm
 
             exit_without_slurm()
             returns = [JobReturn(overrides=list(o), status=JobStatus.COMPLETED) for o in job_overrides]
@@ -101,7 +102,7 @@ else:
 
         def wanted(self, cell: Any) -> bool:
             """Whether a cell is to be submitted."""
-            from et import sweep_cells
+            from et.sweeps import cells as sweep_cells
 
             if cell.config is None:
                 return False
@@ -133,7 +134,7 @@ else:
             """Wait until every job has left a result or the queue."""
             from rich.progress import Progress
 
-            from et import slurm
+            from et.sweeps import slurm
 
             left, seconds = set(jobs), 1.0
             with Progress(transient=True) as progress:
@@ -150,8 +151,9 @@ else:
             """Put what a job returned into ``returns``; note in the folders of its cells where it returned nothing."""
             from submitit.core.utils import FailedJobError, UncompletedJobError
 
-            from et import slurm, sweep_cells
-            from et.errors import UserError
+            from et.sweeps import cells as sweep_cells
+            from et.sweeps import slurm
+            from et.utils.errors import UserError
 
             job, problem = first_task(job), None
             for _ in range(20):  # another node's file may take some seconds to show
@@ -175,9 +177,9 @@ else:
 
 def exit_without_slurm() -> None:
     """End the process with one sentence where Slurm does not answer; Hydra would print a traceback."""
-    from et import slurm
-    from et.cli import exit_on_user_error
-    from et.errors import UserError
+    from et.sweeps import slurm
+    from et.training.cli import exit_on_user_error
+    from et.utils.errors import UserError
 
     def check() -> None:
         if slurm.queue() is None:

@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import reverse_cuthill_mckee as scipy_order
 
 from et.anomaly.data import NodeDataModule, SubgraphSamples, induced_topology, joined, nearby_order
 from et.core import EdgeTopology
-from et.errors import UserError
+from et.utils.errors import UserError
 from tests.anomaly.conftest import make_graph, save_npz
 
 
@@ -297,7 +297,7 @@ class TestSeveralSubgraphs:
         for rank in range(2):
             with (
                 patch("et.anomaly.data.rank_and_world", return_value=(rank, 2)),
-                patch("et.sampling.rank_and_world", return_value=(rank, 2)),
+                patch("et.training.sampler.rank_and_world", return_value=(rank, 2)),
             ):
                 (batch,) = data.train_dataloader()
             nodes.append(batch.nodes)
@@ -314,7 +314,7 @@ class TestSeveralSubgraphs:
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_on_two_subgraphs(small_config, tmp_path):
-    from et.training import train
+    from et.training.run import train
 
     settings = (
         "model.head_dim=8", "model.num_memories=8", "model.steps=1", "trainer.max_epochs=5", "data.sample_ratio=0.5",

@@ -7,10 +7,10 @@ from PIL import Image
 from et.anomaly.figures import NodesSeen, draw_neighbours, look, neighbour_attention, numbers_of, share_of
 from et.anomaly.model import AnomalyTransformer
 from et.core import EdgeTopology, EnergyTransformerBlock
-from et.errors import UserError
-from et.figures import draw_run
-from et.loading import load_run
-from et.training import train
+from et.runs.figures import draw_run
+from et.runs.loading import load_run
+from et.training.run import train
+from et.utils.errors import UserError
 
 
 def test_attention_on_neighbours_is_the_softmax_that_the_update_mixes_keys_with():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from et.anomaly.graph import check_graph, make_undirected, neighbourhoods
-from et.errors import UserError
+from et.utils.errors import UserError
 from tests.anomaly.conftest import make_graph
 
 

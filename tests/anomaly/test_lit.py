@@ -9,8 +9,8 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from et.anomaly.data import NodeDataModule
 from et.anomaly.lit import MEASURES, AnomalyTask, weighted_cross_entropy
-from et.errors import UserError
-from et.training import build_network, train
+from et.training.run import build_network, train
+from et.utils.errors import UserError
 
 TINY = ["model.head_dim=8", "model.num_memories=16", "trainer.max_epochs=6"]
 

@@ -14,7 +14,7 @@ from et.anomaly import sources
 from et.anomaly.graph import check_graph
 from et.anomaly.published import Published
 from et.anomaly.sources import load_graph
-from et.errors import UserError
+from et.utils.errors import UserError
 from tests.anomaly.conftest import make_graph, save_npz
 
 

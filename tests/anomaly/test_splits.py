@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from et.anomaly.splits import make_split
-from et.errors import UserError
+from et.utils.errors import UserError
 
 
 def labels_with(nodes: int, anomalies: int, unlabelled: int = 0) -> np.ndarray:

@@ -13,7 +13,7 @@ from et.baselines.neighbour_trees import NeighbourTrees, neighbour_mean
 from et.baselines.node_mlp import NodeMLP
 from et.baselines.node_transformer import NodeTransformer, TransformerLayer
 from et.core import EdgeTopology
-from et.errors import UserError
+from et.utils.errors import UserError
 from tests.anomaly.test_released import symmetric_edges
 
 N, F = 20, 6

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from et.core.edges import SortedEdges
+from et.core.csr import SortedEdges
 
 
 def random_graph(num_nodes: int, num_edges: int, seed: int = 0) -> Tensor:

@@ -16,11 +16,11 @@ from et.baselines.node_transformer import NodeTransformer
 from et.baselines.vit import InpaintingViT
 from et.core import EnergyAttention, EnergyLayerNorm, EnergyTransformerBlock, HopfieldNetwork
 from et.core.arguments import check_given, check_sizes
-from et.graphs.conv import EnergyConv
 from et.graphs.model import GraphEnergyTransformer
 from et.inpainting.model import InpaintingET
 from et.inpainting.photos import Photos
-from et.inpainting.timm_models import EnergyImageClassifier
+from et.integrations.pyg import EnergyConv
+from et.integrations.timm import EnergyImageClassifier
 
 BLOCK = {"dim": 8, "num_heads": 2, "head_dim": 4, "num_memories": 8}
 IMAGES = {"image_size": 8, "patch_size": 4, "channels": 3}

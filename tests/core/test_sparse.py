@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from et.core import EdgeTopology, EnergyAttention, kernels_reference, kernels_torch, sparse
-from et.core.edges import SortedEdges
+from et.core import EdgeTopology, EnergyAttention, sparse
+from et.core.csr import SortedEdges
+from et.core.kernels import chunked
+from et.core.kernels import reference as kernels_reference
 from et.core.weighted import WeightedEdges
 from tests.core.sparse_cases import (
     GRAPHS,
@@ -35,9 +37,9 @@ def graph(request) -> SortedEdges:
 @pytest.fixture(params=FAST)
 def backend(request, monkeypatch) -> str:
     """Each fast backend, with chunks, tasks and tiles so small that every graph is cut into several."""
-    monkeypatch.setitem(kernels_torch.CHUNK_ELEMENTS, "cpu", 100)
-    monkeypatch.setattr(pytest.importorskip("et.core.numba_runtime"), "SMALLEST_TASK", 16)
-    monkeypatch.setattr(pytest.importorskip("et.core.kernels_numba_attention"), "TILE_BYTES", 160)
+    monkeypatch.setitem(chunked.CHUNK_ELEMENTS, "cpu", 100)
+    monkeypatch.setattr(pytest.importorskip("et.core.kernels.numba.runtime"), "SMALLEST_TASK", 16)
+    monkeypatch.setattr(pytest.importorskip("et.core.kernels.numba.attention"), "TILE_BYTES", 160)
     return request.param
 
 
@@ -183,7 +185,7 @@ def test_half_precision_is_computed_in_float32(backend, dtype):
 
 
 def test_repeated_runs_and_any_number_of_threads_agree_bit_for_bit(monkeypatch):
-    monkeypatch.setattr(pytest.importorskip("et.core.numba_runtime"), "SMALLEST_TASK", 16)
+    monkeypatch.setattr(pytest.importorskip("et.core.kernels.numba.runtime"), "SMALLEST_TASK", 16)
     edges = SortedEdges.from_edge_index(star(3000), 3001)
     inputs = operands(edges, width=16)
     threads, results = torch.get_num_threads(), []
@@ -226,7 +228,7 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("backend", ["reference", *FAST])
 def test_no_tensor_of_edges_times_width_is_made(backend, monkeypatch):
-    monkeypatch.setitem(kernels_torch.CHUNK_ELEMENTS, "cpu", 4096)
+    monkeypatch.setitem(chunked.CHUNK_ELEMENTS, "cpu", 4096)
     edges = SortedEdges.from_edge_index(random_graph(50, 20_000), 50)
     inputs = operands(edges, heads=2, width=16)
     with LargestTensor() as watch:
@@ -241,11 +243,11 @@ def test_no_tensor_of_edges_times_width_is_made(backend, monkeypatch):
 def test_backend_comes_from_argument_environment_and_device(monkeypatch):
     x = torch.zeros(1)
     monkeypatch.delenv("ET_SPARSE_BACKEND", raising=False)
-    assert sparse.select_backend(None, x).__name__ == "et.core.kernels_numba"
+    assert sparse.select_backend(None, x).__name__ == "et.core.kernels.numba.sparse"
     assert sparse.select_backend(None, x.to("meta")) is kernels_reference
     monkeypatch.setenv("ET_SPARSE_BACKEND", "reference")
     assert sparse.select_backend(None, x) is kernels_reference
-    assert sparse.select_backend("torch", x) is kernels_torch
+    assert sparse.select_backend("torch", x) is chunked
     with pytest.raises(ValueError, match="choose one of"):
         sparse.select_backend("fortran", x)
     with pytest.raises(ValueError, match="on the CPU"):
@@ -257,13 +259,13 @@ def test_backend_comes_from_argument_environment_and_device(monkeypatch):
 
 def test_all_works_without_numba(monkeypatch):
     monkeypatch.delenv("ET_SPARSE_BACKEND", raising=False)
-    for module in ("kernels_numba", "kernels_numba_attention", "numba_orders", "numba_runtime"):
-        monkeypatch.delitem(sys.modules, f"et.core.{module}", raising=False)
-        monkeypatch.delattr(f"et.core.{module}", raising=False)
+    for module in ("sparse", "attention", "orders", "runtime", "weighted"):
+        monkeypatch.delitem(sys.modules, f"et.core.kernels.numba.{module}", raising=False)
+        monkeypatch.delattr(f"et.core.kernels.numba.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "numba", None)  # makes every import of it fail
     edges = SortedEdges.from_edge_index(random_graph(9, 50), 9)
     inputs = operands(edges)
-    assert sparse.select_backend(None, inputs[0]) is kernels_torch
+    assert sparse.select_backend(None, inputs[0]) is chunked
     actual = outputs_and_gradients(sparse.attention, inputs, edges)
     assert_relative(actual, outputs_and_gradients(kernels_reference.attention, in_double(inputs), edges))
     with pytest.raises(ValueError, match="cannot be imported"):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from et.errors import UserError
 from et.graphs.batch import pack
+from et.utils.errors import UserError
 
 
 def local_edges(graphs, number):

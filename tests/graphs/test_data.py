@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch_geometric.data import Data
 
-from et.errors import UserError
-from et.features import as_features
 from et.graphs.counts import check_counts
 from et.graphs.data import GraphData, encode_types, standardized
+from et.utils.errors import UserError
+from et.utils.features import as_features
 
 
 @pytest.fixture

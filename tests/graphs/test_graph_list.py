@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch_geometric.data import Data
 
-from et.errors import UserError
 from et.graphs.graph_list import load_graph_list
-from et.training import train
+from et.training.run import train
+from et.utils.errors import UserError
 
 
 def ring(size: int, target: torch.Tensor, features: int = 3, edge_features: int = 0) -> Data:

@@ -12,14 +12,14 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader
 
-from et.errors import UserError
-from et.evaluation import evaluate
 from et.graphs import lit
 from et.graphs.lit import GraphTask, Measures, seeded
 from et.graphs.model import GraphEnergyTransformer
 from et.graphs.protocol import released_accuracy
-from et.loading import load_weights
-from et.training import train
+from et.runs.loading import load_weights
+from et.training.evaluation import evaluate
+from et.training.run import train
+from et.utils.errors import UserError
 
 SMALL = ["model.dim=16", "model.num_heads=2", "model.head_dim=4", "model.num_memories=8", "model.num_blocks=1"]
 
@@ -375,14 +375,14 @@ def test_node_task_reports_both_accuracies_and_repeats_with_noise(config, tmp_pa
 
 
 def test_regression_run_minimizes_the_absolute_error(config, monkeypatch, make_graphs, tmp_path):
-    from et.graphs import made
+    from et.graphs import synthetic
     from et.graphs.sources import Source
 
     graphs = make_graphs(sizes=(4, 6, 5, 7) * 3, features=1, edge_features=1)
     graphs.y.copy_(torch.arange(12))
     split = {"train": torch.arange(6), "val": torch.arange(6, 9), "test": torch.arange(9, 12)}
     graphs = graphs.__class__(**{**graphs.__dict__, "y": graphs.y.float(), "pe": None})
-    monkeypatch.setattr(made, "load_zinc_variant", lambda root: Source(graphs, "toy", "0" * 64, split))
+    monkeypatch.setattr(synthetic, "load_zinc_variant", lambda root: Source(graphs, "toy", "0" * 64, split))
     cfg = config(
         "experiment=zinc_variant", f"paths.data={tmp_path}", "trainer.max_epochs=1", "data.batch_size=4", *SMALL
     )

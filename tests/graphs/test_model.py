@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from et.graphs.batch import pack
 from et.graphs.model import GraphEnergyTransformer
-from et.optim import centralize
+from et.training.optim import centralize
 
 TINY = dict(in_features=3, edge_features=0, num_outputs=2, dim=8, num_heads=3, head_dim=4, num_memories=10)  # noqa: C408
 TINY |= {"num_blocks": 2, "num_eigenvectors": 4, "step_size": 0.1, "attention_init_std": 0.3}

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from et.errors import UserError
 from et.graphs.node_order import main, spread
-from et.training import train
+from et.training.run import train
+from et.utils.errors import UserError
 
 SMALL = ["model.dim=16", "model.num_heads=2", "model.head_dim=4", "model.num_memories=8", "trainer.max_epochs=2"]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from et.errors import UserError
 from et.graphs.protocol import everything_split, held_out_split, released_accuracy, released_fold
+from et.utils.errors import UserError
 
 LABELS = torch.tensor([0] * 60 + [1] * 35 + [2] * 25)
 

@@ -10,11 +10,11 @@ import torch
 from torch_geometric.data import Data
 from torch_geometric.datasets import ZINC, GNNBenchmarkDataset, TUDataset
 
-from et.errors import UserError
 from et.graphs import sources
 from et.graphs.published import PUBLISHED_PARTS
 from et.graphs.sources import cache_folder, load_gnn_benchmark, load_zinc
 from et.graphs.tu import load_tu
+from et.utils.errors import UserError
 
 
 class Made:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from et.errors import UserError
-from et.graphs.made import hash_graphs
 from et.graphs.published import PUBLISHED_TU, PublishedTU
+from et.graphs.synthetic import hash_graphs
 from et.graphs.tu import load_tu
+from et.utils.errors import UserError
 
 
 def test_tu_features_are_attributes_then_labels_and_edges_are_those_of_the_file(tmp_path, make_tu):

@@ -2,10 +2,10 @@ import pytest
 import torch
 from PIL import Image
 
-from et.errors import UserError, unwrapped
 from et.inpainting.data import InpaintingData
 from et.inpainting.folders import ImageFolders
 from et.inpainting.photos import Photos
+from et.utils.errors import UserError, unwrapped
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from et.errors import UserError
 from et.inpainting import folders
 from et.inpainting.folders import IMAGENETTE, ImageFolders, has_published_classes, list_images, open_image
+from et.utils.errors import UserError
 
 GREY = np.random.default_rng(0).integers(0, 256, (6, 5)).astype(np.uint8)
 

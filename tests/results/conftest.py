@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from et.identity import Key, config_of
-from et.record import run_id, write_result
+from et.runs.identity import Key, config_of
+from et.runs.record import run_id, write_result
 
 
 def write_run(

@@ -8,7 +8,6 @@ from collections import Counter
 import pytest
 from scipy.stats import ttest_rel
 
-from et.identity import Key
 from et.results import paper
 from et.results.cells import (
     best,
@@ -20,6 +19,7 @@ from et.results.cells import (
     mixed_commits,
 )
 from et.results.collect import collect
+from et.runs.identity import Key
 
 TABLE = paper.load(1)
 F1, AUC, *_ = TABLE.metrics

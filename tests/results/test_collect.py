@@ -7,14 +7,14 @@ import json
 import pytest
 import yaml
 
-from et.errors import UserError
-from et.identity import Key, config_of, reproduces
-from et.record import read_result, write_result
 from et.results import collect as collecting
 from et.results import paper
 from et.results.cells import lines_of
 from et.results.collect import STALE, append, collect, from_folder, from_line, home
 from et.results.report import other_runs
+from et.runs.identity import Key, config_of, reproduces
+from et.runs.record import read_result, write_result
+from et.utils.errors import UserError
 from tests.results.folders import write_metrics
 
 KEY = Key("amazon_1pct", 0, "held_out", "paper")

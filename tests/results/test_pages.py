@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from et.places import CONF
 from et.results import paper
+from et.utils.paths import CONF
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "docs/reproduction.md", *(ROOT / f"experiments/table{n:02d}/README.md" for n in paper.NUMBERS)]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from et.errors import UserError
 from et.results import paper
+from et.utils.errors import UserError
 
 RESULTS = (1, 2, 7, 12, 13, 14, 15, 16)
 

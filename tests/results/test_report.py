@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from et.identity import Key
 from et.results import paper, report
 from et.results.collect import collect
+from et.runs.identity import Key
 from tests.results.checks import html_faults
 from tests.results.conftest import write_run
 from tests.results.folders import write_descent, write_metrics

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from et.identity import Key, config_of
-from et.places import CONF, EXPERIMENTS
 from et.results.collect import collect, from_folder
 from et.results.searches import FILE, SCORE, main, settings, trials
+from et.runs.identity import Key, config_of
+from et.utils.paths import CONF, EXPERIMENTS
 
 KEY = Key("tolokers_40pct_mlp", 0, "held_out", "paper")
 BUDGET = "trainer.max_epochs=7"

@@ -8,9 +8,9 @@ import pytest
 from hydra.utils import instantiate
 from torch import nn
 
-from et.identity import Key, config_of
 from et.results import paper
 from et.results.settings import compare, count_parameters, has_experiment, same
+from et.runs.identity import Key, config_of
 
 CONFIGURATIONS = [number for number in paper.NUMBERS if paper.load(number).kind == "configuration"]
 EXPERIMENTS = sorted({(n, e) for n in CONFIGURATIONS for s in paper.load(n).settings for e in s.experiments})

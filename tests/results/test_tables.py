@@ -9,8 +9,8 @@ import json
 import pytest
 from markdown_it import MarkdownIt
 
-from et.identity import Key
 from et.results import paper, tables
+from et.runs.identity import Key
 from tests.results.checks import compile_latex, html_faults, latex_faults
 
 

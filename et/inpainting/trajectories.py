@@ -1,0 +1,124 @@
+"""The recorded descent of a few completions: the image at every step t and the energy of the two modules there.
+
+Written into a run's folder as descent.json beside a folder of WebP pictures, small enough to be embedded in a page.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from et.inpainting.data import evaluation_batch
+from et.inpainting.lit import masked_mse
+from et.inpainting.patches import fill, hide, join_tiles, patchify
+from et.inpainting.pixels import to_pixels
+from et.utils.files import write_atomically
+
+FILE = "descent.json"
+WINDOWS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is completed as one picture: evaluation images ``indices`` that tile it, row by row, on ``grid``."""
+
+    name: str
+    indices: tuple[int, ...]
+    grid: tuple[int, int] = (1, 1)
+
+
+def subjects_of(data: pl.LightningDataModule, count: int = 4) -> list[Subject]:
+    """The held-out photographs at their full size where images are cut from such, else ``count`` evaluation images."""
+    if not hasattr(data.source, "layout"):
+        length = data.source.eval_length
+        chosen = np.linspace(0, length - 1, min(count, length)).astype(int)
+        return [Subject(f"image {index}", (int(index),)) for index in chosen]
+    (height, width), start, found = data.source.size, 0, {}
+    for name, image in data.source.layout:
+        rows, columns = image.shape[0] // height, image.shape[1] // width
+        found.setdefault(name, Subject(name, tuple(range(start, start + rows * columns)), (rows, columns)))
+        start += rows * columns
+    return list(found.values())
+
+
+def record_descents(
+    network: torch.nn.Module, data: pl.LightningDataModule, folder: Path, count: int = 4, steps: int | None = None
+) -> Path:
+    """Descend once more on a few evaluation images and write descent.json and descent/*.webp into ``folder``.
+
+    The energies of a picture are means over the windows it is made of; its error is the mean squared error over all
+    hidden patches, in normalised units as ``test/mse_masked``.
+
+    Args:
+        network: an image model with ``trajectory`` and ``decode``.
+        data: its data module.
+        folder: where to write; it must exist.
+        count: how many images, where the data are not whole photographs.
+        steps: how far to descend; None: as far as the network was trained to (T).
+
+    Returns:
+        The path of descent.json.
+    """
+    pictures = []
+    (folder / "descent").mkdir(exist_ok=True)
+    for number, subject in enumerate(subjects_of(data, count)):
+        batch = evaluation_batch(data, subject.indices)
+        parts = list(_descents(network, batch, steps))
+        frames, attention, hopfield, errors = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        original = to_pixels(batch["image"])
+        stills = {"masked": hide(original, batch["masked"], network.patch_size), "original": original}
+        names = {label: f"descent/{number}_{label}.webp" for label in stills}
+        for label, pixels in stills.items():
+            save(join_tiles(pixels, subject.grid), folder / names[label])
+        names["frames"] = [f"descent/{number}_t{t:02d}.webp" for t in range(len(frames))]
+        for pixels, name in zip(frames, names["frames"], strict=True):
+            save(join_tiles(pixels, subject.grid), folder / name)
+        height, width = join_tiles(frames[0], subject.grid).shape[1:]
+        pictures.append(
+            {
+                "name": subject.name, "height": height, "width": width, "windows": len(subject.indices), **names,
+                "attention": _means(attention), "hopfield": _means(hopfield), "mse_masked": _means(errors),
+            }
+        )  # fmt: skip
+    path = folder / FILE
+    record = {"trained_steps": network.steps, "step_size": network.step_size, "pictures": pictures}
+    write_atomically(path, json.dumps(record, indent=1) + "\n")
+    return path
+
+
+def _descents(
+    network: torch.nn.Module, batch: dict[str, Tensor], steps: int | None
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Piece by piece: pixels (T + 1, B, 3, H, W) in 0 .. 1, attention and Hopfield energies and errors, (T + 1, B)."""
+    device = next(network.parameters()).device
+    for start in range(0, len(batch["image"]), WINDOWS_AT_ONCE):
+        images, masked = (batch[key][start : start + WINDOWS_AT_ONCE].to(device) for key in ("image", "masked"))
+        patches = patchify(images, network.patch_size)
+        with torch.no_grad():
+            descent = network.trajectory(images, masked, steps)
+            pixels, errors = [], []
+            for tokens in descent.states:
+                decoded = network.decode(tokens[:, 1:]).float()
+                pixels.append(to_pixels(fill(images, decoded, masked, network.patch_size)).cpu())
+                errors.append(masked_mse(decoded, patches, masked).cpu())
+        energies = descent.attention_energies.cpu(), descent.hopfield_energies.cpu()
+        yield torch.stack(pixels), *energies, torch.stack(errors)
+
+
+def _means(values: Tensor) -> list[float]:
+    return [float(f"{value:.6g}") for value in values.double().mean(dim=1)]
+
+
+def save(pixels: Tensor, path: Path) -> None:
+    """Write (3, H, W) in 0 .. 1 as WebP, small images without loss."""
+    from PIL import Image
+
+    array = (pixels.permute(1, 2, 0).float() * 255).round().to(torch.uint8).numpy()
+    Image.fromarray(array).save(path, quality=86, method=6, lossless=array.size < 3 * 100 * 100)

@@ -1,7 +1,0 @@
-"""Where the project's own folders are."""
-
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[1]
-CONF = ROOT / "conf"
-EXPERIMENTS = ROOT / "experiments"

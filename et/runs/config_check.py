@@ -1,0 +1,352 @@
+"""What a configuration may say: unknown keys and values are refused before any work, with the nearest right one.
+
+Where a section names a class (``_target_``), its constructor says which keys and values there are. The other sections
+are listed here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from et.utils.errors import UserError, accepted_keys, constructor_of, key_not_taken
+
+OF_HYDRA = ("_target_", "_args_", "_recursive_", "_partial_", "_convert_")
+NODE = "node"  # marks a key whose value is a class to instantiate
+
+
+@dataclass(frozen=True)
+class Section:
+    """The keys of a section that names no class.
+
+    Attributes:
+        keys: what each key is: a Section, :data:`NODE`, a tuple of its possible values, or None for any value.
+        nodes: whether further keys may be added that hold classes to instantiate.
+    """
+
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    nodes: bool = False
+
+
+PROTOCOLS, FIDELITIES = ("held_out", "released"), ("paper", "released")
+TOP = Section(
+    {
+        "name": None,
+        "seed": None,
+        "fidelity": FIDELITIES,
+        "protocol": PROTOCOLS,
+        "checkpoint": ("best", "last", "current"),  # current: another word for last, in recorded runs
+        "deterministic": (True, False, "warn"),
+        "force": (True, False),
+        "tags": None,
+        "by_fidelity": None,  # what experiments interpolate from
+        "paths": Section({"data": None, "runs": None}),
+        "data": NODE,
+        "model": NODE,
+        "task": NODE,
+        "trainer": NODE,
+        "optim": Section(
+            {
+                "optimizer": NODE,
+                "schedule": {
+                    "constant": Section({"name": None}),
+                    "warmup_cosine": Section(
+                        {"name": None, "warmup_epochs": None, "start_lr": None, "end_lr": None},
+                    ),
+                },
+                "clip_norm": None,
+                "centralize_gradients": (True, False),
+            }
+        ),
+        "callbacks": Section(
+            {
+                "monitor": None,
+                "mode": ("min", "max"),
+                "tie_break": None,
+                "save_every_n_epochs": None,
+                "progress": (True, False),
+                "pictures": Section(nodes=True),
+            }
+        ),
+        "logger": Section({"extra": None, "wandb": None}),
+        "sweep": Section(
+            {
+                "name": None,
+                "dry_run": (True, False),
+                "detach": (True, False),
+                "skip": None,
+                "fidelity": Section(dict.fromkeys(PROTOCOLS, FIDELITIES)),
+            }
+        ),
+    }
+)
+
+# Arguments that are mappings, and what takes their content.
+INNER = {
+    ("et.inpainting.model.InpaintingET", "block"): "et.core.block.EnergyTransformerBlock",
+    ("et.graphs.model.GraphEnergyTransformer.of_fidelity", "released"): "et.graphs.model.GraphEnergyTransformer",
+    ("et.inpainting.folders.ImageFolders", "augmentation"): "timm.data.create_transform",
+}
+# Values of arguments whose annotation does not say them.
+CHOICES: Mapping[tuple[str, str], tuple[Any, ...]] = {
+    ("et.anomaly.data.NodeDataModule", "protocol"): PROTOCOLS,
+    ("et.anomaly.data.NodeDataModule", "fidelity"): FIDELITIES,
+    ("et.anomaly.data.NodeDataModule", "one_way_edges"): ("error", "mirror", "keep"),
+    ("et.anomaly.data.NodeDataModule", "standardize"): ("none", "train", "all"),
+    ("et.anomaly.data.NodeDataModule", "scaling"): ("moments", "quantiles"),
+    ("pytorch_lightning.Trainer", "accelerator"): ("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
+    ("pytorch_lightning.Trainer", "gradient_clip_algorithm"): (None, "norm", "value"),
+}
+# What takes the keys of logger.wandb: Lightning's logger hands on what it does not know.
+WANDB = ("pytorch_lightning.loggers.WandbLogger", "wandb.init")
+# Arguments that the run itself gives.
+GIVEN = {"task": ("network", "optim"), "optim.optimizer": ("params",)}
+
+
+def check_config(config: Mapping[str, Any], classes: bool = True) -> None:
+    """Refuse a configuration with keys or values that mean nothing.
+
+    Args:
+        config: a resolved configuration.
+        classes: whether to look into sections that name classes, which are imported for that.
+
+    Raises:
+        UserError: an unknown key or value; the message names the nearest right one.
+    """
+    _check_section(config, TOP, "", config, classes)
+    _check_loggers(config, config.get("logger") or {}, classes)
+
+
+def _check_loggers(config: Mapping[str, Any], logger: Mapping[str, Any], classes: bool) -> None:
+    """The names of loggers, and what wandb is given."""
+    names = logger.get("extra") or ()
+    for name in names:
+        _check_choice(name, ("tensorboard", "wandb"), "logger.extra")
+    if not classes or "wandb" not in names:
+        return
+    known: dict[str, None] = {}
+    for target in WANDB:
+        try:
+            known |= dict.fromkeys(inspect.signature(constructor_of(target)[1]).parameters)
+        except ImportError:  # wandb is not installed, which its logger says
+            return
+    for key in logger.get("wandb") or ():
+        if key not in known:
+            raise UserError(unknown_key("logger.wandb", str(key), known, config))
+
+
+def check_choices(cfg: DictConfig) -> None:
+    """Raise UserError if a value of the root is none of those it can have; ``cfg`` need not resolve otherwise."""
+    for key, choices in TOP.keys.items():
+        if isinstance(choices, tuple):
+            with suppress(OmegaConfBaseException):
+                value = OmegaConf.select(cfg, key)
+                if value is not None:
+                    _check_choice(value, choices, key)
+
+
+def _check_section(value: Any, section: Section, path: str, config: Mapping[str, Any], classes: bool) -> None:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{path} is a section, with {_listed(section.keys) or 'classes'} in it, not {value!r}")
+    for key, child in value.items():
+        below = f"{path}.{key}" if path else str(key)
+        if key not in section.keys:
+            if section.nodes and isinstance(child, Mapping) and "_target_" in child:
+                _check_node(child, below, config, classes)
+                continue
+            raise UserError(unknown_key(path, str(key), tuple(section.keys), config, section.nodes))
+        kind = section.keys[key]
+        if kind == NODE:
+            _check_node(child, below, config, classes)
+        elif isinstance(kind, Section):
+            if child is not None or key not in ("sweep", "pictures"):
+                _check_section(child, kind, below, config, classes)
+        elif isinstance(kind, Mapping):
+            _check_variant(child, kind, below, config, classes)
+        elif isinstance(kind, tuple):
+            _check_choice(child, kind, below)
+
+
+def _check_variant(
+    value: Any, variants: Mapping[str, Section], path: str, config: Mapping[str, Any], classes: bool
+) -> None:
+    """A section whose ``name`` says which keys it has."""
+    name = value.get("name") if isinstance(value, Mapping) else None
+    _check_choice(name, tuple(variants), f"{path}.name")
+    for key in value:
+        others = [other for other, section in variants.items() if key in section.keys and other != name]
+        if key not in variants[name].keys and others:
+            needed = _listed([k for k in variants[others[0]].keys if k != "name"])
+            raise UserError(
+                f"{path}.{key}: there is none under {path}.name={name}; {path}.name={others[0]} takes {needed}"
+            )
+    _check_section(value, variants[name], path, config, classes)
+
+
+def _check_node(value: Any, path: str, config: Mapping[str, Any], classes: bool) -> None:
+    """A section that names the class it is for, and what is nested in it."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("_target_"), str):
+        raise UserError(f"{path} must name a class as _target_, with its arguments, not be {value!r}")
+    if not classes:
+        return
+    target = value["_target_"]
+    try:
+        taken, hints = accepted_keys(target), _hints(target)
+    except Exception as error:  # whatever an import may raise
+        raise UserError(f"{path}._target_={target} cannot be imported: {type(error).__name__}: {error}") from error
+    for key, child in value.items():
+        below = f"{path}.{key}"
+        if key in OF_HYDRA:
+            continue
+        if key in GIVEN.get(path, ()):
+            raise UserError(f"{below} is given by the run itself: leave it out")
+        if taken is not None and key not in taken:
+            known = [name for name in taken if name not in GIVEN.get(path, ())]
+            elsewhere = _same_name(str(key), path, config) if not _nearest(str(key), known) else None
+            raise UserError(
+                f"{below}: there is no such key; did you mean {elsewhere}?"
+                if elsewhere
+                else key_not_taken(path, str(key), target, known)
+            )
+        if (target, key) in CHOICES:
+            _check_choice(child, CHOICES[target, key], below)
+        elif key in hints:
+            _check_hint(child, hints[key], below)
+        if (target, key) in INNER and isinstance(child, Mapping):
+            _check_arguments(child, INNER[target, key], below)
+        else:
+            _check_nested(child, below, config)
+
+
+def _check_arguments(value: Mapping[str, Any], target: str, path: str) -> None:
+    """A mapping that is handed on as the arguments of ``target``."""
+    taken, hints = accepted_keys(target), _hints(target)
+    for key, child in value.items():
+        if taken is not None and key not in taken:
+            raise UserError(key_not_taken(path, str(key), target, list(taken)))
+        if key in hints:
+            _check_hint(child, hints[key], f"{path}.{key}")
+
+
+def _check_nested(value: Any, path: str, config: Mapping[str, Any]) -> None:
+    """Classes within the arguments of another."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            _check_node(value, path, config, True)
+        else:
+            for key, child in value.items():
+                _check_nested(child, f"{path}.{key}", config)
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            _check_nested(child, f"{path}[{index}]", config)
+
+
+def _check_choice(value: Any, choices: tuple[Any, ...], path: str) -> None:
+    # 1 == True: a number is no truth value here.
+    if not any(value == choice and type(value) is type(choice) for choice in choices):
+        close = _nearest(str(value), [str(choice) for choice in choices])
+        hint = f"; did you mean {close}?" if close else ""
+        raise UserError(f"{path} must be {_either(choices)}, not {value!r}{hint}")
+
+
+def _check_hint(value: Any, hint: Any, path: str) -> None:
+    """Refuse a value that an annotation rules out: not one of its literals, or a text where only numbers belong."""
+    kinds = set(_members(hint))
+    literals = tuple(_literals(hint))
+    others = {kind for kind in kinds if get_origin(kind) is not Literal}
+    if isinstance(value, str):
+        if str in others or Any in others or others - {int, float, bool, type(None)}:
+            return
+        if not literals:
+            raise UserError(f"{path} must be {_kinds(others)}, not the text {value!r}")
+    elif others - {type(None)} or (value is None and type(None) in others):
+        return
+    if literals:
+        _check_choice(value, (*literals, *([None] if type(None) in others else [])), path)
+
+
+def _literals(hint: Any) -> Iterator[Any]:
+    for kind in _members(hint):
+        if get_origin(kind) is Literal:
+            yield from get_args(kind)
+
+
+def _members(hint: Any) -> Iterator[Any]:
+    """The types that a union is of; any other type is its own only member."""
+    if get_origin(hint) in (typing.Union, types.UnionType):
+        for member in get_args(hint):
+            yield from _members(member)
+    else:
+        yield hint
+
+
+@cache
+def _hints(target: str) -> dict[str, Any]:
+    """Annotations of the arguments of a class or function, by name; none where they cannot be resolved."""
+    built, call = constructor_of(target)
+    found: dict[str, Any] = {}
+    for source in (call, *((built.__init__,) if isinstance(built, type) else ())):
+        try:
+            found = {**get_type_hints(source), **found}
+        except Exception:  # an annotation of somebody else's that does not resolve here says nothing
+            continue
+    return found
+
+
+def unknown_key(
+    path: str, key: str, known: typing.Sequence[str], config: Mapping[str, Any], nodes: bool = False
+) -> str:
+    """What to say of a key that a section does not have."""
+    name = f"{path}.{key}" if path else key
+    close = _nearest(key, known)
+    other = f"{path}.{close}" if path and close else close or _same_name(key, path, config)
+    if other:
+        return f"{name}: there is no such key; did you mean {other}?"
+    more = ", and classes to instantiate (a section with _target_)" if nodes else ""
+    return f"{name}: there is no such key; {path or 'the configuration'} has {_listed(known) or 'none'}{more}"
+
+
+def _same_name(key: str, path: str, config: Mapping[str, Any]) -> str | None:
+    """Another key of the configuration that ends like this one."""
+    for place in _paths(config):
+        if place.rpartition(".")[2] == key and not place.startswith(f"{path}.{key}" if path else key):
+            return place
+    return None
+
+
+def _paths(value: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for key, child in value.items():
+            path = f"{prefix}.{key}" if prefix else str(key)
+            if key not in OF_HYDRA:
+                yield path
+            yield from _paths(child, path)
+
+
+def _nearest(word: str, known: typing.Iterable[str]) -> str | None:
+    close = difflib.get_close_matches(word, list(known), 1, cutoff=0.75)
+    return close[0] if close else None
+
+
+def _listed(names: typing.Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def _either(choices: tuple[Any, ...]) -> str:
+    shown = ["null" if c is None else str(c).lower() if isinstance(c, bool) else str(c) for c in choices]
+    return " or ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else shown[0]
+
+
+def _kinds(kinds: set[Any]) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", type(None): "null"}
+    return " or ".join(text for kind, text in names.items() if kind in kinds)

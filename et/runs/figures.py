@@ -1,0 +1,72 @@
+"""Figures of a finished run: what its task family can draw of its network and data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from et.runs.identity import differences
+from et.runs.loading import family, find_run, load_run
+from et.utils.errors import UserError
+from et.utils.files import write_atomically
+
+
+def draw_run(run: Path, output: Path | None = None, mask_seeds: int | None = None) -> Path:
+    """Draw the figures of a run into ``output`` (else its folder ``figures``), with their numbers in figures.json.
+
+    Args:
+        run: a run's folder, a folder of runs, or a converted checkpoint.
+        mask_seeds: masks an image for the ranking of an image run's examples; None: as the run was tested with.
+
+    Raises:
+        UserError: no such run, data that is not there, or a task without figures.
+    """
+    run = find_run(run)
+    cfg, network = load_run(run)
+    if output is None:
+        output = run / "figures" if run.is_dir() else run.parent / f"{run.stem}_figures"
+    if mask_seeds is not None and family(cfg) == "inpainting":
+        cfg.data.mask_seeds = mask_seeds
+    data = instantiate(cfg.data)
+    if family(cfg) == "inpainting":
+        from et.inpainting.figures import draw_figures
+    elif family(cfg) == "anomaly":
+        from et.anomaly.figures import draw_figures
+    else:
+        raise UserError(f"{cfg.name}: there are figures of image completion and of node anomaly detection only")
+    numbers = draw_figures(network, data, output)
+    write_atomically(output / "figures.json", json.dumps(numbers, indent=2) + "\n")
+    return output
+
+
+def compare_positions(runs: Sequence[Path], output: Path) -> Path:
+    """Figure 7: the position biases of several image runs, each titled with what sets it apart from the first.
+
+    Raises:
+        UserError: one of them is no run of an image Energy Transformer.
+    """
+    from et.inpainting.figures import draw_positions
+    from et.inpainting.model import InpaintingET
+
+    loaded = [load_run(find_run(run)) for run in runs]
+    first: dict[str, Any] = _plain(loaded[0][0])
+    networks = {}
+    for run, (cfg, network) in zip(runs, loaded, strict=True):
+        if not isinstance(network, InpaintingET):
+            raise UserError(f"{run} has no position biases to compare: it is no image Energy Transformer")
+        changes = differences(first, _plain(cfg)).items()
+        changed = {key: new for key, (_, new) in changes if key != "name" and new is not None}
+        networks[", ".join(f"{key.split('.')[-1]} = {value}" for key, value in changed.items()) or cfg.name] = network
+    output.mkdir(parents=True, exist_ok=True)
+    numbers = draw_positions(networks, output / "positions_compared.png")
+    write_atomically(output / "positions_compared.json", json.dumps(numbers, indent=2) + "\n")
+    return output
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(cfg, resolve=True)

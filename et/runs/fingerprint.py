@@ -1,0 +1,92 @@
+"""Whether a finished run is of the data that lie there today."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from et.runs.record import USER_DATA
+from et.utils.errors import UserError, unwrapped
+
+# Data sets that contain test samples of others, whatever part they have them in.
+OVERLAPS = {"ZINC-variant": ("ZINC", "ZINC12k")}
+_HASHES: dict[str, str] = {}  # of data that were read for another run of this process
+
+
+def of_user_data(record: Mapping[str, Any]) -> bool:
+    """Whether a run's data are the user's own, which may change under the same name."""
+    return str(record["dataset"].get("variant")).startswith(USER_DATA)
+
+
+def check_unseen(trained_on: str, tested_on: str) -> None:
+    """Refuse to test a model on another data set whose test part shares samples with what it was trained on.
+
+    Args:
+        trained_on: Name of the training data, as a record has it.
+        tested_on: Name of the data to test on.
+
+    Raises:
+        UserError: the two overlap.
+    """
+    if tested_on in OVERLAPS.get(trained_on, ()):
+        raise UserError(
+            f"a model trained on {trained_on} cannot be tested on {tested_on}: {trained_on} contains official test "
+            f"molecules. Train on {tested_on} (experiment=zinc or zinc_full)"
+        )
+
+
+def check_same_data(config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Refuse to take a finished run for one of data that have changed since.
+
+    Published data are not read again for this: they keep their contents, and a sweep looks at hundreds of runs. Neither
+    are data that are no longer there, which leaves nothing to take the run for.
+
+    Args:
+        config: the run's resolved configuration.
+        record: its result.json.
+
+    Raises:
+        UserError: the data are the user's own, and have other contents than the run was recorded with, or none that
+            can be read.
+    """
+    place = _place(config["data"]) if of_user_data(record) else None
+    if place is None or not place.exists():
+        return
+    name, before, now = record["dataset"]["name"], record["dataset"]["sha256"], _hash(config["data"], place)
+    if now != before:
+        raise UserError(
+            f"{name} has changed since this run was recorded (its hash was {before[:12]}, it is {now[:12]}): set "
+            "force=true to run it again, or save the new data under another name to keep both"
+        )
+
+
+def _place(data: Mapping[str, Any]) -> Path | None:
+    """The file or folder that a user's data are in."""
+    source = data.get("source")
+    if isinstance(source, Mapping):  # of images
+        return Path(source["root"])
+    if data.get("path") is not None:
+        return Path(data["path"])
+    if "name" not in data:  # a file saved as one of the published graphs of nodes
+        return Path(data["root"]) / "node"
+    if source == "tu":
+        return Path(data["root"]) / "tu" / str(data["name"])
+    return Path(data["root"]) / ("mnist" if source == "extracted" else "zinc")
+
+
+def _hash(data: Mapping[str, Any], place: Path) -> str:
+    """Hash of the data as a run would record it; the cells of a sweep that differ in seed or fold share one reading."""
+    kind = {key: data.get(key) for key in ("_target_", "source", "root", "path", "name", "merge", "one_way_edges")}
+    key = json.dumps([kind, place.stat().st_mtime_ns, place.stat().st_size], sort_keys=True)
+    if key not in _HASHES or place.is_dir():  # a folder keeps its time when a file in it changes
+        from hydra.utils import instantiate  # late: torch and the data's libraries take seconds
+
+        try:
+            module = instantiate(data)
+            module.setup("fit")
+        except Exception as error:
+            raise UserError(f"the data of this finished run cannot be read any more: {unwrapped(error)}") from error
+        _HASHES[key] = module.describe()["sha256"]
+    return _HASHES[key]

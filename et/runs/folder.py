@@ -1,0 +1,107 @@
+"""A run's folder: held by one run at a time, taken up from its newest checkpoint that is whole and its own."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from et.runs.checkpoint_files import RESUME_KEYS, best_of, load_best, load_checkpoint
+from et.runs.record import read_result
+from et.utils.errors import UserError
+
+SCORES = "scores.json"  # what a repeated test keeps in the run's folder until the run is finished
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins.
+
+    Attributes:
+        checkpoint: what it resumes from; None: the beginning.
+        step: optimizer steps taken by then.
+    """
+
+    checkpoint: Path | None = None
+    step: int = 0
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run folder; where the work fails before there is a checkpoint to resume from, it is removed again.
+
+    A requeued Slurm job may start while its former life is still ending: it waits up to a minute for the folder.
+
+    Raises:
+        UserError: the folder cannot be written, or another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"cannot write the run folder {folder}: {error.strerror}; set paths.runs elsewhere") from error
+    with file:
+        patience = time.monotonic() + (60 if int(os.environ.get("SLURM_RESTART_COUNT", "0")) else 0)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() >= patience:
+                    message = f"another process is running {folder}; wait for it, or change the seed"
+                    raise UserError(message) from error
+                time.sleep(1)
+        try:
+            yield
+        except BaseException:
+            if not any((folder / "checkpoints").glob("*.ckpt")) and read_result(folder) is None:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def find_start(folder: Path, identity: str, needs_best: bool = False) -> Start:
+    """The newest of ``last.ckpt`` and ``previous.ckpt`` in ``folder`` that loads and belongs to the run ``identity``.
+
+    One that is damaged, incomplete, holds more than plain tensors (nothing in it is executed), or is another run's is
+    reported and passed over.
+
+    Args:
+        folder: the run's folder of checkpoints.
+        identity: the run's id.
+        needs_best: pass over one whose best epoch's weights are lost, unless training from there on makes them anew.
+    """
+    for name in ("last.ckpt", "previous.ckpt"):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            saved = load_checkpoint(path, RESUME_KEYS, identity)
+            if needs_best:
+                _check_best(folder, identity, saved)
+        except UserError as error:
+            print(f"warning: {error}; trying the one before it")
+            continue
+        return Start(path, int(saved["global_step"]))
+    return Start()
+
+
+def _check_best(folder: Path, identity: str, saved: Mapping[str, Any]) -> None:
+    """Raise UserError unless ``best.ckpt`` is that of the best epoch in ``saved``, or of one yet to come again."""
+    epoch, step = best_of(saved)
+    if epoch is None:
+        return
+    best = load_best(folder, identity, None)
+    if best["epoch"] <= saved["epoch"]:
+        load_best(folder, identity, epoch, step)
+
+
+def start_over(folder: Path) -> None:
+    """Remove what a former run left, so that a forced one cannot be taken for it."""
+    for path in (folder / "result.json", folder / SCORES, *(folder / "checkpoints").glob("*.ckpt*")):
+        path.unlink(missing_ok=True)

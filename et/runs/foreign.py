@@ -1,0 +1,135 @@
+"""Configurations that came with a run folder or a checkpoint: read without executing anything that is in them.
+
+A configuration names what it is made of (``_target_``), and Hydra calls whatever it names. Only the names listed here
+are allowed in a configuration that this process did not compose itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from et.runs.record import plain_name
+from et.utils.errors import UserError
+
+# Classes of a person's own, for which they vouch: ET_TRUSTED_TARGETS=my_network.Neighbours,my_data.Graphs
+TRUSTED = "ET_TRUSTED_TARGETS"
+
+TARGETS = frozenset(
+    {
+        "et.anomaly.data.NodeDataModule",
+        "et.anomaly.lit.AnomalyTask",
+        "et.anomaly.lit.FittedTask",
+        "et.anomaly.model.AnomalyTransformer",
+        "et.baselines.bwgnn.BWGNN",
+        "et.baselines.graph_networks.GAT",
+        "et.baselines.graph_networks.GIN",
+        "et.baselines.graph_networks.GraphTransformer",
+        "et.baselines.neighbour_trees.NeighbourTrees",
+        "et.baselines.node_mlp.NodeMLP",
+        "et.baselines.node_transformer.NodeTransformer",
+        "et.baselines.vit.InpaintingViT",
+        "et.graphs.data.GraphData",
+        "et.graphs.lit.GraphTask",
+        "et.graphs.model.GraphEnergyTransformer",
+        "et.graphs.model.GraphEnergyTransformer.of_fidelity",
+        "et.inpainting.data.InpaintingData",
+        "et.inpainting.folders.ImageFolders",
+        "et.inpainting.lit.InpaintingTask",
+        "et.inpainting.model.InpaintingET",
+        "et.inpainting.photos.Photos",
+        "et.inpainting.pictures.Pictures",
+        "pytorch_lightning.Trainer",
+        # Lightning's callbacks that write no files: one that does would write wherever the configuration says.
+        *(
+            f"pytorch_lightning.callbacks.{name}"
+            for name in (
+                "EarlyStopping", "GradientAccumulationScheduler", "LearningRateMonitor", "ModelSummary",
+                "RichModelSummary", "StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging",
+            )
+        ),
+        *(
+            f"torch.optim.{name}"
+            for name in (
+                "ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop",
+                "Rprop", "SGD",
+            )
+        ),
+    }
+)  # fmt: skip
+
+
+def read_config(file: Path) -> DictConfig:
+    """The config.yaml of a run folder, checked by :func:`trusted`.
+
+    Raises:
+        UserError: it cannot be read, or would have to execute something that is not allowed.
+    """
+    try:
+        text = file.read_text()
+        # to_yaml writes no aliases, and a few lines of them can stand for gigabytes.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise UserError(f"{file} has YAML aliases, which no run writes: it is not read")
+        return trusted(OmegaConf.create(text), str(file))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{file} is no readable configuration ({type(error).__name__}: {reason})") from error
+
+
+def trusted(config: Any, where: str) -> DictConfig:
+    """``config``, a foreign configuration, once everything it names is known to be allowed.
+
+    Args:
+        config: A mapping or configuration. It must be resolved, as a run's always is: a resolver is code too.
+        where: What it is, for messages.
+
+    Raises:
+        UserError: It names a ``_target_`` that is not allowed, has an interpolation, is no mapping of sections, or its
+            name is no name of a folder.
+    """
+    try:
+        config = config if isinstance(config, DictConfig) else OmegaConf.create(config)
+        plain = OmegaConf.to_container(config, resolve=False)
+    except (OmegaConfBaseException, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{where} is no configuration: {(str(error).splitlines() or [''])[0]}") from error
+    if not isinstance(config, DictConfig) or not isinstance(plain, Mapping):
+        raise UserError(f"{where} is no configuration: it is not a mapping")
+    allowed = TARGETS | {name.strip() for name in os.environ.get(TRUSTED, "").split(",")}
+    for path, value in _nodes(plain):
+        if isinstance(value, str) and "${" in value:
+            raise UserError(f"{where}: {path} has an interpolation ({value}), which no run writes: it is not read")
+        if path.rpartition(".")[2] == "_target_" and not (isinstance(value, str) and value in allowed):
+            raise UserError(
+                f"{where}: {path} names {value!r}, which is not called: it is none of the classes that a configuration "
+                f"from a file may name (et/runs/foreign.py). If it is yours and you trust it, set {TRUSTED}={value}"
+            )
+    for section in ("data", "model", "task", "optim", "trainer", "callbacks", "paths"):
+        if not isinstance(plain.get(section), Mapping):
+            raise UserError(f"{where} is no configuration of a run: it has no section {section}")
+    for section in ("data", "model", "task"):
+        if "_target_" not in plain[section]:
+            raise UserError(f"{where} is no configuration of a run: {section} names no class")
+    plain_name(plain.get("name"), f"{where}: name")
+    config = OmegaConf.create(plain)
+    config.data.pop("cache", None)  # derived files go where this machine keeps them
+    return config
+
+
+def _nodes(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key and every value in nested mappings and lists, with its dotted path."""
+    if isinstance(value, Mapping):
+        for key, child in value.items():
+            yield f"{path}(key)", key
+            below = f"{path}.{key}" if path else str(key)
+            yield below, child
+            yield from _nodes(child, below)
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            yield f"{path}[{index}]", child
+            yield from _nodes(child, f"{path}[{index}]")

@@ -1,0 +1,242 @@
+"""Which configuration a cell of a table stands for: compose it as train.py would, and compare run ids."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from et.runs.config_check import check_choices, check_config, unknown_key
+from et.runs.record import counted, run_id
+from et.utils.errors import UserError, unwrapped
+from et.utils.paths import CONF
+
+# What has a value in the files and does nothing under fidelity=released, by model; beside its section `released`.
+_UNUSED_BY_RELEASED = {"et.anomaly.model.AnomalyTransformer": ("step_size", "mlp_dim")}
+
+# Plain values: setting them after composition gives what an override gives, for a hundredth of the time.
+_PLAIN = ("seed", "data.fold", "protocol", "fidelity")
+
+
+# What a network is built from and a user's own data say themselves, where a configuration has null.
+COUNTS = ("num_nodes", "num_features", "num_relations", "num_edge_features", "num_classes")
+_COUNTED: dict[str, dict[str, int]] = {}  # of data that were read for another configuration of this process
+
+
+@dataclass(frozen=True, order=True)
+class Key:
+    """A run of an experiment's own configuration: what a table's cell is an average over, and under which protocol."""
+
+    experiment: str
+    seed: int
+    protocol: str
+    fidelity: str
+    fold: int | None = None
+
+    def overrides(self) -> list[str]:
+        """What to give train.py for this run."""
+        fold = [] if self.fold is None else [f"data.fold={self.fold}"]
+        return [
+            f"experiment={self.experiment}", f"seed={self.seed}", *fold,
+            f"protocol={self.protocol}", f"fidelity={self.fidelity}",
+        ]  # fmt: skip
+
+
+def config_of(overrides: Iterable[str]) -> dict[str, Any]:
+    """The resolved configuration of ``python train.py OVERRIDES``, without Hydra's own part.
+
+    Raises:
+        UserError: it does not compose (no such experiment, no such key) or lacks a mandatory value.
+    """
+    overrides = list(overrides)
+    plain = [o for o in overrides if o.split("=")[0] in _PLAIN]
+    rest = tuple(o for o in overrides if o not in plain)
+    return resolve(_with_values(_composed(rest), plain))
+
+
+def check_overrides(overrides: Iterable[str], config: Mapping[str, Any]) -> None:
+    """Refuse overrides that cannot mean what they say.
+
+    Raises:
+        UserError: a text where a number or a truth value belongs; or ``model.KEY`` under ``fidelity=released`` where
+            ``model.released.KEY`` counts, or no key does: it would make another run id and the same run.
+    """
+    overrides = list(overrides)
+    for override in overrides:
+        _check_kind(override, overrides, config)
+    model = config.get("model") or {}
+    if config.get("fidelity") != "released":
+        return
+    for override in overrides:
+        group, _, key = override.lstrip("+").split("=", 1)[0].partition(".")
+        if group == "model" and key in (model.get("released") or {}):
+            other = f"where model.released.{key} counts: set that instead"
+        elif group == "model" and key in _UNUSED_BY_RELEASED.get(model.get("_target_"), ()):
+            other = "whose model has no such part: leave it out"
+        else:
+            continue
+        raise UserError(f"{override} does nothing under fidelity=released, {other}")
+
+
+def _check_kind(override: str, overrides: Sequence[str], config: Mapping[str, Any]) -> None:
+    """Raise UserError where ``override`` puts a text in the place of a number or of a truth value.
+
+    Hardware is left to Lightning, which takes words for some of its numbers (trainer.devices=auto).
+    """
+    key = override.lstrip("+").split("=", 1)[0]
+    if not isinstance(leaves(counted(config)).get(key), str):
+        return
+    if key in ("deterministic", "trainer.deterministic"):  # warn is one of Lightning's values
+        return
+    try:
+        usual = leaves(config_of(o for o in overrides if o != override)).get(key)
+    except UserError:  # nothing composes without it: it has no usual value
+        return
+    if isinstance(usual, bool | int | float):
+        kind = "true or false belongs" if isinstance(usual, bool) else "a number belongs"
+        raise UserError(f"{override}: {kind} there, such as {json.dumps(usual)}")
+
+
+def with_counts(cfg: DictConfig) -> DictConfig:
+    """``cfg`` with the counts of a user's own data, where they are null: the network is built from them.
+
+    Raises:
+        UserError: the data is missing or damaged.
+    """
+    data = cfg.get("data")
+    open_keys = [key for key in COUNTS if isinstance(data, DictConfig) and key in data and data.get(key, 0) is None]
+    if not open_keys:
+        return cfg
+    if open_keys == ["num_relations"] and data.get("merge"):  # one graph of all: nothing need be read for that
+        cfg = cfg.copy()
+        cfg.data.num_relations = 1
+        return cfg
+    config = OmegaConf.to_container(data, resolve=True)
+    file = Path(str(config.get("path") or ""))
+    state = [file.stat().st_mtime_ns, file.stat().st_size] if file.is_file() else None
+    key = json.dumps([{k: v for k, v in config.items() if k not in ("seed", "fold")}, state], sort_keys=True)
+    if key not in _COUNTED:
+        from hydra.utils import instantiate  # late: torch and the data's libraries take seconds
+
+        try:
+            _COUNTED[key] = instantiate(config).counts()
+        except InstantiationException as error:
+            raise unwrapped(error) from error
+    cfg = cfg.copy()
+    for name in open_keys:
+        OmegaConf.update(cfg, f"data.{name}", _COUNTED[key][name])
+    return cfg
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """``cfg`` as plain data with every interpolation resolved, without Hydra's own part.
+
+    Counts of the user's own data that are null are read from the data (:func:`with_counts`).
+
+    Raises:
+        UserError: a mandatory value is missing, or an interpolation leads nowhere.
+    """
+    try:
+        missing = [key for key in OmegaConf.missing_keys(cfg) if not key.startswith("hydra.")]
+        if missing:
+            raise UserError(f"the configuration lacks {', '.join(sorted(missing))}: choose experiment=NAME or set them")
+        config = OmegaConf.to_container(with_counts(cfg), resolve=True)
+    except OmegaConfBaseException as error:
+        check_choices(cfg)  # other values are looked up by these
+        raise UserError(f"the configuration does not resolve: {_first_line(error)}") from error
+    config.pop("hydra", None)
+    return config
+
+
+def key_of(config: Mapping[str, Any]) -> Key:
+    """The cell a resolved configuration claims to belong to."""
+    data = config.get("data") or {}
+    return Key(config["name"], config["seed"], config["protocol"], config["fidelity"], data.get("fold"))
+
+
+def differences(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Leaves in which two resolved configurations differ, by dotted key, of those that a run id sees."""
+    a, b = leaves(counted(config)), leaves(counted(other))
+    return {key: (a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)}
+
+
+def reproduces(overrides: Iterable[str], identity: str) -> bool:
+    """Whether ``python train.py OVERRIDES`` is, with today's configuration files, the run called ``identity``."""
+    try:
+        return run_id(config_of(overrides)) == identity
+    except UserError:
+        return False
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
+    try:
+        if GlobalHydra.instance().is_initialized():  # inside train.py
+            return compose("train", list(overrides))
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("train", list(overrides))
+    except HydraException as error:
+        raise UserError(f"the configuration does not compose: {explain(error, overrides)}") from error
+
+
+def explain(error: HydraException, overrides: Sequence[str], config_name: str = "train") -> str:
+    """Why a configuration does not compose, in a sentence: the nearest names, or the keys that there are.
+
+    Args:
+        error: what Hydra raised.
+        overrides: what it was given.
+        config_name: the root of the configuration, in conf/.
+    """
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        names = difflib.get_close_matches(name, list(error.options), 5, cutoff=0.0)
+        return f"there is no {group} {name!r}; the nearest: {', '.join(names)}. `ls {CONF / group}` lists all"
+    refused = re.search(r"Could not override '([^']+)'", str(error))
+    added = [f"+{o}" if refused and o.split("=")[0] == refused[1] else o for o in overrides]
+    if refused is None or added == list(overrides):
+        return _first_line(error)
+    key = refused[1]
+    if config_name != "train":
+        known = [name for name in OmegaConf.load(CONF / f"{config_name}.yaml") if name not in ("defaults", "hydra")]
+        return unknown_key("", key, known, {})
+    try:  # once it is added, its section says what it thinks of it
+        check_config(resolve(_composed(tuple(added))))
+    except UserError as problem:
+        return str(problem).removeprefix("the configuration does not compose: ")
+    return f"{key} has no value yet in this configuration: write +{key}=..."
+
+
+def _with_values(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
+    cfg = cfg.copy()
+    for override in overrides:
+        key, value = override.split("=", 1)
+        try:
+            OmegaConf.update(cfg, key, int(value) if value.removeprefix("-").isdecimal() else value)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{override} does not fit this configuration: {_first_line(error)}") from error
+    return cfg
+
+
+def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    """What is at the ends of nested mappings, by dotted key."""
+    if not isinstance(value, Mapping) or not value:
+        return {prefix: value}
+    found: dict[str, Any] = {}
+    for name, child in value.items():
+        found.update(leaves(child, f"{prefix}.{name}" if prefix else str(name)))
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,134 @@
+"""A finished run, loaded: where it is, its configuration, its trained network, its task family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from et.runs.checkpoint_files import check_place, load_best, load_checkpoint
+from et.runs.foreign import read_config, trusted
+from et.runs.identity import config_of
+from et.runs.record import read_result, run_dir, run_id
+from et.utils.errors import UserError
+
+
+def find_run(path: Path) -> Path:
+    """``path`` itself where it is a run or a checkpoint; of a folder of runs the one that was started last."""
+    if path.is_file() or (path / "config.yaml").exists():
+        return path
+    runs = sorted(path.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
+    return runs[-1].parent if runs else path
+
+
+def own_run(*overrides: str) -> Path:
+    """The folder of the run that ``python train.py OVERRIDES`` makes, whatever other runs the experiment has.
+
+    Raises:
+        UserError: the overrides do not compose.
+    """
+    config = config_of(overrides)
+    return run_dir(config["paths"]["runs"], config["name"], run_id(config))
+
+
+def load_run(run: Path | str, checkpoint: str | None = None) -> tuple[DictConfig, torch.nn.Module]:
+    """Configuration and trained network, in evaluation mode, of a run's folder or of a converted checkpoint.
+
+    ``checkpoint`` is best or last; None: the one that the run was tested with.
+
+    Raises:
+        UserError: there is none, or its weights do not fit.
+    """
+    cfg, weights, *_ = load_weights(run, checkpoint)
+    network, prefix = instantiate(cfg.model), "network."
+    fill(network, {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}, run)
+    return cfg, network.eval()
+
+
+def load_weights(run: Path | str, checkpoint: str | None) -> tuple[DictConfig, dict[str, torch.Tensor], Path, str]:
+    """Configuration and weights of a run's folder or of a converted checkpoint, where output belongs, the file's name.
+
+    Both are verified: the configuration may name known classes only (:mod:`et.runs.foreign`), the weights must be as
+    they were written and of this run (:mod:`et.runs.checkpoint_files`).
+
+    Raises:
+        UserError: nothing there, nothing that loads as plain tensors, or something that does not belong there.
+    """
+    run = Path(run)
+    if run.is_dir():
+        if not (run / "config.yaml").exists():
+            raise UserError(f"{run} is no run folder: it has no config.yaml{list_runs(run)}")
+        cfg = read_config(run / "config.yaml")
+        path, saved = run_checkpoint(run, cfg, checkpoint)
+        return cfg, saved["state_dict"], run / "evaluation", path.name
+    saved = load_checkpoint(run)
+    if "config" not in saved:
+        raise UserError(f"{run} holds no configuration: name the run's folder, or convert the checkpoint first")
+    return trusted(saved["config"], str(run)), saved["state_dict"], run.parent / f"{run.stem}_evaluation", run.name
+
+
+def run_checkpoint(run: Path, cfg: DictConfig, checkpoint: str | None) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint of the run folder ``run``, and its content.
+
+    Args:
+        cfg: the run's configuration.
+        checkpoint: best or last; None: the one that the run was tested with.
+
+    Raises:
+        UserError: it is not there, is damaged, or does not belong to the configuration or the record beside it.
+    """
+    try:
+        identity = run_id(OmegaConf.to_container(cfg, resolve=True))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{run / 'config.yaml'} is no configuration of a run: {error}") from error
+    record = read_result(run)
+    if record is not None and record["run_id"] != identity:
+        raise UserError(f"{run}: config.yaml is of run {identity}, result.json of {record['run_id']}")
+    record = record or {}
+    if checkpoint not in (None, "best", "last"):
+        raise UserError(f"checkpoint must be best or last, not {checkpoint!r}")
+    nothing_validated = bool(record) and record.get("best_epoch") is None
+    wanted = checkpoint or ("best" if cfg.get("checkpoint") == "best" and not nothing_validated else "last")
+    path = run / "checkpoints" / f"{wanted}.ckpt"
+    if wanted == "best":
+        return path, load_best(path.parent, identity, record.get("best_epoch"))
+    saved = load_checkpoint(path, owner=identity)
+    check_place(path, saved, "global_step", record.get("steps"), "the run ended at")
+    return path, saved
+
+
+def list_runs(folder: Path) -> str:
+    """The runs of an experiment's folder, as the end of a message; empty where there are none."""
+    lines = []
+    for file in sorted(folder.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime):
+        try:
+            cfg = OmegaConf.to_container(read_config(file), resolve=True)
+        except UserError:
+            continue
+        finished = read_result(file.parent) is not None
+        words = [f"{key} {cfg.get(key)}" for key in ("seed", "protocol", "fidelity")]
+        fold = cfg["data"].get("fold")
+        words += [] if fold is None else [f"fold {fold}"]
+        words += [f"{cfg['trainer'].get('max_epochs')} epochs", "finished" if finished else "not finished"]
+        lines.append(f"\n  {file.parent}  {', '.join(words)}")
+    return f". These runs are in it, the last started last; name one:{''.join(lines)}" if lines else ""
+
+
+def fill(module: torch.nn.Module, weights: dict[str, torch.Tensor], run: Path | str) -> None:
+    """Load ``weights``, which are those of ``run``, into ``module``.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"the weights do not fit the configuration of {run}: {error}") from error
+
+
+def family(cfg: DictConfig) -> str:
+    """The task family of a run's configuration: inpainting, anomaly or graphs."""
+    return str(cfg.task._target_).split(".")[1]

@@ -1,0 +1,1 @@
+"""Many runs: the cells of a table, their states, and Slurm."""

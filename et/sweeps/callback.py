@@ -1,0 +1,213 @@
+"""One table, one command: python train.py --multirun sweep=table01 runs what is missing and goes on after a failure.
+
+A sweep file (conf/sweep/) names the values of experiment, seed, fold and protocol; their product, less what
+``sweep.skip`` matches, are the table's cells. What is finished, failed or interrupted is read off the run folders,
+so it does not matter which process, or which Slurm job, ran a cell.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from et.runs.fingerprint import of_user_data
+from et.runs.identity import check_overrides, resolve
+from et.runs.record import plain_name, read_result, run_dir, run_id
+from et.sweeps.cells import Cell, combinations, inspect_all, jobs, label_of, needed, record_failure, skipped
+from et.sweeps.report import missing_data, report, say
+from et.utils.errors import UserError, unwrapped
+
+
+def run_cell(cfg: DictConfig) -> float | None:
+    """Run one cell of a sweep: a failure is written to failure.json in its folder and the sweep goes on.
+
+    Returns:
+        The metric that the experiment monitors, None where there is none or the run failed.
+
+    Raises:
+        UserError: Hydra was started without --multirun.
+    """
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
+        raise UserError(f"a sweep runs with --multirun: python train.py --multirun sweep={cfg.sweep.name}")
+    overrides = list(HydraConfig.get().overrides.task)
+    if skipped(overrides, cfg.sweep.skip):
+        return None
+    config = resolve(cfg)
+    identity = run_id(config)
+    folder = run_dir(cfg.paths.runs, cfg.name, identity)
+    finished = read_result(folder, identity)
+    if finished is not None and not cfg.force and not of_user_data(finished):
+        return _monitored(cfg, finished)
+    say(f"-- {label_of(overrides)}")
+    (folder / "failure.json").unlink(missing_ok=True)
+    try:
+        from et.training.run import train
+
+        check_overrides(overrides, config)
+        outcome = train(cfg)  # which looks whether a user's own data are still those of the finished run
+    except Exception as error:
+        error = unwrapped(error)
+        record_failure(folder, error, overrides)
+        say(f"   failed: {_first_line(error)}")
+        end_if_others_wait(error)
+        return None
+    if not outcome.skipped:
+        say(f"   {outcome.record['seconds']:.0f} s, {folder}")
+    return _monitored(cfg, outcome.record)
+
+
+def run_job(cfg: DictConfig, run: Callable[[], float | None]) -> float | None:
+    """Run one job of a multirun without a sweep file: a failure is told, kept in failure.json, and the others go on.
+
+    Args:
+        cfg: Configuration of the job.
+        run: Trains it.
+
+    Returns:
+        What ``run`` returned, None if it failed.
+    """
+    from et.training.cli import user_message
+
+    overrides, folder = list(HydraConfig.get().overrides.task), None
+    try:
+        config = resolve(cfg)
+        folder = run_dir(cfg.paths.runs, cfg.name, run_id(config))
+        (folder / "failure.json").unlink(missing_ok=True)
+        return run()
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            traceback.print_exception(error)
+            message = _first_line(unwrapped(error))
+        print(f"error: {label_of(overrides)}: {message}", file=sys.stderr, flush=True)
+        if folder is not None:
+            record_failure(folder, unwrapped(error), overrides)
+        end_if_others_wait(error)
+        return None
+
+
+def end_if_others_wait(error: Exception) -> None:
+    """End this process at once if it is one of several of a run and the only one that may have failed.
+
+    The others would wait for it for ever, and the sweep's next cell would find them out of step. Their starter ends
+    them when one process fails. What all of them meet alike is raised as a UserError without a cause.
+    """
+    from et.training.launcher import one_of_several
+
+    if one_of_several() and not (isinstance(error, UserError) and error.__cause__ is None):
+        sys.stdout.flush()
+        os._exit(1)  # an ordinary exit would wait for the others
+
+
+def plan(config: DictConfig) -> list[Cell]:
+    """Every cell of the sweep with its state, read from the run folders."""
+    return inspect_all(jobs(config, config.hydra.overrides.task))
+
+
+class SweepCallback(Callback):
+    """Hydra callback of the sweep files: plans before the first job, reports after the last."""
+
+    def __init__(self) -> None:
+        self.cells: list[Cell] = []
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print the plan; leave out what is finished; end here for a dry run or where nothing is left."""
+        # Hydra turns exceptions of callbacks into warnings, which would start the sweep without its plan.
+        try:
+            self._start(config)
+        except Exception as error:
+            if not isinstance(error, UserError):
+                traceback.print_exc()
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(1) from error
+
+    def _start(self, config: DictConfig) -> None:
+        title, runs = f"sweep {plain_name(config.sweep.name, 'sweep.name')}", Path(config.paths.runs)
+        self.cells = plan(config)
+        report(self.cells, title, runs, verbose=config.sweep.dry_run)
+        if config.sweep.dry_run:
+            absent = missing_data(self.cells)
+            for message, experiments in absent.items():
+                say(f"  missing data: {message}\n      needed by {', '.join(experiments)}")
+            raise SystemExit(0)
+        if not config.force:
+            values = needed(self.cells)
+            if not values:
+                raise SystemExit(int(any(cell.state not in ("done", "queued") for cell in self.cells)))
+            config.hydra.sweeper.params = {key: values[key] for key in config.hydra.sweeper.params}
+            given = [override.split("=", 1)[0] for override in config.hydra.overrides.task]
+            config.hydra.overrides.task = [f"{key}={values[key]}" for key in given]
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print how it went; the exit status says whether every cell is finished."""
+        self.cells = inspect_all(cell.overrides for cell in self.cells)
+        say("")
+        report(self.cells, f"sweep {config.sweep.name}", Path(config.paths.runs), verbose=False)
+        if config.sweep.detach and any(cell.state == "queued" for cell in self.cells):
+            return
+        if any(cell.state != "done" for cell in self.cells):
+            say("  the same command runs what is not finished")
+            raise SystemExit(1)
+
+
+class MultirunCallback(Callback):
+    """Hydra callback of multiruns without a sweep file: the exit status says whether every job finished.
+
+    Searches report themselves: their jobs are not known beforehand.
+    """
+
+    def __init__(self) -> None:
+        self.jobs: list[list[str]] = []
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Note the jobs there will be."""
+        if config.get("sweep") is None and config.hydra.sweeper._target_.endswith("BasicSweeper"):
+            with suppress(HydraException):  # which the sweeper is about to raise, too
+                self.jobs = combinations(config.hydra.sweeper.params or {}, config.hydra.overrides.task)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Report the jobs that failed and leave with status 1 if there are any."""
+        cells = inspect_all(self.jobs)
+        if any(cell.state in ("failed", "invalid") for cell in cells):
+            report(cells, "multirun", Path(config.paths.runs), verbose=False)
+            raise SystemExit(1)
+
+
+class FailedJobs(Callback):
+    """Hydra callback of evaluate.py: jobs that raise do not end a multirun, and show in its exit status."""
+
+    def __init__(self) -> None:
+        self.failed: list[str] = []
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Note a failed job, which has told why, and let Hydra go on."""
+        if config.hydra.mode == RunMode.MULTIRUN and job_return.status == JobStatus.FAILED:
+            self.failed.append(" ".join(job_return.overrides or ()))
+            job_return.status, job_return.return_value = JobStatus.COMPLETED, None
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Name the failed jobs and leave with status 1 if there are any."""
+        if self.failed:
+            print(f"error: {len(self.failed)} jobs failed: {'; '.join(self.failed)}", file=sys.stderr)
+            raise SystemExit(1)
+
+
+def _monitored(cfg: DictConfig, record: Mapping[str, Any]) -> float | None:
+    return record["metrics"].get(cfg.callbacks.monitor)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

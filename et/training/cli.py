@@ -1,0 +1,213 @@
+"""What the entry points print: a summary after a run, a plain message where the user can mend something."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.table import Table
+
+from et.utils.errors import Interrupted, UserError, is_user_error, unwrapped
+from et.utils.startup import exit_status, tolerate_encoding
+
+T = TypeVar("T")
+
+
+_WHOLE_ERRORS = "HYDRA_FULL_ERROR"
+_raised: set[str] = set()  # holds that name while run_hydra has set it
+
+
+def exit_on_user_error(function: Callable[[], T]) -> T:
+    """Run ``function``; an error the user can mend becomes its message on stderr and exit status 1."""
+    tolerate_encoding()
+    try:
+        return function()
+    except Interrupted as stop:
+        print(f"error: {stop}", file=sys.stderr)
+        raise
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        raise SystemExit(exit_status(signal.SIGINT)) from None
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def user_message(error: Exception) -> str | None:
+    """What to tell the person at the keyboard, or None if ``error`` needs its traceback."""
+    if isinstance(error, OmegaConfBaseException):
+        return f"configuration: {error}"
+    if isinstance(error, UserError | InstantiationException | OSError | RuntimeError) and is_user_error(error):
+        return str(unwrapped(error))
+    return None
+
+
+def run_hydra(main: Callable[[], Any], config_name: str = "train") -> None:
+    """Call ``main``, decorated by hydra.main; a configuration that does not compose is told in a sentence.
+
+    Args:
+        main: what hydra.main made.
+        config_name: the root of its configuration, in conf/.
+    """
+    if _WHOLE_ERRORS in os.environ:  # a person wants to see Hydra's own
+        main()
+        return
+    os.environ[_WHOLE_ERRORS] = "1"  # Hydra raises errors instead of printing them, until leave_errors_to_hydra()
+    _raised.add(_WHOLE_ERRORS)
+    try:
+        main()
+    except HydraException as error:
+        from et.runs.identity import explain
+
+        print(f"error: {explain(error, [a for a in sys.argv[1:] if '=' in a], config_name)}", file=sys.stderr)
+        raise SystemExit(1) from error
+    finally:
+        leave_errors_to_hydra()
+
+
+def leave_errors_to_hydra() -> None:
+    """Let Hydra print errors again, with the shortened traceback of a job: the configuration has been composed."""
+    if _WHOLE_ERRORS in _raised:
+        _raised.discard(_WHOLE_ERRORS)
+        os.environ.pop(_WHOLE_ERRORS, None)
+
+
+def run_training(cfg: DictConfig) -> float | None:
+    """Train as ``cfg`` says, print the outcome, and return the monitored metric (for hyper-parameter search)."""
+
+    leave_errors_to_hydra()
+
+    def run() -> float | None:
+        if cfg.get("sweep"):
+            from et.sweeps.callback import run_cell
+
+            return run_cell(cfg)
+        if in_multirun():
+            from et.sweeps.callback import run_job
+
+            return run_job(cfg, lambda: train_and_print(cfg))
+        return train_and_print(cfg)
+
+    return exit_on_user_error(run)
+
+
+def in_multirun() -> bool:
+    """Whether this process runs the jobs of a Hydra multirun."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def train_and_print(cfg: DictConfig) -> float | None:
+    """Train one run, print its record, and return the monitored metric.
+
+    Raises:
+        UserError: No experiment is chosen, or what :func:`et.training.run.train` raises.
+    """
+    if OmegaConf.is_missing(cfg, "name"):
+        raise UserError("no experiment chosen: python train.py experiment=NAME (conf/experiment has the names)")
+    from et.runs.identity import check_overrides, resolve
+    from et.training.run import train
+
+    if HydraConfig.initialized():
+        check_overrides(HydraConfig.get().overrides.task, resolve(cfg))
+    outcome = train(cfg)
+    print_record(outcome.record, str(outcome.folder), outcome.skipped)
+    return outcome.record["metrics"].get(cfg.callbacks.monitor)
+
+
+def run_repetition(arguments: list[str]) -> int:
+    """Repeat the run that ``arguments`` (PATH [key=value ...]) name; exit status 0 if its metrics come out the same."""
+
+    def run() -> int:
+        if not arguments or "=" in arguments[0]:
+            raise UserError("which run? python train.py --from-run PATH, a run's folder or its result.json")
+        from pathlib import Path
+
+        from et.training.reproduction import repeat
+
+        comparison = repeat(Path(arguments[0]), arguments[1:])
+        print_comparison(comparison)
+        return 0 if comparison.agrees else 1
+
+    return exit_on_user_error(run)
+
+
+def print_comparison(comparison: Any) -> None:
+    """The metrics of a recorded run and of its repetition side by side, and what else is not as it was."""
+    table = Table()
+    for column in ("metric", "recorded", "repeated", "difference"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for name, (recorded, repeated) in comparison.metrics.items():
+        numbers = ["-" if value is None else f"{value:.6g}" for value in (recorded, repeated)]
+        table.add_row(name, *numbers, "-" if None in (recorded, repeated) else f"{repeated - recorded:.2g}")
+    Console().print(table)
+    for name, (recorded, repeated) in comparison.circumstances.items():
+        print(f"not as it was: {name}: {recorded} -> {repeated}")
+    verdict = "equal, bit for bit" if comparison.equal else "the same within 1e-3" if comparison.agrees else "DIFFERENT"
+    print(f"the metrics are {verdict}\n{comparison.folder}")
+
+
+def run_evaluation(cfg: DictConfig) -> None:
+    """Evaluate as ``cfg`` (conf/evaluate.yaml) says and print the metrics."""
+
+    leave_errors_to_hydra()
+
+    def run() -> None:
+        if OmegaConf.is_missing(cfg, "run"):
+            raise UserError("no run chosen: python evaluate.py run=PATH, a run's folder or a converted checkpoint")
+        from et.training.evaluation import evaluate
+
+        record = evaluate(cfg)
+        print_metrics(f"evaluation of {record['run']}", record["dataset"], record["metrics"])
+        print(record["output"])
+
+    try:
+        exit_on_user_error(run)
+    except SystemExit as end:
+        if end.code != 1 or not in_multirun():
+            raise
+        raise UserError("the evaluation failed") from end  # FailedJobs counts it; the others go on
+
+
+def print_metrics(title: str, dataset: dict[str, Any], metrics: dict[str, float]) -> None:
+    """Metrics as a table on the terminal, with the data they are of."""
+    table = Table()
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in sorted(metrics.items()):
+        table.add_row(name, f"{value:.4f}")
+    print(f"\n{title}\ndata: {dataset['name']} ({dataset['variant']})")
+    Console().print(table)
+    for warning in dataset.get("warnings", ()):
+        print(f"warning: {warning}")
+
+
+def print_record(record: dict[str, Any], folder: str, skipped: bool) -> None:
+    """The metrics of a run as a table on the terminal, with what they are of and where the rest lies."""
+    title = f"{record['experiment']} · {record['protocol']} · {record['fidelity']} · seed {record['seed']}"
+    print_metrics(title, record["dataset"], record["metrics"])
+    if "test/mse_nearest_fill" in record["metrics"]:
+        print(compare_with_fillings(record["metrics"]))
+    state = "finished before; force=true runs it again" if skipped else f"{record['seconds']:.0f} s of training"
+    print(f"{record['num_params']:,} parameters, {record['epochs']} epochs, {state}\n{folder}")
+
+
+def compare_with_fillings(metrics: dict[str, float]) -> str:
+    """One sentence: the error on masked patches against those of the two trivial fillings."""
+    error, clauses = metrics["test/mse_masked"], []
+    for key, filling in (("nearest", "copying the nearest visible patch"), ("mean", "the mean of the visible pixels")):
+        trivial = metrics[f"test/mse_{key}_fill"]
+        verdict = "lower" if error < trivial else "higher"
+        clauses.append(f"{abs(1 - error / trivial):.0%} {verdict} than {filling} ({trivial:.3f})")
+    return f"Mean squared error on masked patches: {error:.3f}, {' and '.join(clauses)}."

@@ -1,0 +1,105 @@
+"""Options of Lightning's Trainer that need more than to be handed on: refused, replaced or checked before training."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+
+from et.training.sampler import EpochSampler
+from et.utils.errors import UserError
+
+# What a run sets itself, and where a person says it instead.
+OWNED = {
+    "callbacks": "callbacks stand in the configuration group callbacks, as callbacks.NAME",
+    "logger": "choose logger=csv, logger=tensorboard or logger=wandb",
+    "enable_checkpointing": "checkpoints are always kept, to resume from; see callbacks.save_every_n_epochs",
+    "default_root_dir": "a run writes into its folder below paths.runs",
+    "plugins": "trainer.precision, trainer.strategy and the launcher choose them",
+    "sync_batchnorm": "it is on wherever several processes share a network with batch norm",
+}
+
+
+def check_options(trainer: Mapping[str, Any]) -> None:
+    """Refuse options that would have no effect, or break the order of the samples.
+
+    Args:
+        trainer: The section ``trainer`` of a configuration.
+
+    Raises:
+        UserError: An option that a run sets itself, or one with a value that cannot work here.
+    """
+    for key, instead in OWNED.items():
+        if key in trainer:
+            raise UserError(f"trainer.{key} cannot be set: {instead}")
+    if trainer.get("use_distributed_sampler"):
+        raise UserError("trainer.use_distributed_sampler must be false: et.training.sampler shares the samples out")
+    for key in ("overfit_batches", "limit_train_batches", "limit_val_batches", "limit_test_batches"):
+        value = trainer.get(key)
+        if value is None:
+            continue
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or value < 0 or (isinstance(value, float) and value > 1):
+            raise UserError(f"trainer.{key} must be a number of batches, or a share between 0.0 and 1.0, not {value}")
+
+
+def overfit_options(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """Trainer arguments that stand for ``overfit_batches``: Lightning would replace the samplers of this project."""
+    batches = trainer.get("overfit_batches")
+    if not batches:
+        return {}
+    return {"overfit_batches": 0.0, "limit_train_batches": batches, "limit_val_batches": batches}
+
+
+def repeat_first_epoch(data: pl.LightningDataModule) -> None:
+    """Let every training epoch have the samples of the first, in the same order and equally augmented."""
+    original = data.train_dataloader
+
+    @functools.wraps(original)
+    def train_dataloader() -> Any:
+        loader = original()
+        if isinstance(loader.sampler, EpochSampler):
+            loader.sampler.repeat = True
+        return loader
+
+    data.train_dataloader = train_dataloader
+
+
+class ValidationComes(pl.Callback):
+    """Refuses, before the first step, a training that ends ahead of its first validation.
+
+    For ``checkpoint=best``. Data without validation samples, as under the released protocol for graphs, pass: their
+    last epoch is tested.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.fast_dev_run or not trainer.enable_validation or not trainer.val_dataloaders:
+            return
+        first, last = batches_before_validation(trainer), batches_of_training(trainer)
+        if last < first:
+            raise UserError(
+                f"checkpoint=best needs a validation, but training ends after {last} batches and the first validation "
+                f"comes after {first}: raise trainer.max_steps or trainer.max_epochs, validate earlier "
+                "(trainer.val_check_interval), or set checkpoint=last"
+            )
+
+
+def batches_before_validation(trainer: pl.Trainer) -> float:
+    """Training batches up to the first validation; infinity if there is none."""
+    an_epoch, interval = trainer.num_training_batches, trainer.val_check_batch
+    if trainer.check_val_every_n_epoch is None:
+        return interval
+    return (trainer.check_val_every_n_epoch - 1) * an_epoch + min(interval, an_epoch)
+
+
+def batches_of_training(trainer: pl.Trainer) -> float:
+    """Training batches that ``max_epochs`` and ``max_steps`` allow."""
+    an_epoch, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches
+    batches = trainer.max_epochs * an_epoch
+    if trainer.max_steps < 0 or not math.isfinite(an_epoch):
+        return batches
+    epochs, steps = divmod(trainer.max_steps, math.ceil(an_epoch / accumulated))
+    return min(batches, epochs * an_epoch + min(an_epoch, steps * accumulated))

@@ -1,0 +1,1 @@
+"""Errors, files, paths and safe loading."""

@@ -1,0 +1,46 @@
+"""Writing files so that whoever reads them finds the old content or the new one, never a part."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from et.utils.errors import UserError, disk_problem
+
+# What an OSError has where disk space, open files or memory ran out, which says nothing about the file.
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside ``path``, with its ending, to write to: it takes the place of ``path`` if the block succeeds.
+
+    Raises:
+        UserError: the disk is full or read-only.
+    """
+    fresh = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield fresh
+        os.replace(fresh, path)
+    except BaseException as error:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        problem = disk_problem(error)
+        if problem is None:
+            raise
+        raise UserError(f"cannot write {path}: {problem}") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` to ``path``, and to the disk before it is seen.
+
+    Raises:
+        UserError: the disk is full or read-only.
+    """
+    with replacing(path) as fresh, fresh.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,7 @@
+"""Where the project's own folders are."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CONF = ROOT / "conf"
+EXPERIMENTS = ROOT / "experiments"

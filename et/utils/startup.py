@@ -1,0 +1,46 @@
+"""First thing an entry point does, before imports that take seconds: signals and the terminal's encoding.
+
+Nothing here imports more than the standard library.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+RESUMABLE = 75  # EX_TEMPFAIL: try again
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def prepare() -> None:
+    """Let signals end the process with the status of an interrupted run, and printing never fail.
+
+    Signals count from now on. During training :class:`et.training.graceful_stop.StopOnSignal` takes over, which saves
+    the state.
+    """
+    tolerate_encoding()
+    for signum in SIGNALS:
+        if signal.getsignal(signum) in (signal.SIG_DFL, signal.default_int_handler):  # an ignored one stays ignored
+            signal.signal(signum, leave)
+
+
+def exit_status(signum: int) -> int:
+    """Exit status of a run that a signal ended: 75 after USR1 and USR2, else 128 + the signal's number."""
+    return RESUMABLE if signum in (signal.SIGUSR1, signal.SIGUSR2) else 128 + signum
+
+
+def leave(signum: int, frame: FrameType | None) -> None:
+    """Signal handler: end the process with :func:`exit_status`."""
+    name = signal.Signals(signum).name
+    message = f"error: interrupted by {name}; start the same command again: it goes on from what is saved\n"
+    os.write(2, message.encode("ascii"))  # print may be what the signal interrupted
+    raise SystemExit(exit_status(signum))
+
+
+def tolerate_encoding() -> None:
+    """Print characters that the terminal's encoding lacks as question marks instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")

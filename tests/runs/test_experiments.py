@@ -1,0 +1,57 @@
+"""Experiments that have no file: composition gives them, and Hydra finds them like any other."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from et.results import cells, paper
+from et.runs import experiments
+from et.runs.identity import config_of
+from et.sweeps.cells import jobs
+from et.utils.errors import UserError
+from et.utils.paths import CONF
+
+
+def test_a_baseline_keeps_the_data_and_replaces_the_model():
+    ours, baseline = (config_of([f"experiment={name}"]) for name in ("tsocial_1pct", "tsocial_1pct_bwgnn"))
+    assert baseline["data"] == ours["data"]
+    assert baseline["trainer"]["check_val_every_n_epoch"] == ours["trainer"]["check_val_every_n_epoch"] == 10
+    assert baseline["model"]["_target_"] == "et.baselines.bwgnn.BWGNN"
+    assert "head_dim" not in baseline["model"]
+
+
+def test_a_variant_of_a_variant_composes():
+    config = config_of(["experiment=yelp_1pct_bwgnn_hetero"])
+    assert config["name"] == "yelp_1pct_bwgnn_hetero"
+    assert (config["data"]["merge"], config["data"]["num_relations"]) == (False, 3)
+
+
+def test_an_ablation_changes_one_value():
+    ours, ablation = (config_of([f"experiment={name}"]) for name in ("yelp_1pct", "yelp_1pct_no_hopfield"))
+    assert ablation["model"] == ours["model"] | {"use_hopfield": False}
+
+
+def test_no_composed_experiment_has_a_file_as_well():
+    composed = [name for name in experiments.names() if experiments.is_composed(name)]
+    assert composed and not set(composed) & set(experiments.files())
+    assert len(experiments.files()) < 80
+
+
+@pytest.mark.parametrize("name", ["yelp_1pct_bwgnn_gt", "yelp_1pct_nonsense", "tu_mutag_mlp", "nonsense_mlp"])
+def test_a_variant_that_an_experiment_does_not_have_is_refused(name):
+    assert not experiments.is_composed(name)
+    with pytest.raises(UserError):
+        config_of([f"experiment={name}"])
+
+
+def test_every_experiment_of_a_sweep_or_a_table_exists():
+    named = {
+        dict(override.split("=", 1) for override in job).get("experiment")
+        for file in (CONF / "sweep").glob("table*.yaml")
+        for job in jobs(yaml.safe_load(file.read_text()))
+    }
+    tables = [paper.load(number) for number in paper.NUMBERS]
+    named |= {name for table in tables for name, _ in cells.expected_runs(table.number)}
+    assert len(named) > 150
+    assert named <= set(experiments.names())

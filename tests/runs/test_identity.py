@@ -1,0 +1,187 @@
+"""Cells, configurations and run ids."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from et.runs import record
+from et.runs.identity import Key, check_overrides, config_of, differences, key_of, leaves, reproduces, resolve
+from et.runs.record import run_id
+from et.utils.errors import UserError
+from et.utils.paths import CONF, EXPERIMENTS
+from tests.configs import ROOT
+
+KEY = Key("demo_inpainting", 3, "held_out", "paper")
+# Run ids of every experiment of this project's results, by protocol, with seed 0 and fold 0.
+RUN_IDS = json.loads((ROOT / "tests" / "fixtures" / "run_ids.json").read_text())
+
+
+@pytest.mark.parametrize("experiment", RUN_IDS)
+def test_run_ids_stay(experiment, monkeypatch):
+    """Recorded results are found by their id: no change of code or configuration files may change one."""
+    monkeypatch.delenv("ET_DATA_DIR", raising=False)
+    for protocol, identity in RUN_IDS[experiment].items():
+        fidelity = {"held_out": "paper", "released": "released"}[protocol]
+        assert (
+            run_id(config_of([f"experiment={experiment}", f"protocol={protocol}", f"fidelity={fidelity}"])) == identity
+        )
+
+
+def test_the_fast_way_gives_what_hydra_gives():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("train", KEY.overrides())
+    assert config_of(KEY.overrides()) == resolve(composed)
+    assert run_id(config_of(KEY.overrides())) == run_id(resolve(composed))
+
+
+def test_inside_a_hydra_application_it_is_the_same():
+    outside = config_of(KEY.overrides())
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert config_of(["experiment=demo_inpainting", "seed=3", "deterministic=true"]) == outside
+
+
+def test_a_configuration_names_its_cell():
+    assert key_of(config_of(KEY.overrides())) == KEY
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        "paths.data=/elsewhere",
+        "paths.runs=/elsewhere",
+        "logger=tensorboard",
+        "trainer.devices=4",
+        "data.num_workers=3",
+        "+data.cache=/elsewhere",
+    ],
+)
+def test_places_loggers_and_hardware_leave_the_run_id(harmless):
+    overrides = Key("imagenette_inpainting", 0, "held_out", "paper").overrides()
+    assert reproduces([*overrides, harmless], run_id(config_of(overrides)))
+
+
+@pytest.mark.parametrize("other", ["seed=4", "protocol=released", "fidelity=released", "trainer.max_epochs=7"])
+def test_what_changes_a_result_changes_the_run_id(other):
+    assert not reproduces([*KEY.overrides(), other], run_id(config_of(KEY.overrides())))
+
+
+@pytest.mark.parametrize(("fidelity", "counts"), [("paper", False), ("released", True)])
+def test_a_key_added_later_leaves_the_run_id_at_the_value_that_changes_nothing(monkeypatch, fidelity, counts):
+    config = config_of([*KEY.overrides(), f"fidelity={fidelity}"])
+    before = run_id(config)
+    monkeypatch.setattr(record, "ADDED_KEYS", {**record.ADDED_KEYS, "model.block.new": {"paper": None}})
+    config["model"]["block"]["new"] = None
+    assert (run_id(config) != before) == counts
+    config["model"]["block"]["new"] = 0  # equal to False, and not to None
+    assert run_id(config) != before
+    assert config["model"]["block"] == {"new": 0}  # hashing changes nothing
+
+
+def test_the_keys_added_later_exist():
+    """Each stands in some configuration, with the value that a run id leaves out."""
+    for fidelity in ("paper", "released"):
+        experiments = ("demo_inpainting", "demo_graphs", "demo_anomaly")
+        found = [leaves(config_of([f"experiment={name}", f"fidelity={fidelity}"])) for name in experiments]
+        for key, before in record.ADDED_KEYS.items():
+            if fidelity in before:
+                assert any(key in config and config[key] == before[fidelity] for config in found), key
+
+
+def test_recorded_image_runs_keep_their_ids():
+    for path in (EXPERIMENTS / "table14", EXPERIMENTS / "table16"):
+        for line in (path / "results.jsonl").read_text().splitlines():
+            recorded = json.loads(line)
+            assert reproduces(recorded["overrides"], recorded["run_id"]), recorded["experiment"]
+
+
+def test_differences_are_named_and_places_are_none():
+    config = config_of(KEY.overrides())
+    other = config_of([*KEY.overrides(), "trainer.max_epochs=7", "paths.data=/elsewhere"])
+    assert differences(config, other) == {"trainer.max_epochs": (config["trainer"]["max_epochs"], 7)}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["experiment=no_such_thing"], "does not compose.*no_such_thing"),
+        (["experiment=demo_inpainting", "trainer.no_such_key=1"], "does not compose.*Trainer takes no no_such_key"),
+        (["experiment=demo_inpainting", "data.fold=1"], "does not fit"),
+        (["experiment=tu_mutag", "fidelity=bogus"], "fidelity must be paper or released, not 'bogus'"),
+        (["experiment=tu_mutag", "sweep=table02", "protocol=heldout"], "protocol must be .*did you mean held_out"),
+        (["experiment=tu_mutag", "data.num_features=${no.such}"], "does not resolve"),
+        (["seed=1"], "lacks name: choose experiment"),
+    ],
+)
+def test_what_does_not_compose_is_an_error_for_people(overrides, message):
+    with pytest.raises(UserError, match=message):
+        config_of(overrides)
+    assert not reproduces(overrides, "0" * 12)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "override", "message"),
+    [
+        ("tu_mutag", "model.step_size=0.2", "model.released.step_size counts"),
+        ("tu_mutag", "+model.head_mix=false", "model.released.head_mix counts"),
+        ("tolokers_40pct", "model.step_size=0.2", "no such part"),
+    ],
+)
+def test_what_does_nothing_under_released_is_refused(experiment, override, message):
+    overrides = [f"experiment={experiment}", "fidelity=released", override]
+    with pytest.raises(UserError, match=message):
+        check_overrides(overrides, config_of(overrides))
+    check_overrides(overrides, config_of([*overrides, "fidelity=paper"]))
+
+
+def test_what_counts_under_released_can_be_set():
+    for override in ("model.dim=64", "model.released.step_size=0.2"):
+        overrides = ["experiment=tu_mutag", "fidelity=released", override]
+        check_overrides(overrides, config_of(overrides))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.max_epochs=three", r"a number belongs there, such as \d+"),
+        ("seed=abc", "a number belongs there, such as 0"),
+        ("optim.optimizer.lr=fast", "a number belongs"),
+        ("data.merge=perhaps", "true or false belongs there, such as true"),
+    ],
+)
+def test_a_text_in_the_place_of_a_number_is_told(override, message):
+    overrides = ["experiment=demo_anomaly", override]
+    with pytest.raises(UserError, match=message):
+        check_overrides(overrides, config_of(overrides))
+
+
+def test_texts_numbers_and_names_in_their_places_pass():
+    overrides = ["experiment=demo_anomaly", "data=graph_file", "protocol=released", "seed=2", "trainer.devices=auto"]
+    overrides += ["trainer.strategy=auto", "+tags=[a,b]", "data.path=x", "deterministic=warn"]
+    check_overrides(overrides, config_of(overrides))
+
+
+def test_negative_numbers_are_numbers():
+    assert config_of(["experiment=demo_anomaly", "seed=-1"])["seed"] == -1
+
+
+@pytest.mark.parametrize(
+    ("option", "default", "other"), [("drop_empty", "false", "true"), ("stratified", "true", "false")]
+)
+def test_an_option_that_recorded_runs_did_not_have_counts_where_it_is_used(option, default, other):
+    plain = ["experiment=tu_mutag"]
+    assert reproduces([*plain, f"data.{option}={default}"], run_id(config_of(plain)))
+    assert not reproduces([*plain, f"data.{option}={other}"], run_id(config_of(plain)))
+
+
+def test_counts_left_open_make_the_run_of_the_right_counts(tmp_path):
+    from tests.anomaly.conftest import make_graph, save_npz
+
+    own = ["experiment=demo_anomaly", "data=graph_file", f"data.path={save_npz(make_graph(), tmp_path / 'mine.npz')}"]
+    config = config_of(own)
+    assert (config["data"]["num_nodes"], config["model"]["in_features"]) == (200, 5)
+    assert reproduces([*own, "data.num_nodes=200", "data.num_features=5"], run_id(config))
+    with pytest.raises(UserError, match="there is no file"):
+        config_of([*own[:2], f"data.path={tmp_path}/absent.npz"])

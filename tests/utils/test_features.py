@@ -1,0 +1,38 @@
+"""Features keep what float32 would lose until they are standardised."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from et.utils.features import as_features, standardize_columns, to_float32
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, np.int64, np.uint8, np.bool_])
+def test_ordinary_features_are_float32(dtype):
+    values = np.random.default_rng(0).normal(size=(50, 3)) * 5
+    assert as_features(values.astype(dtype)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int64, np.uint32])
+def test_a_column_of_timestamps_keeps_its_seconds(dtype):
+    seconds = (1.7e9 + np.arange(200.0) % 40)[:, None].astype(dtype)
+    features = as_features(seconds)
+    assert np.array_equal(features.numpy(), seconds.astype(np.float64))
+    constant = torch.zeros(1, dtype=torch.bool)
+    scaled = standardize_columns(features, features, correction=0, constant=constant)
+    expected = torch.from_numpy(np.arange(200.0) % 40)
+    assert torch.allclose(scaled[:, 0], (expected - expected.mean()) / expected.std(correction=0), atol=1e-6)
+
+
+def test_a_constant_is_no_loss_and_a_loss_is_told():
+    constant = torch.full((10, 1), 0.1, dtype=torch.float64)
+    assert as_features(constant).dtype == torch.float32
+    moving = torch.cat([torch.rand(10, 1).double(), 1.7e9 + torch.arange(10.0).double()[:, None]], dim=1)
+    with pytest.warns(UserWarning, match="mine: float32 loses the variation of feature columns 1 beside"):
+        assert to_float32(as_features(moving), "mine").dtype == torch.float32
+
+
+def test_gradients_end_here():
+    assert not as_features(torch.rand(3, 2, requires_grad=True)).requires_grad
