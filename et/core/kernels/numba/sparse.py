@@ -1,8 +1,8 @@
 """CPU kernels, compiled by numba at their first call and cached on disk: the primitives.
 
 Attention as a whole is in :mod:`et.core.kernels.numba.attention`, the orders of edges in
-:mod:`et.core.kernels.numba.orders`. Kernels that call each other share a file: numba compiles a kernel again when its own
-file changes, and only then.
+:mod:`et.core.kernels.numba.orders`. Kernels that call each other share a file: numba compiles a kernel again only
+when its own file changes.
 """
 
 from __future__ import annotations
