@@ -92,3 +92,7 @@ def _variants() -> list[dict[str, Any]]:
 @cache
 def _content() -> dict[str, Any]:
     return yaml.safe_load((CONF / "variants.yaml").read_text())
+
+
+if __name__ == "__main__":
+    print(*names(), sep="\n")

@@ -201,7 +201,8 @@ def explain(error: HydraException, overrides: Sequence[str], config_name: str = 
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         names = difflib.get_close_matches(name, list(error.options), 5, cutoff=0.0)
-        return f"there is no {group} {name!r}; the nearest: {', '.join(names)}. `ls {CONF / group}` lists all"
+        listing = "python -m et.runs.experiments" if group == "experiment" else f"ls {CONF / group}"
+        return f"there is no {group} {name!r}; the nearest: {', '.join(names)}. `{listing}` lists all"
     refused = re.search(r"Could not override '([^']+)'", str(error))
     added = [f"+{o}" if refused and o.split("=")[0] == refused[1] else o for o in overrides]
     if refused is None or added == list(overrides):

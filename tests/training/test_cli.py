@@ -139,5 +139,5 @@ def test_a_mistyped_option_of_evaluation_is_told_with_the_right_one(monkeypatch,
 def test_a_mistyped_experiment_is_told_with_five_names_and_where_all_are():
     with pytest.raises(UserError) as caught:
         config_of(["experiment=tu_mutagg"])
-    nearest = str(caught.value).partition("the nearest: ")[2].partition(". `ls")[0].split(", ")
-    assert len(nearest) == 5 and nearest[0] == "tu_mutag" and str(ROOT / "conf" / "experiment") in str(caught.value)
+    nearest = str(caught.value).partition("the nearest: ")[2].partition(". `")[0].split(", ")
+    assert len(nearest) == 5 and nearest[0] == "tu_mutag" and "python -m et.runs.experiments" in str(caught.value)
