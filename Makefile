@@ -22,10 +22,11 @@ $(VENV)/.ready: pyproject.toml
 	@touch $@
 
 demo: export ET_RUNS_DIR := $(RUNS)
-demo: setup ## train a small ET on photographs for a few minutes, then show what it completes
+demo: setup ## complete photographs with the authors' model, then train a small one for a few minutes
+	@$(RUN) complete.py --embedded --report --scores-only --if-available --output $(RUNS)/pretrained/demo
 	$(RUN) train.py experiment=demo_inpainting
 	@$(RUN) -m et.results.figures experiment=demo_inpainting
-	@$(RUN) -m et.results.report --runs $(RUNS)/demo_inpainting
+	@$(RUN) -m et.results.report --runs $(RUNS)/demo_inpainting --descents $(RUNS)/pretrained/demo
 
 test: setup ## run all tests; those on real data need ET_DATA_DIR
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile

@@ -6,9 +6,9 @@ import json
 import pytest
 import torch
 
-from et.inpainting.lit import masked_mse
 from et.inpainting.model import InpaintingET
 from et.inpainting.patches import patchify
+from et.inpainting.scores import masked_mse
 from et.training.run import train
 from et.utils.errors import UserError
 from tests.configs import ROOT, TINY

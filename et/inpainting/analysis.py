@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from et.core.descent import descend, speed
-from et.inpainting.lit import masked_mse
 from et.inpainting.model import InpaintingET
 from et.inpainting.patches import fill, patchify
+from et.inpainting.scores import masked_mse
 
 
 def position_similarity(network: InpaintingET) -> Tensor:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -178,7 +178,10 @@ class ImageFolders:
             as a variant. None: the images are the user's own.
         address: where the data comes from, for the message when it is absent.
         augmentation: arguments of ``timm.data.create_transform`` for training (table 4).
-        crop_pct: share of the shorter side that the centre crop of evaluation keeps.
+        crop_pct: share of the shorter side that the centre crop of evaluation keeps; 1 keeps an image of the model's
+            size as it is.
+        crop_mode: how evaluation images are fitted, as timm has it: ``center`` resizes the shorter side and cuts out
+            the centre; ``squash`` resizes both sides; ``border`` resizes the longer side and pads.
         keep_in_memory: read every file once a process and keep what was decoded: training images whole, at three bytes
             a pixel, evaluation images as the network sees them.
     """
@@ -194,6 +197,7 @@ class ImageFolders:
         address: str = "",
         augmentation: dict[str, Any] | None = None,
         crop_pct: float = 0.875,
+        crop_mode: Literal["center", "squash", "border"] = "center",
         keep_in_memory: bool = False,
     ):
         from timm.data import create_transform
@@ -210,13 +214,13 @@ class ImageFolders:
         self.train_files = listings[train].files if train is not None else []
         self.eval_files = listings[evaluation].files
         self.skipped = sum((Counter(listing.skipped) for listing in listings.values()), Counter())
+        self.eval_names = [str(path.relative_to(self.root / evaluation)) for path in self.eval_files]
         self.train_length, self.eval_length = len(self.train_files), len(self.eval_files)
         self.variant = USER_DATA if expected is None else self.published_variant(tuple(expected), train, evaluation)
         size = pair(image_size)
         check_sizes(image_size=min(size))
         self.train_transform = create_transform((3, *size), is_training=True, **(augmentation or {}))
-        self.eval_transform = create_transform((3, *size), is_training=False, crop_pct=crop_pct)
-
+        self.eval_transform = create_transform((3, *size), is_training=False, crop_pct=crop_pct, crop_mode=crop_mode)
         self.kept_train: dict[int, np.ndarray] | None = {} if keep_in_memory else None
         self.kept_eval: dict[int, Tensor] | None = {} if keep_in_memory else None
 

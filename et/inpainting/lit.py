@@ -9,23 +9,18 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchmetrics import Metric
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from et.baselines.fill_baselines import mean_fill, nearest_fill
 from et.inpainting.patches import fill, mask_first_patch, patchify
-from et.inpainting.pixels import STD, to_pixels
+from et.inpainting.scores import image_scores, masked_mse
 from et.training import optim as optimizers
 
 Batch = dict[str, Tensor]
 
-
-def masked_mse(prediction: Tensor, target: Tensor, chosen: Tensor) -> Tensor:
-    """Mean squared error over the pixels of each image's chosen patches: (B, N, P), (B, N) bool -> (B,).
-
-    An image without a chosen patch has error 0.
-    """
-    error = (prediction - target).square().mean(-1) * chosen
-    return error.sum(1) / chosen.sum(1).clamp(min=1)
+SCORES = (
+    "mse", "mse_masked", "mse_visible", "mse_pixel", "psnr", "ssim", "ssim_interior", "psnr_normalised",
+    "ssim_normalised", "ssim_interior_normalised", "mse_mean_fill", "mse_nearest_fill",
+)  # fmt: skip
 
 
 def reconstruction_loss(prediction: Tensor, target: Tensor, occluded: Tensor, fidelity: str) -> Tensor:
@@ -66,28 +61,13 @@ class MeanPerSeed(Metric):
         return {"mean": mean.float(), "std_masks": spread.float(), "std_images": variance.sqrt().float()}
 
 
-def image_scores(completed: Tensor, images: Tensor) -> dict[str, Tensor]:
-    """PSNR in dB and SSIM of completed images against the originals, (B,) each, on the pixel and the normalised scale.
-
-    The pixel scale runs from 0 to 1; the normalised one over the mean range of the three channels, 1 / mean(std).
-    """
-    scores = {}
-    scales = {"": (to_pixels(completed), to_pixels(images), 1.0), "_normalised": (completed, images, 3 / sum(STD))}
-    for suffix, (prediction, target, data_range) in scales.items():
-        psnr = peak_signal_noise_ratio(prediction, target, data_range, dim=(1, 2, 3), reduction="none")
-        scores[f"psnr{suffix}"] = psnr
-        scores[f"ssim{suffix}"] = structural_similarity_index_measure(
-            prediction, target, data_range=data_range, reduction="none"
-        )
-    return scores
-
-
 class InpaintingTask(pl.LightningModule):
     """Trains a network that reconstructs patches, and scores it.
 
     ``val/mse`` and ``test/mse`` are over the occluded patches, as the paper's; ``mse_masked`` over those alone that the
     network could not see, which is what the trivial fillings are compared on (``mse_mean_fill``,
-    ``mse_nearest_fill``). PSNR and SSIM are of whole images in which the masked patches were filled in.
+    ``mse_nearest_fill``); ``mse_visible`` over those that it saw. PSNR and SSIM are of whole images in which the masked
+    patches were filled in, see :func:`et.inpainting.scores.image_scores`.
 
     Args:
         network: maps images (B, C, H, W) and masks (B, N) to patches (B, N, P).
@@ -97,6 +77,8 @@ class InpaintingTask(pl.LightningModule):
             If None, as ``fidelity`` has it (paper: False, released: True). Evaluation never does.
         mask_seeds: masks per test image, as the data has them.
         compile: run the network through torch.compile.
+        init_weights: weights that training starts from: ``pretrained`` (the published ones), a run's folder or a
+            converted checkpoint; position biases are resized to the image. None: the network's own initial weights.
     """
 
     def __init__(
@@ -107,16 +89,23 @@ class InpaintingTask(pl.LightningModule):
         mask_seeds: int = 1,
         compile: bool = False,
         mask_first_patch: bool | None = None,
+        init_weights: str | None = None,
     ):
         super().__init__()
-        self.network, self.optim, self.fidelity = network, optim, fidelity
+        self.network, self.optim, self.fidelity, self.init_weights = network, optim, fidelity, init_weights
         self.mask_first_patch = fidelity == "released" if mask_first_patch is None else mask_first_patch
         if compile:
             network.compile()
         self.validation = nn.ModuleDict({name: MeanPerSeed(1) for name in ("mse", "mse_masked")})
-        names = ("mse", "mse_masked", "mse_pixel", "psnr", "ssim", "psnr_normalised", "ssim_normalised")
-        fillings = ("mse_mean_fill", "mse_nearest_fill")
-        self.tests = nn.ModuleDict({name: MeanPerSeed(mask_seeds) for name in (*names, *fillings)})
+        self.tests = nn.ModuleDict({name: MeanPerSeed(mask_seeds) for name in SCORES})
+        self.known_scores: dict[tuple[int, int], dict[str, float]] = {}  # by (index, mask seed), see ImageScores
+
+    def setup(self, stage: str) -> None:
+        # Before a checkpoint is restored, which replaces these weights where a run is resumed.
+        if stage == "fit" and self.init_weights is not None:
+            from et.runs.loading import initialise
+
+            initialise(self.network, self.init_weights)
 
     def configure_optimizers(self) -> dict:
         return optimizers.configure(self.optim, self, self.trainer)
@@ -147,20 +136,44 @@ class InpaintingTask(pl.LightningModule):
             self.log(f"val/{name}", metric.compute()["mean"], prog_bar=name == "mse")
             metric.reset()
 
-    def test_step(self, batch: Batch, batch_index: int) -> None:
+    def test_step(self, batch: Batch, batch_index: int) -> Batch:
+        """Score a batch.
+
+        Returns:
+            The scores of each image, (B,) each, and ``completed``, (B, C, H, W), for callbacks; of a batch whose scores
+            are known, these alone.
+        """
+        if known := self._known(batch):
+            self.add_scores(known, batch["mask_seed"])
+            return known
         prediction, target = self._patches(batch, batch["masked"])
+        completed = fill(batch["image"], prediction, batch["masked"], self.network.patch_size)
+        values = self._scores(batch, prediction, target, completed)
+        self.add_scores(values, batch["mask_seed"])
+        return {**values, "completed": completed}
+
+    def add_scores(self, values: dict[str, Tensor], seeds: Tensor) -> None:
+        """Count scores of images, (B,) each, that were masked with ``seeds``."""
+        for name, metric in self.tests.items():
+            metric.update(values[name], seeds)
+
+    def _known(self, batch: Batch) -> dict[str, Tensor] | None:
+        """The scores of a batch that a stopped test has left; None unless it has them all."""
+        keys = list(zip(batch["index"].tolist(), batch["mask_seed"].tolist(), strict=True))
+        if not all(key in self.known_scores for key in keys):
+            return None
+        return {name: batch["image"].new_tensor([self.known_scores[key][name] for key in keys]) for name in SCORES}
+
+    def _scores(self, batch: Batch, prediction: Tensor, target: Tensor, completed: Tensor) -> dict[str, Tensor]:
         masked, network = batch["masked"], self.network
-        completed = fill(batch["image"], prediction, masked, network.patch_size)
-        values = {
+        return {
             "mse": masked_mse(prediction, target, batch["occluded"]),
             "mse_masked": masked_mse(prediction, target, masked),
-            "mse_pixel": (to_pixels(completed) - to_pixels(batch["image"])).square().mean(dim=(1, 2, 3)),
+            "mse_visible": masked_mse(prediction, target, ~masked),
             "mse_mean_fill": masked_mse(mean_fill(target, masked, network.channels), target, masked),
             "mse_nearest_fill": masked_mse(nearest_fill(target, masked, network.grid), target, masked),
             **image_scores(completed, batch["image"]),
         }
-        for name, value in values.items():
-            self.tests[name].update(value, batch["mask_seed"])
 
     def on_test_epoch_end(self) -> None:
         found = {name: metric.compute() for name, metric in self.tests.items()}

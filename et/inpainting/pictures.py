@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -13,11 +15,11 @@ from et.core import Descent
 from et.inpainting.data import evaluation_batch
 from et.inpainting.patches import hide, join_tiles
 from et.inpainting.pixels import to_pixels
-from et.inpainting.trajectories import record_descents, subjects_of
+from et.inpainting.trajectories import record_descents, save, subjects_of
 
 
-def draw_completions(rows: dict[str, Tensor], path: Path, title: str = "") -> None:
-    """Save a grid: one labelled row for each entry, each (B, 3, H, W) in 0 .. 1."""
+def draw_completions(rows: dict[str, Tensor], path: Path, title: str = "", names: Sequence[str] = ()) -> None:
+    """Save a grid: one labelled row for each entry, each (B, 3, H, W) in 0 .. 1; ``names`` title its columns."""
     from matplotlib.figure import Figure
 
     columns = max(len(images) for images in rows.values())
@@ -28,12 +30,14 @@ def draw_completions(rows: dict[str, Tensor], path: Path, title: str = "") -> No
             axis.imshow(image.permute(1, 2, 0).float().numpy(), interpolation="nearest")
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(label)
+    for axis, name in zip(axes[0], names, strict=False):
+        axis.set_title(name if len(name) <= 24 else f"...{name[-21:]}", fontsize=7)
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
 
 
-def draw_energies(descent: Descent, path: Path, title: str = "energy along the descent") -> None:
-    """Save the recorded energies, (steps + 1, B), against the step: mean and range over the images."""
+def draw_energies(descent: Descent, path: Path, title: str = "energy along the descent", of: str = "images") -> None:
+    """Save the recorded energies, (steps + 1, B), against the step: mean and range over what ``of`` names."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3.2), layout="constrained")
@@ -45,7 +49,7 @@ def draw_energies(descent: Descent, path: Path, title: str = "energy along the d
         axis.plot(steps, values.mean(1), marker="o", markersize=3)
         axis.set(title=name, xlabel="step t")
         axis.grid(alpha=0.3)
-    figure.suptitle(f"{title} (mean and range over {values.shape[1]} images)")
+    figure.suptitle(f"{title} (mean and range over {values.shape[1]} {of})" if values.shape[1] > 1 else title)
     figure.savefig(path, dpi=110)
 
 
@@ -100,9 +104,12 @@ def draw_report(network: torch.nn.Module, data: pl.LightningDataModule, folder: 
     folder.mkdir(parents=True, exist_ok=True)
     device = next(network.parameters()).device
     available = len(data.val_dataloader().dataset)
-    batch = evaluation_batch(data, np.linspace(0, available - 1, min(count, available)))
+    shown = np.linspace(0, available - 1, min(count, available)).astype(int).tolist()
+    batch = evaluation_batch(data, shown)
     network.eval()
-    draw_completions(complete(network, batch), folder / "completions.png")
+    names = getattr(data.source, "eval_names", None)
+    titles = [names[index] for index in shown] if names else ()
+    draw_completions(complete(network, batch), folder / "completions.png", names=titles)
     paths = [folder / "completions.png"]
     if hasattr(network, "trajectory"):  # baselines have no energy
         with torch.no_grad():
@@ -126,3 +133,25 @@ class Pictures(pl.Callback):
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:
             draw_report(pl_module.network, trainer.datamodule, self.folder)
+
+
+class CompletedImages(pl.Callback):
+    """Writes every tested image, completed under its first mask, to ``<folder>/completions/NAME.png``.
+
+    Args:
+        folder: Where the pictures go.
+        names: Of the evaluation images, in order; folders in them are kept.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str]):
+        self.folder, self.names = Path(folder) / "completions", names
+
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        pixels = to_pixels(outputs["completed"]).cpu()
+        for image, index, seed in zip(pixels, batch["index"].tolist(), batch["mask_seed"].tolist(), strict=True):
+            if seed == 0:
+                path = self.folder / f"{self.names[index]}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save(image, path)

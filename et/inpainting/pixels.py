@@ -20,3 +20,9 @@ def to_pixels(images: Tensor) -> Tensor:
     """Normalised (..., 3, H, W) -> the same in 0 .. 1, clipped."""
     mean, std = (torch.tensor(v, dtype=images.dtype, device=images.device)[:, None, None] for v in (MEAN, STD))
     return (images * std + mean).clamp(0, 1)
+
+
+def from_pixels(pixels: Tensor) -> Tensor:
+    """(..., 3, H, W) in 0 .. 1 -> normalised, the inverse of :func:`to_pixels` up to its clipping."""
+    mean, std = (torch.tensor(v, dtype=pixels.dtype, device=pixels.device)[:, None, None] for v in (MEAN, STD))
+    return (pixels - mean) / std

@@ -6,9 +6,10 @@ Written into a run's folder as descent.json beside a folder of WebP pictures, sm
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -16,9 +17,9 @@ import torch
 from torch import Tensor
 
 from et.inpainting.data import evaluation_batch
-from et.inpainting.lit import masked_mse
 from et.inpainting.patches import fill, hide, join_tiles, patchify
 from et.inpainting.pixels import to_pixels
+from et.inpainting.scores import masked_mse
 from et.utils.files import write_atomically
 
 FILE = "descent.json"
@@ -39,7 +40,8 @@ def subjects_of(data: pl.LightningDataModule, count: int = 4) -> list[Subject]:
     if not hasattr(data.source, "layout"):
         length = data.source.eval_length
         chosen = np.linspace(0, length - 1, min(count, length)).astype(int)
-        return [Subject(f"image {index}", (int(index),)) for index in chosen]
+        names = getattr(data.source, "eval_names", None)
+        return [Subject(names[index] if names else f"image {index}", (int(index),)) for index in chosen]
     (height, width), start, found = data.source.size, 0, {}
     for name, image in data.source.layout:
         rows, columns = image.shape[0] // height, image.shape[1] // width
@@ -67,39 +69,74 @@ def record_descents(
         The path of descent.json.
     """
     pictures = []
-    (folder / "descent").mkdir(exist_ok=True)
     for number, subject in enumerate(subjects_of(data, count)):
         batch = evaluation_batch(data, subject.indices)
-        parts = list(_descents(network, batch, steps))
-        frames, attention, hopfield, errors = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        parts = list(follow(network, batch, steps))
+        frames, *numbers = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
         original = to_pixels(batch["image"])
         stills = {"masked": hide(original, batch["masked"], network.patch_size), "original": original}
-        names = {label: f"descent/{number}_{label}.webp" for label in stills}
-        for label, pixels in stills.items():
-            save(join_tiles(pixels, subject.grid), folder / names[label])
-        names["frames"] = [f"descent/{number}_t{t:02d}.webp" for t in range(len(frames))]
-        for pixels, name in zip(frames, names["frames"], strict=True):
-            save(join_tiles(pixels, subject.grid), folder / name)
-        height, width = join_tiles(frames[0], subject.grid).shape[1:]
-        pictures.append(
-            {
-                "name": subject.name, "height": height, "width": width, "windows": len(subject.indices), **names,
-                "attention": _means(attention), "hopfield": _means(hopfield), "mse_masked": _means(errors),
-            }
-        )  # fmt: skip
+        joined = {label: join_tiles(pixels, subject.grid) for label, pixels in stills.items()}
+        frames = [join_tiles(pixels, subject.grid) for pixels in frames]
+        pictures.append(picture_record(number, subject.name, frames, joined, *numbers, folder))
+    return write_descent(network, pictures, folder)
+
+
+def picture_record(
+    number: int,
+    name: str,
+    frames: Iterable[Tensor],
+    stills: Mapping[str, Tensor],
+    attention: Tensor,
+    hopfield: Tensor,
+    errors: Tensor,
+    folder: Path,
+) -> dict[str, Any]:
+    """Write the pictures of one descent to <folder>/descent and return what descent.json says of it.
+
+    Args:
+        number: Of the picture, for its files' names.
+        name: What the page calls it.
+        frames: The picture at every step, (3, H, W) in 0 .. 1 each.
+        stills: ``masked`` and ``original``, alike.
+        attention, hopfield, errors: (T + 1, K) for K windows; their means are recorded.
+        folder: Where descent.json goes.
+    """
+    (folder / "descent").mkdir(parents=True, exist_ok=True)
+    names: dict[str, Any] = {label: f"descent/{number}_{label}.webp" for label in stills}
+    for label, pixels in stills.items():
+        save(pixels, folder / names[label])
+    names["frames"] = []
+    for t, pixels in enumerate(frames):
+        names["frames"].append(f"descent/{number}_t{t:02d}.webp")
+        save(pixels, folder / names["frames"][-1])
+    height, width = stills["original"].shape[1:]
+    return {
+        "name": name, "height": height, "width": width, "windows": attention.shape[1], **names,
+        "attention": _means(attention), "hopfield": _means(hopfield), "mse_masked": _means(errors),
+    }  # fmt: skip
+
+
+def write_descent(
+    network: torch.nn.Module, pictures: Sequence[Mapping[str, Any]], folder: Path, title: str | None = None
+) -> Path:
+    """Write descent.json; ``title`` says whose descents these are where they belong to no run."""
     path = folder / FILE
-    record = {"trained_steps": network.steps, "step_size": network.step_size, "pictures": pictures}
-    write_atomically(path, json.dumps(record, indent=1) + "\n")
+    record = {"trained_steps": network.steps, "step_size": network.step_size, "pictures": list(pictures)}
+    write_atomically(path, json.dumps(record | ({"title": title} if title else {}), indent=1) + "\n")
     return path
 
 
-def _descents(
-    network: torch.nn.Module, batch: dict[str, Tensor], steps: int | None
+def follow(
+    network: torch.nn.Module, batch: dict[str, Tensor], steps: int | None, at_once: int = WINDOWS_AT_ONCE
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Piece by piece: pixels (T + 1, B, 3, H, W) in 0 .. 1, attention and Hopfield energies and errors, (T + 1, B)."""
+    """Descend and decode every step, ``at_once`` images at a time.
+
+    Yields:
+        Pixels (T + 1, B, 3, H, W) in 0 .. 1; attention and Hopfield energies and errors on masked patches, (T + 1, B).
+    """
     device = next(network.parameters()).device
-    for start in range(0, len(batch["image"]), WINDOWS_AT_ONCE):
-        images, masked = (batch[key][start : start + WINDOWS_AT_ONCE].to(device) for key in ("image", "masked"))
+    for start in range(0, len(batch["image"]), at_once):
+        images, masked = (batch[key][start : start + at_once].to(device) for key in ("image", "masked"))
         patches = patchify(images, network.patch_size)
         with torch.no_grad():
             descent = network.trajectory(images, masked, steps)
@@ -117,8 +154,9 @@ def _means(values: Tensor) -> list[float]:
 
 
 def save(pixels: Tensor, path: Path) -> None:
-    """Write (3, H, W) in 0 .. 1 as WebP, small images without loss."""
+    """Write (3, H, W) in 0 .. 1 as the suffix says, PNG and small WebP images without loss."""
     from PIL import Image
 
     array = (pixels.permute(1, 2, 0).float() * 255).round().to(torch.uint8).numpy()
-    Image.fromarray(array).save(path, quality=86, method=6, lossless=array.size < 3 * 100 * 100)
+    webp = {"quality": 86, "method": 6, "lossless": array.size < 3 * 100 * 100} if path.suffix == ".webp" else {}
+    Image.fromarray(array).save(path, **webp)

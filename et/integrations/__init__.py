@@ -1,1 +1,1 @@
-"""ET in other libraries: timm, PyTorch Geometric, ONNX, and the authors' published weights."""
+"""Interfaces to other packages and to published weights."""

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from et.inpainting.pixels import MEAN, STD
 from et.integrations.flax_file import read_flax, take
+from et.runs.identity import config_of
 from et.utils.errors import UserError
 
 # Names of the arrays in the npz, and where a Flax checkpoint has them.
@@ -275,3 +276,36 @@ def _renormalised(state: dict[str, Tensor], mean: tuple[float, ...], std: tuple[
         "decoder.bias": (state["decoder.bias"] - shift) / scale,
     }
     return state | {name: value.to(weight.dtype) for name, value in changed.items()}
+
+
+def resize_positions(position: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Position biases for another grid of patches, by bicubic interpolation; the first one, of CLS, is kept.
+
+    Args:
+        position: (1 + N, D), of a square grid of N patches.
+        grid: rows and columns wanted; that of ``position`` returns it as it is.
+
+    Returns:
+        (1 + rows * columns, D).
+    """
+    side = isqrt(len(position) - 1)
+    if (side, side) == tuple(grid):
+        return position
+    from timm.layers import resample_abs_pos_embed
+
+    return resample_abs_pos_embed(position[None], list(grid), [side, side])[0]
+
+
+def published_config(arrays: dict[str, Tensor]) -> dict[str, Any]:
+    """The resolved configuration that published weights are evaluated with, on the embedded photographs by default."""
+    arguments = model_arguments(arrays)
+    patches = len(arrays["POS_embed"]) - 1
+    sizes = {f"model.{name}": arguments[name] for name in ("dim", "num_heads", "head_dim", "num_memories")}
+    settings = {
+        "name": "pretrained", "fidelity": "released", "checkpoint": "last", "trainer": "default",
+        "data.image_size": arguments["image_size"], "data.patch_size": arguments["patch_size"],
+        "data.num_occluded": round(patches * 100 / 196), "data.num_kept": round(patches * 10 / 196),
+        "data.batch_size": 32, "trainer.precision": "32-true", "model.block.beta": "null", **sizes,
+    }  # fmt: skip
+    overrides = (f"{key}={value}" for key, value in settings.items())
+    return config_of(["experiment=imagenet_inpainting", "data=photos", *overrides])

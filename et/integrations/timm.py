@@ -1,7 +1,8 @@
 """ET as an image classifier and backbone in timm's registry: ``timm.create_model("et_base_patch16_224")``.
 
 The paper does not classify images. This is its image model (algorithm 1) with a linear head on the CLS token and the
-interface that timm's training and feature extraction need. There are no pretrained weights.
+interface that timm's training and feature extraction need. ``pretrained=True`` loads the authors' ImageNet weights.
+They are of a model that completes images: there is no head unless ``num_classes`` is given.
 """
 
 from __future__ import annotations
@@ -258,8 +259,14 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def et_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> EnergyImageClassifier:
-    """ET-Base: D 768, H 12, Y 64, M 3072, T 12, the sizes of ViT-Base."""
-    return build_model_with_cfg(
+    """ET-Base: D 768, H 12, Y 64, M 3072, T 12, the sizes of ViT-Base; published weights allow self-attention."""
+    if pretrained:
+        from et.integrations.pretrained import timm_state
+
+        own = {"state_dict": timm_state(), "num_classes": 0}
+        kwargs["pretrained_cfg_overlay"] = own | (kwargs.get("pretrained_cfg_overlay") or {})
+        kwargs["block"] = {"self_attention": True} | (kwargs.get("block") or {})
+    model = build_model_with_cfg(
         EnergyImageClassifier,
         "et_base_patch16_224",
         pretrained,
@@ -267,3 +274,5 @@ def et_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> EnergyImageC
         feature_cfg={"out_indices": min(3, kwargs.get("depth", 12)), "feature_cls": "getter"},
         **kwargs,
     )
+    getattr(model, "pretrained_cfg", {}).pop("state_dict", None)  # the weights are in the model now
+    return model

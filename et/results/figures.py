@@ -14,7 +14,8 @@ from et.utils.startup import tolerate_encoding
 
 USAGE = """python -m et.results.figures run=PATH | experiment=NAME [output=FOLDER] [mask_seeds=N] [compare=PATH,PATH]
 
-run         a run's folder, a folder of runs (the newest one is taken) or a converted checkpoint
+run         a run's folder, a folder of runs (the newest one is taken), a converted checkpoint, or
+            pretrained: the authors' published weights, on the embedded photographs
 experiment  instead of run: the run that train.py experiment=NAME makes without other settings
 output      where the figures go; default: PATH/figures
 mask_seeds  masks an image for the ranking of worst and best; default: as the run was tested
@@ -45,13 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parse(arguments)
         from et.runs.figures import compare_positions, draw_run
-        from et.runs.loading import own_run
+        from et.runs.loading import output_folder, own_run
 
         run = Path(options["run"]) if "run" in options else own_run(f"experiment={options['experiment']}")
         output = options.get("output")
         if "compare" in options:
             others = [Path(path) for path in options["compare"].split(",")]
-            print(compare_positions([run, *others], Path(output) if output else run / "figures"))
+            print(compare_positions([run, *others], Path(output) if output else output_folder(run, "figures")))
         else:
             seeds = int(options["mask_seeds"]) if "mask_seeds" in options else None
             print(draw_run(run, Path(output) if output else None, seeds))

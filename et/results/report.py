@@ -21,6 +21,7 @@ from et.results.collect import Collection, Run, relative
 from et.results.evidence import Evidence
 from et.results.formats import Document, Grid, Section, Text
 from et.results.results_table import Entry
+from et.results.run_files import read_descent
 from et.results.tables import gather, render
 from et.runs.record import git_commit
 from et.utils.errors import UserError
@@ -32,7 +33,9 @@ PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("dom.js", "charts.js", "tables.js", "cells.js", "viewer.js", "overview.js", "main.js")
 
 
-def build(numbers: Sequence[int], roots: Sequence[Path], experiments: Path, figure_bytes: int) -> str:
+def build(
+    numbers: Sequence[int], roots: Sequence[Path], experiments: Path, figure_bytes: int, descents: Sequence[Path] = ()
+) -> str:
     """The page of the tables ``numbers``.
 
     Args:
@@ -40,8 +43,10 @@ def build(numbers: Sequence[int], roots: Sequence[Path], experiments: Path, figu
         roots: run folders, searched at any depth.
         experiments: where the tableNN/ folders with recorded results are.
         figure_bytes: how much of the runs' pictures may go in.
+        descents: output folders of ``complete.py --report``, shown before the runs' descents; absent ones are left out.
     """
     evidence, runs = Evidence(figure_bytes), gather(roots, experiments)
+    evidence.descents += [found for found in map(read_descent, descents) if found is not None]
     others = others_html(other_runs(runs), evidence)
     tables = [paper.load(number) for number in numbers]
     sections = [table_html(table, render(table, runs, experiments)[0], evidence) for table in tables]
@@ -190,6 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", nargs="*", type=Path, default=[], help="run folders, searched at any depth")
     parser.add_argument("--experiments", type=Path, default=EXPERIMENTS, help="where tableNN/ folders are")
     parser.add_argument("--output", type=Path, default=Path("build/report.html"), help="the page")
+    parser.add_argument("--descents", nargs="*", type=Path, default=[], help="outputs of complete.py --report")
     parser.add_argument("--figures-mb", type=float, default=12, help="how much of the runs' pictures may go in, in MB")
     options = parser.parse_args(arguments)
     try:
@@ -197,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not root.is_dir():
                 raise UserError(f"there is no folder {root}: --runs names folders with run folders in them")
         numbers = sorted(set(options.tables)) or paper.NUMBERS
-        page = build(numbers, options.runs, options.experiments, int(options.figures_mb * 1e6))
+        page = build(numbers, options.runs, options.experiments, int(options.figures_mb * 1e6), options.descents)
         options.output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(options.output, page)
     except (UserError, OSError) as error:

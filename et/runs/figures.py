@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from et.runs.identity import differences
-from et.runs.loading import family, find_run, load_run
+from et.runs.loading import family, find_run, load_run, output_folder
 from et.utils.errors import UserError
 from et.utils.files import write_atomically
 
@@ -20,7 +20,7 @@ def draw_run(run: Path, output: Path | None = None, mask_seeds: int | None = Non
     """Draw the figures of a run into ``output`` (else its folder ``figures``), with their numbers in figures.json.
 
     Args:
-        run: a run's folder, a folder of runs, or a converted checkpoint.
+        run: a run's folder, a folder of runs, a converted checkpoint, or ``pretrained`` (the published weights).
         mask_seeds: masks an image for the ranking of an image run's examples; None: as the run was tested with.
 
     Raises:
@@ -28,8 +28,7 @@ def draw_run(run: Path, output: Path | None = None, mask_seeds: int | None = Non
     """
     run = find_run(run)
     cfg, network = load_run(run)
-    if output is None:
-        output = run / "figures" if run.is_dir() else run.parent / f"{run.stem}_figures"
+    output = output_folder(run, "figures") if output is None else output
     if mask_seeds is not None and family(cfg) == "inpainting":
         cfg.data.mask_seeds = mask_seeds
     data = instantiate(cfg.data)

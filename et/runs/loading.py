@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,28 @@ from et.runs.identity import config_of
 from et.runs.record import read_result, run_dir, run_id
 from et.utils.errors import UserError
 
+PRETRAINED = "pretrained"  # what names the authors' published weights where a run is asked for
+
 
 def find_run(path: Path) -> Path:
-    """``path`` itself where it is a run or a checkpoint; of a folder of runs the one that was started last."""
-    if path.is_file() or (path / "config.yaml").exists():
+    """``path`` itself if it is a run, a checkpoint or :data:`PRETRAINED`; of a folder of runs the one started last."""
+    if is_pretrained(path) or path.is_file() or (path / "config.yaml").exists():
         return path
     runs = sorted(path.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
     return runs[-1].parent if runs else path
+
+
+def is_pretrained(run: Path | str) -> bool:
+    """Whether ``run`` names the published weights: :data:`PRETRAINED`, unless a file or folder is called so."""
+    return str(run) == PRETRAINED and not Path(run).exists()
+
+
+def output_folder(run: Path | str, kind: str) -> Path:
+    """Where output belongs: <run>/<kind>, beside a checkpoint, or <runs>/pretrained/<kind> for published weights."""
+    run = Path(run)
+    if is_pretrained(run):
+        return Path(os.environ.get("ET_RUNS_DIR", "runs")) / PRETRAINED / kind
+    return run / kind if run.is_dir() else run.parent / f"{run.stem}_{kind}"
 
 
 def own_run(*overrides: str) -> Path:
@@ -35,9 +51,11 @@ def own_run(*overrides: str) -> Path:
 
 
 def load_run(run: Path | str, checkpoint: str | None = None) -> tuple[DictConfig, torch.nn.Module]:
-    """Configuration and trained network, in evaluation mode, of a run's folder or of a converted checkpoint.
+    """Configuration and trained network, in evaluation mode.
 
-    ``checkpoint`` is best or last; None: the one that the run was tested with.
+    Args:
+        run: A run's folder, a converted checkpoint, or ``pretrained`` for the authors' published weights.
+        checkpoint: best or last, of a run; None: the one that the run was tested with.
 
     Raises:
         UserError: there is none, or its weights do not fit.
@@ -49,7 +67,10 @@ def load_run(run: Path | str, checkpoint: str | None = None) -> tuple[DictConfig
 
 
 def load_weights(run: Path | str, checkpoint: str | None) -> tuple[DictConfig, dict[str, torch.Tensor], Path, str]:
-    """Configuration and weights of a run's folder or of a converted checkpoint, where output belongs, the file's name.
+    """Configuration and weights of a run, where its evaluation belongs, and the file's name.
+
+    Args:
+        run, checkpoint: as of :func:`load_run`.
 
     Both are verified: the configuration may name known classes only (:mod:`et.runs.foreign`), the weights must be as
     they were written and of this run (:mod:`et.runs.checkpoint_files`).
@@ -57,17 +78,19 @@ def load_weights(run: Path | str, checkpoint: str | None) -> tuple[DictConfig, d
     Raises:
         UserError: nothing there, nothing that loads as plain tensors, or something that does not belong there.
     """
+    if is_pretrained(run):
+        return _published()
     run = Path(run)
     if run.is_dir():
         if not (run / "config.yaml").exists():
             raise UserError(f"{run} is no run folder: it has no config.yaml{list_runs(run)}")
         cfg = read_config(run / "config.yaml")
         path, saved = run_checkpoint(run, cfg, checkpoint)
-        return cfg, saved["state_dict"], run / "evaluation", path.name
+        return cfg, saved["state_dict"], output_folder(run, "evaluation"), path.name
     saved = load_checkpoint(run)
     if "config" not in saved:
         raise UserError(f"{run} holds no configuration: name the run's folder, or convert the checkpoint first")
-    return trusted(saved["config"], str(run)), saved["state_dict"], run.parent / f"{run.stem}_evaluation", run.name
+    return trusted(saved["config"], str(run)), saved["state_dict"], output_folder(run, "evaluation"), run.name
 
 
 def run_checkpoint(run: Path, cfg: DictConfig, checkpoint: str | None) -> tuple[Path, dict[str, Any]]:
@@ -115,6 +138,36 @@ def list_runs(folder: Path) -> str:
         words += [f"{cfg['trainer'].get('max_epochs')} epochs", "finished" if finished else "not finished"]
         lines.append(f"\n  {file.parent}  {', '.join(words)}")
     return f". These runs are in it, the last started last; name one:{''.join(lines)}" if lines else ""
+
+
+def _published() -> tuple[DictConfig, dict[str, torch.Tensor], Path, str]:
+    from et.integrations.official_images import published_config, read_official, state_dict
+    from et.integrations.pretrained import find_weights
+
+    path = find_weights()
+    arrays = read_official(path)
+    weights = {f"network.{name}": value for name, value in state_dict(arrays).items()}
+    return OmegaConf.create(published_config(arrays)), weights, output_folder(PRETRAINED, "evaluation"), path.name
+
+
+def initialise(network: torch.nn.Module, source: Path | str) -> None:
+    """Start ``network`` from the weights of a run of the same family, its position biases resized to its images.
+
+    Args:
+        network: Changed in place.
+        source: As ``run`` of :func:`load_run`.
+
+    Raises:
+        UserError: there are no such weights, or they do not fit.
+    """
+    from et.integrations.official_images import resize_positions
+
+    _, weights, *_ = load_weights(find_run(Path(source)), None)
+    weights = {name.removeprefix("network."): value for name, value in weights.items() if name.startswith("network.")}
+    grid = getattr(network, "grid", None)
+    if grid is not None and "position" in weights:
+        weights["position"] = resize_positions(weights["position"], grid)
+    fill(network, weights, source)
 
 
 def fill(module: torch.nn.Module, weights: dict[str, torch.Tensor], run: Path | str) -> None:

@@ -67,7 +67,7 @@ def configure(cfg: DictConfig, module: nn.Module, trainer: Any) -> dict[str, Any
     if cfg.schedule.name != "warmup_cosine":
         raise ValueError(f"optim.schedule.name must be 'constant' or 'warmup_cosine', not {cfg.schedule.name!r}")
     peak = cfg.optimizer.lr
-    if cfg.schedule.warmup_epochs >= trainer.max_epochs:
+    if 0 < trainer.max_epochs <= cfg.schedule.warmup_epochs:
         rank_zero_warn(
             f"the learning rate is still warming up when training ends: optim.schedule.warmup_epochs is "
             f"{cfg.schedule.warmup_epochs}, trainer.max_epochs {trainer.max_epochs}; set both"

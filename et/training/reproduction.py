@@ -56,8 +56,10 @@ class Comparison:
 
 
 def same(recorded: float | None, repeated: float | None, tolerance: float) -> bool:
-    """Whether two values of a metric agree; NaN agrees with NaN."""
-    if recorded is None or repeated is None:
+    """Whether two values of a metric agree; NaN agrees with NaN, and a metric that the record lacks with any value."""
+    if recorded is None:  # newer code measures more
+        return True
+    if repeated is None:
         return False
     if math.isnan(recorded) or math.isnan(repeated):
         return math.isnan(recorded) and math.isnan(repeated)

@@ -6,10 +6,10 @@ import torch
 from et.core import descend
 from et.inpainting import analysis
 from et.inpainting.data import InpaintingData
-from et.inpainting.lit import masked_mse
 from et.inpainting.model import InpaintingET
 from et.inpainting.patches import patchify
 from et.inpainting.photos import Photos
+from et.inpainting.scores import masked_mse
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from et.inpainting.lit import InpaintingTask, MeanPerSeed, image_scores, masked_mse, reconstruction_loss
+from et.inpainting.lit import InpaintingTask, MeanPerSeed, reconstruction_loss
 from et.inpainting.model import InpaintingET
 from et.inpainting.patches import mask_first_patch
 
@@ -47,14 +47,6 @@ def test_training_alone_hides_the_first_patch(fidelity, option, hidden):
     assert not network.masks.pop()[0, 0] and not masked[0, 0]
 
 
-def test_masked_mse_is_over_the_chosen_patches_of_each_image():
-    prediction, target = torch.zeros(2, 3, 2), torch.arange(12.0).reshape(2, 3, 2)
-    chosen = torch.tensor([[True, False, False], [False, True, True]])
-    expected = torch.tensor([(0 + 1) / 2, (64 + 81 + 100 + 121) / 4])
-    torch.testing.assert_close(masked_mse(prediction, target, chosen), expected)
-    assert torch.equal(masked_mse(prediction, target, torch.zeros_like(chosen)), torch.zeros(2))
-
-
 def test_mean_per_seed():
     metric = MeanPerSeed(3)
     values, seeds = torch.tensor([1.0, 3.0, 5.0, 7.0]), torch.tensor([0, 0, 2, 2])
@@ -64,25 +56,6 @@ def test_mean_per_seed():
     assert found["mean"] == 4
     assert found["std_masks"].item() == pytest.approx(torch.tensor([2.0, 6.0]).std().item())
     assert found["std_images"].item() == pytest.approx(values.std(unbiased=False).item())
-
-
-def test_image_scores_agree_with_scikit_image():
-    from skimage.metrics import peak_signal_noise_ratio
-
-    from et.inpainting.pixels import to_pixels
-
-    torch.manual_seed(0)
-    images = torch.rand(2, 3, 32, 32) * 2 - 1
-    noisy = images + 0.1 * torch.randn_like(images)
-    scores = image_scores(noisy, images)
-    for number in range(2):
-        expected = peak_signal_noise_ratio(
-            to_pixels(images[number]).numpy(), to_pixels(noisy[number]).numpy(), data_range=1
-        )
-        assert scores["psnr"][number].item() == pytest.approx(expected, abs=1e-3)
-    assert all(value.shape == (2,) for value in scores.values())
-    perfect = image_scores(images, images)
-    assert torch.allclose(perfect["ssim"], torch.ones(2))
 
 
 def test_compiling_keeps_the_names_of_the_weights():

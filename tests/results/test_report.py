@@ -112,6 +112,24 @@ def test_a_figure_drawn_later_is_on_the_page(tmp_path):
     assert all(figure["source"].startswith("data:image/webp;base64,") for figure in found)
 
 
+def test_descents_of_no_run_come_first_under_their_own_title(tmp_path):
+    (tmp_path / "demo" / "pictures").mkdir(parents=True)
+    for name in ("m", "o", "t0", "t1"):
+        Image.new("RGB", (16, 16), "navy").save(tmp_path / "demo" / "pictures" / f"{name}.webp")
+    picture = {
+        "name": "chelsea", "height": 16, "width": 16, "windows": 1, "masked": "m.webp", "original": "o.webp",
+        "frames": ["t0.webp", "t1.webp"], "attention": [-1, -2], "hopfield": [-1, -2], "mse_masked": [1, 0.5],
+    }  # fmt: skip
+    record = {"trained_steps": 1, "step_size": 0.1, "pictures": [picture], "title": "pretrained weights"}
+    (tmp_path / "demo" / "pictures" / "descent.json").write_text(json.dumps(record))
+    output = tmp_path / "report.html"
+    folders = [str(tmp_path / "demo"), str(tmp_path / "absent")]
+    assert report.main(["16", "--descents", *folders, "--output", str(output)]) == 0
+    (found,) = data_of(output)["descents"]
+    assert found["title"] == "pretrained weights" and "run" not in found
+    assert all(frame.startswith("data:image/webp;base64,") for frame in found["pictures"][0]["frames"])
+
+
 def test_what_is_filled_in_is_not_filled_again():
     assert report.fill("{{a}} {{b}}", {"a": "{{b}}", "b": "x"}) == "{{b}} x"
 

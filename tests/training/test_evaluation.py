@@ -1,4 +1,7 @@
+import csv
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +11,11 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from et.anomaly.splits import make_split
-from et.training.evaluation import evaluate, predict
+from et.training.evaluation import apply_options, evaluate, predict
 from et.training.run import train
 from et.utils.errors import UserError
 from tests.anomaly.conftest import make_graph, save_npz
-from tests.configs import ROOT, TINY
+from tests.configs import ROOT, TINY, compose_config
 
 
 def options(*overrides):
@@ -30,11 +33,54 @@ def test_a_run_is_scored_again_with_equal_numbers(config):
 
 def test_other_images_can_be_completed(config, tmp_path):
     trained = train(config(*TINY))
-    (tmp_path / "mine").mkdir()
-    Image.effect_noise((40, 30), 60).convert("RGB").save(tmp_path / "mine" / "noise.png")
-    record = evaluate(options(f"run={trained.folder}", f"images={tmp_path}/mine", f"output={tmp_path}/out"))
-    assert record["dataset"]["evaluation_images"] == 1 and record["metrics"]["test/mse"] > 0
-    assert (tmp_path / "out" / "evaluation.json").exists()
+    for folder in ("a/mine", "b/mine"):
+        (tmp_path / folder / "deep").mkdir(parents=True)
+        for name, size in (("noise.png", (100, 90)), ("deep/exact.png", (80, 80))):
+            Image.effect_noise(size, 60).convert("RGB").save(tmp_path / folder / name)
+    outputs = []
+    for folder in ("a/mine", "b/mine", "a/mine"):
+        record = evaluate(options(f"run={trained.folder}", f"images={tmp_path}/{folder}", "mask_seeds=2"))
+        assert record["dataset"]["evaluation_images"] == 2 and record["metrics"]["test/mse"] > 0
+        assert record["fitted"] == {"image_size": 80, "crop_mode": "center", "crop_pct": 1.0}
+        outputs.append(Path(record["output"]))
+    assert outputs[0] == outputs[2] == trained.folder / "evaluation" / "mine"
+    assert outputs[1] != outputs[0] and outputs[1].name.startswith("mine-")
+    with (outputs[0] / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    names = [(row["name"], row["mask_seed"]) for row in rows]
+    assert names == [("deep/exact.png", "0"), ("noise.png", "0"), ("deep/exact.png", "1"), ("noise.png", "1")]
+    mean = sum(float(row["mse"]) for row in rows) / 4
+    assert record["metrics"]["test/mse"] == pytest.approx(mean, rel=1e-5)
+    descent = json.loads((outputs[0] / "descent.json").read_text())
+    assert [picture["name"] for picture in descent["pictures"]] == ["deep/exact.png", "noise.png"]
+
+    # An image of the model's size stays as it is: what was visible in it has its own pixels.
+    with Image.open(outputs[0] / "completions" / "deep" / "exact.png.png") as image:
+        completed = np.asarray(image).astype(int)
+    with Image.open(tmp_path / "a" / "mine" / "deep" / "exact.png") as image:
+        difference = np.abs(completed - np.asarray(image)).max(-1).reshape(2, 40, 2, 40).max((1, 3))
+    assert (difference == 0).sum() == 2 and (outputs[0] / "completions" / "noise.png.png").exists()
+
+
+def test_how_images_are_fitted_can_be_chosen_and_is_checked():
+    run = compose_config(*TINY)
+    for given, expected in (
+        (["crop_mode=squash"], {"crop_mode": "squash", "crop_pct": 1.0}),
+        (["crop_pct=0.875"], {"crop_mode": "center", "crop_pct": 0.875}),
+    ):
+        cfg = run.copy()
+        apply_options(options("run=there", "images=here", *given), cfg)
+        assert {key: cfg.data.source[key] for key in expected} == expected
+    for given, message in (
+        (["images=here", "crop_mode=stretch"], "crop_mode must be center"),
+        (["images=here", "crop_pct=2"], "crop_pct must be above 0"),
+        (["crop_pct=0.5"], "name a folder of images too"),
+        (["precision=half"], "trainer.precision must be"),
+    ):
+        with pytest.raises(UserError, match=message):
+            apply_options(options("run=there", *given), run.copy())
+    with pytest.raises(UserError, match="no image experiment"):
+        apply_options(options("run=there", "images=here"), compose_config("experiment=demo_anomaly"))
 
 
 def test_predictions_for_nodes_are_in_the_order_of_the_file_and_give_the_measures(config, tmp_path, monkeypatch):

@@ -77,7 +77,8 @@ def test_a_record_alone_is_composed_from_todays_files(config, tmp_path):
 
 def test_when_metrics_agree():
     assert same(0.5, 0.5, 0) and same(float("nan"), float("nan"), 0) and same(1.0, 1.0009, 1e-3)
-    assert not same(0.5, 0.51, 1e-3) and not same(None, 0.5, 1) and not same(float("nan"), 0.5, 1)
+    assert not same(0.5, 0.51, 1e-3) and not same(0.5, None, 1) and not same(float("nan"), 0.5, 1)
+    assert same(None, 0.5, 0), "a metric that the record lacks is newer than it"
 
 
 def test_circumstances_are_what_differs():

@@ -61,7 +61,8 @@ class Viewer {
     if (this.pictures.length < 2) return null;
     const select = make("select", { "aria-label": "Picture" }, this.pictures.map((picture, index) => {
       const run = data.runs[picture.descent.run];
-      return make("option", { value: index }, `${picture.name} · ${run.experiment}, ${runName(run)}`);
+      const whose = run ? `${run.experiment}, ${runName(run)}` : picture.descent.title;
+      return make("option", { value: index }, `${picture.name} · ${whose}`);
     }));
     select.addEventListener("change", () => { this.pause(); this.choose(Number(select.value)); });
     return select;
