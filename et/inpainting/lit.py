@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -11,10 +13,11 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from et.baselines.fill_baselines import mean_fill, nearest_fill
+from et.inpainting.fill_baselines import mean_fill, nearest_fill
 from et.inpainting.patches import fill, mask_first_patch, patchify
 from et.inpainting.pixels import STD, to_pixels
-from et.training import optim as optimizers
+from et.training.task import Task
+from et.utils.errors import UserError
 
 Batch = dict[str, Tensor]
 
@@ -82,7 +85,7 @@ def image_scores(completed: Tensor, images: Tensor) -> dict[str, Tensor]:
     return scores
 
 
-class InpaintingTask(pl.LightningModule):
+class InpaintingTask(Task):
     """Trains a network that reconstructs patches, and scores it.
 
     ``val/mse`` and ``test/mse`` are over the occluded patches, as the paper's; ``mse_masked`` over those alone that the
@@ -99,6 +102,10 @@ class InpaintingTask(pl.LightningModule):
         compile: run the network through torch.compile.
     """
 
+    family = "inpainting"
+    precisions = (*Task.precisions, "64-true")
+    repeat_tolerance = 0.02
+
     def __init__(
         self,
         network: nn.Module,
@@ -108,8 +115,8 @@ class InpaintingTask(pl.LightningModule):
         compile: bool = False,
         mask_first_patch: bool | None = None,
     ):
-        super().__init__()
-        self.network, self.optim, self.fidelity = network, optim, fidelity
+        super().__init__(network, optim)
+        self.fidelity = fidelity
         self.mask_first_patch = fidelity == "released" if mask_first_patch is None else mask_first_patch
         if compile:
             network.compile()
@@ -117,9 +124,6 @@ class InpaintingTask(pl.LightningModule):
         names = ("mse", "mse_masked", "mse_pixel", "psnr", "ssim", "psnr_normalised", "ssim_normalised")
         fillings = ("mse_mean_fill", "mse_nearest_fill")
         self.tests = nn.ModuleDict({name: MeanPerSeed(mask_seeds) for name in (*names, *fillings)})
-
-    def configure_optimizers(self) -> dict:
-        return optimizers.configure(self.optim, self, self.trainer)
 
     def _patches(self, batch: Batch, masked: Tensor) -> tuple[Tensor, Tensor]:
         """(prediction, target), both (B, N, P) float32."""
@@ -170,3 +174,56 @@ class InpaintingTask(pl.LightningModule):
             self.log(f"test/mse_{spread}", found["mse"][spread])
         for metric in self.tests.values():
             metric.reset()
+
+    @classmethod
+    def set_evaluation(cls, cfg: DictConfig, images: str | None = None, mask_seeds: int | None = None) -> None:
+        if images is not None:
+            cfg.data.source = {
+                "_target_": "et.inpainting.folders.ImageFolders", "root": str(images), "train": None,
+                "evaluation": ".", "image_size": cfg.data.image_size, "name": Path(images).name,
+            }  # fmt: skip
+        if mask_seeds is not None:
+            cfg.data.mask_seeds = cfg.task.mask_seeds = mask_seeds
+
+    def write_report(self, trainer: pl.Trainer, data: pl.LightningDataModule, folder: Path) -> None:
+        """Pictures of completions, see :func:`et.inpainting.pictures.draw_report`."""
+        from et.inpainting.pictures import draw_report  # late, as below: matplotlib takes a second
+
+        draw_report(self.network, data, folder)
+
+    @classmethod
+    def summary(cls, metrics: Mapping[str, float]) -> str | None:
+        """The error on masked patches against those of the two trivial fillings."""
+        if "test/mse_nearest_fill" not in metrics:
+            return None
+        error, clauses = metrics["test/mse_masked"], []
+        for key, filling in (
+            ("nearest", "copying the nearest visible patch"),
+            ("mean", "the mean of the visible pixels"),
+        ):
+            trivial = metrics[f"test/mse_{key}_fill"]
+            verdict = "lower" if error < trivial else "higher"
+            clauses.append(f"{abs(1 - error / trivial):.0%} {verdict} than {filling} ({trivial:.3f})")
+        return f"Mean squared error on masked patches: {error:.3f}, {' and '.join(clauses)}."
+
+    @classmethod
+    def draw_figures(cls, network: nn.Module, data: pl.LightningDataModule, folder: Path) -> dict[str, Any]:
+        """Figures 2 to 9, see :func:`et.inpainting.figures.draw_figures`."""
+        from et.inpainting.figures import draw_figures
+
+        return draw_figures(network, data, folder)
+
+    @classmethod
+    def compare_networks(cls, networks: Mapping[str, nn.Module], folder: Path) -> dict[str, Any]:
+        """Figure 7: position biases side by side.
+
+        Raises:
+            UserError: One of the networks is no image Energy Transformer.
+        """
+        from et.inpainting.figures import draw_positions
+        from et.inpainting.model import InpaintingET
+
+        for title, network in networks.items():
+            if not isinstance(network, InpaintingET):
+                raise UserError(f"{title} has no position biases to compare: it is no image Energy Transformer")
+        return draw_positions(networks, folder / "positions_compared.png")

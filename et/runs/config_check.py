@@ -100,11 +100,6 @@ INNER = {
 }
 # Values of arguments whose annotation does not say them.
 CHOICES: Mapping[tuple[str, str], tuple[Any, ...]] = {
-    ("et.anomaly.data.NodeDataModule", "protocol"): PROTOCOLS,
-    ("et.anomaly.data.NodeDataModule", "fidelity"): FIDELITIES,
-    ("et.anomaly.data.NodeDataModule", "one_way_edges"): ("error", "mirror", "keep"),
-    ("et.anomaly.data.NodeDataModule", "standardize"): ("none", "train", "all"),
-    ("et.anomaly.data.NodeDataModule", "scaling"): ("moments", "quantiles"),
     ("pytorch_lightning.Trainer", "accelerator"): ("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
     ("pytorch_lightning.Trainer", "gradient_clip_algorithm"): (None, "norm", "value"),
 }

@@ -7,21 +7,20 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from et.runs.fingerprint import check_unseen
 from et.runs.folder import SCORES
-from et.runs.loading import family, fill, load_weights
+from et.runs.loading import fill, load_weights, task_class
 from et.runs.record import read_result, run_id
 from et.training.callbacks import KeptScores
-from et.training.run import accelerator, compute_exactly, quiet_libraries
+from et.training.task import Task
+from et.training.trainer import build_tester
 from et.utils.errors import UserError
-from et.utils.files import replacing, write_atomically
+from et.utils.files import write_atomically
 
 OPTIONS = ("run", "checkpoint", "images", "output", "mask_seeds", "device", "progress")
 
@@ -29,7 +28,8 @@ OPTIONS = ("run", "checkpoint", "images", "output", "mask_seeds", "device", "pro
 def evaluate(options: DictConfig) -> dict[str, Any]:
     """Test metrics of the weights that ``options`` (conf/evaluate.yaml) name; also written to evaluation.json.
 
-    Beside it go the predictions for all nodes or graphs (predictions.npz, see :func:`predict`), or pictures.
+    Beside it goes what the task reports: predictions of all nodes or graphs (predictions.npz, see :func:`predict`), or
+    pictures.
 
     Raises:
         UserError: no such run, an unknown option, weights that do not fit, data that is not there.
@@ -41,16 +41,7 @@ def evaluate(options: DictConfig) -> dict[str, Any]:
         )
     cfg, weights, output, loaded = load_weights(options.run, options.checkpoint)
     output = Path(options.output) if options.output else output
-    of_images = family(cfg) == "inpainting"
-    if not of_images and (options.images is not None or options.mask_seeds is not None):
-        raise UserError(f"images= and mask_seeds= are of image completion; {cfg.name} is no image experiment")
-    if options.images is not None:
-        cfg.data.source = {
-            "_target_": "et.inpainting.folders.ImageFolders", "root": str(options.images), "train": None,
-            "evaluation": ".", "image_size": cfg.data.image_size, "name": Path(options.images).name,
-        }  # fmt: skip
-    if options.mask_seeds is not None:
-        cfg.data.mask_seeds = cfg.task.mask_seeds = options.mask_seeds
+    task_class(cfg).set_evaluation(cfg, options.images, options.mask_seeds)
     task, data = assemble(cfg, weights, options.run)
     output.mkdir(parents=True, exist_ok=True)
     kept_scores = KeptScores(output / SCORES, run_id(OmegaConf.to_container(cfg, resolve=True)))
@@ -62,13 +53,7 @@ def evaluate(options: DictConfig) -> dict[str, Any]:
     record = {"run": str(options.run), "checkpoint": loaded, "dataset": data.describe(), "metrics": metrics}
     write_atomically(output / "evaluation.json", json.dumps(record, indent=2, sort_keys=True) + "\n")
     kept_scores.forget()
-    if of_images:
-        from et.inpainting.pictures import draw_report
-
-        draw_report(task.network, data, output)
-    else:
-        with replacing(output / "predictions.npz") as fresh:
-            np.savez(fresh, **{name: values.numpy() for name, values in predictions(trainer, task, data).items()})
+    task.write_report(trainer, data, output)
     return {**record, "output": str(output)}
 
 
@@ -90,17 +75,15 @@ def predict(run: Path | str, checkpoint: str | None = None, device: str = "auto"
         UserError: no such run, weights that do not fit, data that is not there; or the run completes images.
     """
     cfg, weights, *_ = load_weights(run, checkpoint)
-    if family(cfg) == "inpainting":
-        raise UserError("images are completed by et.inpainting.pictures.complete, or by evaluate.py")
+    if not task_class(cfg).predicts():
+        raise UserError(f"{cfg.name} has no predictions of single items: evaluate.py writes what its task can show")
     task, data = assemble(cfg, weights, run)
-    found = predictions(build_tester(cfg, device, progress=False), task, data)
+    found = task.predictions(build_tester(cfg, device, progress=False), data)
     warn_of_changed_data(run, data)
     return found
 
 
-def assemble(
-    cfg: DictConfig, weights: dict[str, Tensor], run: Path | str
-) -> tuple[pl.LightningModule, pl.LightningDataModule]:
+def assemble(cfg: DictConfig, weights: dict[str, Tensor], run: Path | str) -> tuple[Task, pl.LightningDataModule]:
     """Task and data of a configuration, with the weights of ``run``.
 
     Raises:
@@ -115,17 +98,6 @@ def assemble(
     return task, data
 
 
-def build_tester(cfg: DictConfig, device: str, progress: bool, *callbacks: pl.Callback) -> pl.Trainer:
-    """A trainer that only scores, and by itself writes nothing."""
-    quiet_libraries()
-    compute_exactly()
-    return pl.Trainer(
-        accelerator=accelerator(device), devices=1, logger=False, enable_progress_bar=progress,
-        precision=cfg.trainer.precision, enable_checkpointing=False, enable_model_summary=False,
-        callbacks=list(callbacks),
-    )  # fmt: skip
-
-
 def warn_of_changed_data(run: Path | str, data: pl.LightningDataModule) -> None:
     """Warn where ``data``, which have been set up, are not those that ``run`` was recorded with."""
     record = read_result(Path(run))
@@ -135,10 +107,3 @@ def warn_of_changed_data(run: Path | str, data: pl.LightningDataModule) -> None:
             "what is tested now may have been trained on",
             stacklevel=2,
         )
-
-
-def predictions(trainer: pl.Trainer, task: pl.LightningModule, data: pl.LightningDataModule) -> dict[str, Tensor]:
-    """The predictions of all batches, one after another, on the CPU, and in which part of the data each item is."""
-    batches = trainer.predict(task, data)
-    found = {name: torch.cat([batch[name].cpu() for batch in batches]) for name in batches[0]}
-    return {**found, "part": data.parts()}

@@ -7,6 +7,7 @@ their cell is called by, so that either program, grouped by experiment and proto
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from et.runs.record import plain_name
-from et.utils.errors import accepted_keys
+from et.utils.errors import constructor_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class RunInfo:
 
     @property
     def tags(self) -> list[str]:
-        """The run's own tags, then those of its cell: experiment, protocol, fidelity, seed and, with folds, the fold."""
+        """The run's own tags, then experiment, protocol, fidelity, seed and, where there are folds, the fold."""
         cell = self.cell
         tags = [*self.cfg.tags, cell["experiment"], cell["protocol"], f"fidelity {cell['fidelity']}"]
         return [*tags, f"seed {cell['seed']}", *([] if cell["fold"] is None else [f"fold {cell['fold']}"])]
@@ -56,14 +57,14 @@ def build_loggers(run: RunInfo) -> list[Logger]:
     """The loggers of the section ``logger``."""
     loggers = []
     for node in (run.cfg.get("logger") or {}).values():
-        taken = accepted_keys(node["_target_"]) or ()
+        taken = inspect.signature(constructor_of(node["_target_"])[1]).parameters
         given = {"run": run} if "run" in taken else {"save_dir": run.folder} if "save_dir" in taken else {}
         loggers.append(instantiate(node, **{key: value for key, value in given.items() if key not in node}))
     return loggers
 
 
 class SteppedWandbLogger(WandbLogger):
-    """Lightning's wandb logger with the optimizer step as wandb's own step; a run that resumes goes on in its wandb run.
+    """Lightning's wandb logger with the optimizer step as wandb's own step; a resumed run goes on in its wandb run.
 
     wandb counts calls of ``log`` from 0 in every process. An offline run that resumes would start at 0 again, and its
     rows would collide with the earlier ones once both parts are synchronised.
