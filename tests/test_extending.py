@@ -30,6 +30,7 @@ def run_command(line: str, monkeypatch) -> None:
 def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ET_RUNS_DIR", "runs")
+    monkeypatch.setenv("ET_TRUSTED_TARGETS", "")  # which the page sets
     monkeypatch.syspath_prepend(str(tmp_path))
     blocks = re.findall(r"```(python|sh)\n(.*?)```", PAGE, re.DOTALL)
     commands = 0
@@ -43,7 +44,9 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch):
         for line in filter(None, text.splitlines()):
             run_command(line, monkeypatch)
             commands += 1
-    assert commands == 7
+    assert commands == 8
     records = [read_result(path.parent) for path in tmp_path.rglob("result.json")]
-    assert len(records) == 6 + 4 and all(record["dataset"]["variant"] == "user data" for record in records)
+    assert len(records) == 7 + 4 and all(record["dataset"]["variant"] == "user data" for record in records)
+    (signals,) = (record for record in records if record["task"] == "signals")
+    assert signals["experiment"] == "signals-signals" and 0 <= signals["metrics"]["test/accuracy"] <= 1
     assert (names["tokens"][0] - names["alone"]).abs().max() < 1e-5  # of the page's last example

@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from et.anomaly.lit import AnomalyTask, FittedTask
+from et.graphs.lit import GraphTask
+from et.inpainting.lit import InpaintingTask
 from et.results.collect import STALE, Run
 from et.runs.identity import Key, config_of
+from et.training import verify
 from et.training.reproduction import Comparison
-from et.training.run import train, verify
+from et.training.run import train
 
 TREES = "demo_anomaly_trees"
 
