@@ -59,7 +59,8 @@ def build_loggers(run: RunInfo) -> list[Logger]:
     for node in (run.cfg.get("logger") or {}).values():
         taken = inspect.signature(constructor_of(node["_target_"])[1]).parameters
         given = {"run": run} if "run" in taken else {"save_dir": run.folder} if "save_dir" in taken else {}
-        loggers.append(instantiate(node, **{key: value for key, value in given.items() if key not in node}))
+        build = instantiate(node, _partial_=True)  # OmegaConf would make a configuration of the dataclass
+        loggers.append(build(**{key: value for key, value in given.items() if key not in node}))
     return loggers
 
 
