@@ -25,8 +25,7 @@ from et.inpainting.model import InpaintingET
 from et.inpainting.patches import patchify
 from et.runs.loading import find_run, load_run
 from et.runs.record import read_result
-from et.training.cli import exit_on_user_error
-from et.utils.errors import UserError
+from et.utils.errors import UserError, exit_on_user_error
 
 Batch = dict[str, Tensor]
 SOURCE = ("experiment", "seed", "git_commit", "device", "versions")  # of a record: what its numbers can be traced by

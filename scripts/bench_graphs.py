@@ -141,6 +141,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from et.training.cli import exit_on_user_error
+    from et.utils.errors import exit_on_user_error
 
     exit_on_user_error(main)

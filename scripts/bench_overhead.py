@@ -27,12 +27,9 @@ sys.path.insert(0, str(ROOT))
 from hydra import compose, initialize_config_dir  # noqa: E402
 from hydra.utils import instantiate  # noqa: E402
 
+from et.training import optim  # noqa: E402
 from et.training import run as training  # noqa: E402
-from et.training.run import (  # noqa: E402
-    build_network,
-    optim,
-    train,
-)
+from et.training.run import build_network, train  # noqa: E402
 
 
 def configuration(*overrides: str):

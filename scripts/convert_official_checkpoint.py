@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from et.training.cli import exit_on_user_error
+from et.utils.errors import exit_on_user_error
 
 
 def convert(source: Path, target: Path, experiment: str | None = None) -> None:

@@ -22,7 +22,7 @@ class Stop(RuntimeError):
 class Sleepy(Callback):
     """Lets every batch take a while, so that a run takes long on a fast machine too."""
 
-    def __init__(self, seconds: float, folder: Path):
+    def __init__(self, seconds: float):
         self.seconds = seconds
 
     def on_train_batch_start(self, *args: Any) -> None:

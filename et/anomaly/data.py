@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
@@ -98,14 +98,14 @@ class NodeDataModule(pl.LightningDataModule):
         neighbours: int = 10,
         train_ratio: float = 0.4,
         seed: int = 0,
-        protocol: str = "held_out",
-        fidelity: str = "paper",
+        protocol: Literal["held_out", "released"] = "held_out",
+        fidelity: Literal["paper", "released"] = "paper",
         merge: bool = True,
         self_loops: bool | None = None,
         repeated_edges: bool | None = None,
-        one_way_edges: str = "error",
-        standardize: str = "none",
-        scaling: str = "moments",
+        one_way_edges: Literal["error", "mirror", "keep"] = "error",
+        standardize: Literal["none", "train", "all"] = "none",
+        scaling: Literal["moments", "quantiles"] = "moments",
         sample_ratio: float | None = None,
         subgraphs: int = 1,
     ):
@@ -122,6 +122,11 @@ class NodeDataModule(pl.LightningDataModule):
         self.standardize, self.scaling = standardize, scaling
         self.whole: NodeBatch | None = None
         self._moved: NodeBatch | None = None  # the same on the device where it is trained
+
+    @staticmethod
+    def location(config: Mapping[str, Any]) -> str | Path:
+        """The file that a user's own graph is in, or the folder of files saved as published graphs."""
+        return config.get("path") or Path(config["root"]) / "node"
 
     def missing(self) -> list[str]:
         """What ``setup`` would have to download or ask for; reads and fetches nothing."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from et.anomaly.data import NodeBatch
+from et.anomaly.data import NodeBatch, NodeDataModule
 from et.anomaly.metrics import best_threshold, measure
 from et.core.precision import at_least_float32
-from et.training import optim as optimizers
+from et.training.task import Task
 from et.utils.errors import UserError
 
 MEASURES = ("f1_macro", "auc", "average_precision", "recall_at_k", "threshold")
@@ -33,7 +33,7 @@ def weighted_cross_entropy(log_odds: Tensor, labels: Tensor, anomaly_weight: flo
     return F.binary_cross_entropy_with_logits(log_odds, anomalous, weight, reduction="sum") / weight.sum()
 
 
-class AnomalyTask(pl.LightningModule):
+class AnomalyTask(Task):
     """Trains a network that gives nodes log-odds, and scores it.
 
     ``held_out``: scores come from the network in evaluation mode, after the epoch, on the whole graph. The epoch
@@ -51,6 +51,9 @@ class AnomalyTask(pl.LightningModule):
         balance: anomalous nodes weigh omega ** balance in the loss; 1: as in eq. 12; 0: all nodes weigh the same.
     """
 
+    family = "anomaly"
+    repeat_tolerance = 0.05  # the dropout that an order of the nodes draws carries on through the training
+
     def __init__(
         self,
         network: nn.Module,
@@ -58,16 +61,13 @@ class AnomalyTask(pl.LightningModule):
         protocol: Literal["held_out", "released"] = "held_out",
         balance: float = 1.0,
     ):
-        super().__init__()
+        super().__init__(network, optim)
         if protocol not in ("held_out", "released"):
             raise UserError(f"protocol must be held_out or released, not {protocol!r}")
-        self.network, self.optim, self.protocol, self.balance = network, optim, protocol, balance
+        self.protocol, self.balance = protocol, balance
         # Measures of the latest and of the best epoch under `released`, in buffers so that checkpoints keep them.
         for name in ("latest_val", "best_val", "best_test"):
             self.register_buffer(name, torch.zeros(len(MEASURES)))
-
-    def configure_optimizers(self) -> dict:
-        return optimizers.configure(self.optim, self, self.trainer)
 
     def on_fit_start(self) -> None:
         # The released scores of an epoch are those of its training step: they cost nothing to look at, and every epoch
@@ -147,6 +147,13 @@ class AnomalyTask(pl.LightningModule):
             return in_pieces(batch.features, batch.topologies, batch.nodes)
         return self.log_odds(batch)
 
+    @classmethod
+    def draw_figures(cls, network: nn.Module, data: NodeDataModule, folder: Path) -> dict[str, Any]:
+        """Attention between anomalous nodes and energies, see :func:`et.anomaly.figures.draw_figures`."""
+        from et.anomaly.figures import draw_figures  # late: matplotlib takes a second
+
+        return draw_figures(network, data, folder)
+
 
 class FittedTask(AnomalyTask):
     """The same protocols for a network that is fitted in one go instead of by gradient steps (trees).
@@ -158,6 +165,8 @@ class FittedTask(AnomalyTask):
         network: with ``fit(features, topologies, labels, train)`` and ``fitted``. The other arguments are those of
             :class:`AnomalyTask`; the optimizer has nothing to do.
     """
+
+    repeat_tolerance = 1e-6  # neither the order of the nodes nor that of sums matters to trees
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -123,6 +123,14 @@ class GraphData(pl.LightningDataModule):
         self.cache = cache
         self.drop_empty, self.stratified = drop_empty, stratified
         self.graphs: GraphBatch | None = None
+
+    @staticmethod
+    def location(config: Mapping[str, Any]) -> str | Path:
+        """The file or folder that a user's own graphs are in."""
+        if config.get("path") is not None:
+            return config["path"]
+        folders = {"tu": f"tu/{config['name']}", "extracted": "mnist"}
+        return Path(config["root"]) / folders.get(config["source"], "zinc")
 
     def load(self) -> sources.Source:
         """Read, generate or extract the data set.

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
@@ -18,15 +17,15 @@ from et.graphs.batch import GraphBatch
 from et.graphs.data import GraphData
 from et.graphs.protocol import RELEASED_BATCH, released_accuracy
 from et.runs.fingerprint import check_unseen
-from et.training import optim as optimizers
 from et.training.callbacks import KeptScores
 from et.training.sampler import rank_and_world
+from et.training.task import Task
 from et.utils.errors import UserError
 
 SAY_EVERY = 30.0  # seconds of repeated scoring, which no progress bar counts
 
 
-class GraphTask(pl.LightningModule):
+class GraphTask(Task):
     """Trains a network on graphs and scores it.
 
     Classification logs ``accuracy``, ``loss`` (cross-entropy without smoothing) and, for node tasks,
@@ -51,6 +50,9 @@ class GraphTask(pl.LightningModule):
         seed: of the released scoring: repetition r draws folds and noise from ``seed + r``.
     """
 
+    family = "graphs"
+    repeat_tolerance = 0.1  # one graph of a small test fold may change sides
+
     def __init__(
         self,
         network: nn.Module,
@@ -62,7 +64,7 @@ class GraphTask(pl.LightningModule):
         edge_loss_weight: float = 0.0,
         seed: int = 0,
     ):
-        super().__init__()
+        super().__init__(network, optim)
         if protocol not in ("held_out", "released"):
             raise UserError(f"protocol must be held_out or released, not {protocol!r}")
         if (edge_loss_weight > 0) != (getattr(network, "edge_decoder", None) is not None):
@@ -70,7 +72,7 @@ class GraphTask(pl.LightningModule):
                 "model.edge_reconstruction=true and a task.edge_loss_weight above 0 go together: the one has no use "
                 "without the other"
             )
-        self.network, self.optim, self.num_classes = network, optim, num_classes
+        self.num_classes = num_classes
         self.protocol, self.repetitions, self.seed = protocol, repetitions, seed
         self.label_smoothing, self.edge_loss_weight = label_smoothing, edge_loss_weight
         self.val_measures, self.test_measures = Measures(num_classes), Measures(num_classes)
@@ -90,9 +92,6 @@ class GraphTask(pl.LightningModule):
         if (readout == "nodes") != (level == "node"):
             right = "set model.readout=nodes" if level == "node" else "leave model.readout out"
             raise UserError(f"the targets are of {level}s, and the network reads out {readout}: {right}")
-
-    def configure_optimizers(self) -> dict:
-        return optimizers.configure(self.optim, self, self.trainer)
 
     def training_step(self, batch: GraphBatch, batch_index: int) -> Tensor:
         if self.edge_loss_weight > 0:

@@ -16,9 +16,8 @@ import torch
 from torch import nn
 
 from et.graphs.data import GraphData
-from et.graphs.lit import Measures, seeded
-from et.training.cli import exit_on_user_error
-from et.utils.errors import UserError
+from et.graphs.lit import GraphTask, Measures, seeded
+from et.utils.errors import UserError, exit_on_user_error
 from et.utils.files import write_atomically
 
 
@@ -68,7 +67,7 @@ def main(arguments: list[str]) -> None:
     """
     from hydra.utils import instantiate
 
-    from et.runs.loading import family, load_run
+    from et.runs.loading import load_run, task_class
 
     options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     if "run" not in options or set(options) - {"run", "orders", "checkpoint"} or len(options) != len(arguments):
@@ -77,7 +76,7 @@ def main(arguments: list[str]) -> None:
     if not orders.isdecimal() or int(orders) == 0:
         raise UserError(f"orders={orders}: it says how many random orders to try, a whole number from 1 on")
     cfg, network = load_run(Path(options["run"]), options.get("checkpoint"))
-    if family(cfg) != "graphs":
+    if not issubclass(task_class(cfg), GraphTask):
         raise UserError(f"{options['run']} is a run of {cfg.name}, which is not about graphs")
     data = instantiate(cfg.data)
     data.setup()

@@ -22,9 +22,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from et.baselines.fill_baselines import mean_fill, nearest_fill
 from et.core import Descent
 from et.inpainting.canvas import Canvas, make_canvas
+from et.inpainting.fill_baselines import mean_fill, nearest_fill
 from et.inpainting.folders import EXTENSIONS, list_images, open_image
 from et.inpainting.patches import hide, patchify
 from et.inpainting.photos import load_photo

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -120,6 +120,11 @@ class InpaintingData(pl.LightningDataModule):
                 f"({self.num_patches}) must hold"
             )
         self.batch_size, self.num_workers, self.mask_seeds, self.seed = batch_size, num_workers, mask_seeds, seed
+
+    @staticmethod
+    def location(config: Mapping[str, Any]) -> str:
+        """The folder that a user's own images are in."""
+        return config["source"]["root"]
 
     @property
     def counts(self) -> tuple[int, int, int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -10,10 +12,11 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from et.baselines.fill_baselines import mean_fill, nearest_fill
+from et.inpainting.fill_baselines import mean_fill, nearest_fill
 from et.inpainting.patches import fill, mask_first_patch, patchify
 from et.inpainting.scores import image_scores, masked_mse
-from et.training import optim as optimizers
+from et.training.task import Task
+from et.utils.errors import UserError
 
 Batch = dict[str, Tensor]
 
@@ -61,7 +64,7 @@ class MeanPerSeed(Metric):
         return {"mean": mean.float(), "std_masks": spread.float(), "std_images": variance.sqrt().float()}
 
 
-class InpaintingTask(pl.LightningModule):
+class InpaintingTask(Task):
     """Trains a network that reconstructs patches, and scores it.
 
     ``val/mse`` and ``test/mse`` are over the occluded patches, as the paper's; ``mse_masked`` over those alone that the
@@ -81,6 +84,10 @@ class InpaintingTask(pl.LightningModule):
             converted checkpoint; position biases are resized to the image. None: the network's own initial weights.
     """
 
+    family = "inpainting"
+    precisions = (*Task.precisions, "64-true")
+    repeat_tolerance = 0.02
+
     def __init__(
         self,
         network: nn.Module,
@@ -91,8 +98,8 @@ class InpaintingTask(pl.LightningModule):
         mask_first_patch: bool | None = None,
         init_weights: str | None = None,
     ):
-        super().__init__()
-        self.network, self.optim, self.fidelity, self.init_weights = network, optim, fidelity, init_weights
+        super().__init__(network, optim)
+        self.fidelity, self.init_weights = fidelity, init_weights
         self.mask_first_patch = fidelity == "released" if mask_first_patch is None else mask_first_patch
         if compile:
             network.compile()
@@ -106,9 +113,6 @@ class InpaintingTask(pl.LightningModule):
             from et.runs.loading import initialise
 
             initialise(self.network, self.init_weights)
-
-    def configure_optimizers(self) -> dict:
-        return optimizers.configure(self.optim, self, self.trainer)
 
     def _patches(self, batch: Batch, masked: Tensor) -> tuple[Tensor, Tensor]:
         """(prediction, target), both (B, N, P) float32."""
@@ -183,3 +187,97 @@ class InpaintingTask(pl.LightningModule):
             self.log(f"test/mse_{spread}", found["mse"][spread])
         for metric in self.tests.values():
             metric.reset()
+
+    @classmethod
+    def set_evaluation(
+        cls,
+        cfg: DictConfig,
+        images: str | None = None,
+        crop_mode: str | None = None,
+        crop_pct: float | None = None,
+        mask_seeds: int | None = None,
+    ) -> None:
+        if images is None and (crop_mode is not None or crop_pct is not None):
+            raise UserError(
+                "crop_mode= and crop_pct= say how images= are fitted to the model: name a folder of images too"
+            )
+        if images is not None:
+            source = image_folder(Path(images), cfg.data.image_size, crop_mode or "center", crop_pct)
+            cfg.data.source, cfg.data.num_workers = source, 0
+        if mask_seeds is not None:
+            cfg.data.mask_seeds = cfg.task.mask_seeds = mask_seeds
+
+    @classmethod
+    def evaluation_callbacks(cls, data: pl.LightningDataModule, folder: Path, own_items: bool) -> list[pl.Callback]:
+        """Scores of every image and, of a person's own images, every completion."""
+        from et.inpainting.pictures import CompletedImages
+        from et.inpainting.scores import ImageScores
+
+        completed = [CompletedImages(folder, data.source.eval_names)] if own_items else []
+        return [ImageScores(folder), *completed]
+
+    def write_report(self, trainer: pl.Trainer, data: pl.LightningDataModule, folder: Path) -> None:
+        """Pictures of completions, see :func:`et.inpainting.pictures.draw_report`."""
+        from et.inpainting.pictures import draw_report  # late, as below: matplotlib takes a second
+
+        draw_report(self.network, data, folder)
+
+    @classmethod
+    def summary(cls, metrics: Mapping[str, float]) -> str | None:
+        """The error on masked patches against those of the two trivial fillings."""
+        if "test/mse_nearest_fill" not in metrics:
+            return None
+        error, clauses = metrics["test/mse_masked"], []
+        for key, filling in (
+            ("nearest", "copying the nearest visible patch"),
+            ("mean", "the mean of the visible pixels"),
+        ):
+            trivial = metrics[f"test/mse_{key}_fill"]
+            verdict = "lower" if error < trivial else "higher"
+            clauses.append(f"{abs(1 - error / trivial):.0%} {verdict} than {filling} ({trivial:.3f})")
+        return f"Mean squared error on masked patches: {error:.3f}, {' and '.join(clauses)}."
+
+    @classmethod
+    def draw_figures(cls, network: nn.Module, data: pl.LightningDataModule, folder: Path) -> dict[str, Any]:
+        """Figures 2 to 9, see :func:`et.inpainting.figures.draw_figures`."""
+        from et.inpainting.figures import draw_figures
+
+        return draw_figures(network, data, folder)
+
+    @classmethod
+    def compare_networks(cls, networks: Mapping[str, nn.Module], folder: Path) -> dict[str, Any]:
+        """Figure 7: position biases side by side.
+
+        Raises:
+            UserError: One of the networks is no image Energy Transformer.
+        """
+        from et.inpainting.figures import draw_positions
+        from et.inpainting.model import InpaintingET
+
+        for title, network in networks.items():
+            if not isinstance(network, InpaintingET):
+                raise UserError(f"{title} has no position biases to compare: it is no image Energy Transformer")
+        return draw_positions(networks, folder / "positions_compared.png")
+
+
+def image_folder(images: Path, image_size: int, crop_mode: str, crop_pct: float | None) -> dict[str, Any]:
+    """Configuration of a folder of images to complete.
+
+    Args:
+        images: The folder.
+        image_size: Of the model.
+        crop_mode: How an image is fitted to the model, as timm has it: ``center``, ``squash`` or ``border``.
+        crop_pct: Share of the shorter side that is kept. If None, 1: an image of the model's size stays as it is.
+
+    Raises:
+        UserError: ``crop_mode`` or ``crop_pct`` has no such value.
+    """
+    crop_pct = 1.0 if crop_pct is None else crop_pct
+    if crop_mode not in ("center", "squash", "border"):
+        raise UserError(f"crop_mode must be center, squash or border, not {crop_mode!r}")
+    if not isinstance(crop_pct, int | float) or not 0 < crop_pct <= 1:
+        raise UserError(f"crop_pct must be above 0 and at most 1, not {crop_pct}")
+    return {
+        "_target_": "et.inpainting.folders.ImageFolders", "root": str(images), "train": None, "evaluation": ".",
+        "image_size": image_size, "name": images.resolve().name, "crop_mode": crop_mode, "crop_pct": crop_pct,
+    }  # fmt: skip

@@ -127,12 +127,9 @@ def draw_report(network: torch.nn.Module, data: pl.LightningDataModule, folder: 
 class Pictures(pl.Callback):
     """Leaves the pictures of :func:`draw_report` in <run folder>/pictures when the run is tested."""
 
-    def __init__(self, folder: Path):
-        self.folder = Path(folder) / "pictures"
-
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:
-            draw_report(pl_module.network, trainer.datamodule, self.folder)
+            draw_report(pl_module.network, trainer.datamodule, Path(trainer.default_root_dir) / "pictures")
 
 
 class CompletedImages(pl.Callback):

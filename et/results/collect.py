@@ -21,8 +21,7 @@ from et.results.run_files import read_curves
 from et.runs.fingerprint import of_user_data
 from et.runs.identity import Key, config_of, differences, key_of, leaves, reproduces
 from et.runs.record import load_record, malformed, plain_name, run_id
-from et.training.cli import exit_on_user_error
-from et.utils.errors import UserError
+from et.utils.errors import UserError, exit_on_user_error
 from et.utils.files import write_atomically
 from et.utils.paths import EXPERIMENTS, ROOT
 

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from et.results import paper
 from et.runs.record import git_commit
-from et.training.cli import exit_on_user_error
-from et.utils.errors import UserError
+from et.utils.errors import UserError, exit_on_user_error
 from et.utils.files import write_atomically
 from et.utils.paths import EXPERIMENTS
 

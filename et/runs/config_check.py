@@ -75,10 +75,11 @@ TOP = Section(
                 "tie_break": None,
                 "save_every_n_epochs": None,
                 "progress": (True, False),
-                "pictures": Section(nodes=True),
-            }
+                "pictures": Section(nodes=True),  # one class, or several by name
+            },
+            nodes=True,
         ),
-        "logger": Section({"extra": None, "wandb": None}),
+        "logger": Section(nodes=True),
         "sweep": Section(
             {
                 "name": None,
@@ -99,18 +100,20 @@ INNER = {
 }
 # Values of arguments whose annotation does not say them.
 CHOICES: Mapping[tuple[str, str], tuple[Any, ...]] = {
-    ("et.anomaly.data.NodeDataModule", "protocol"): PROTOCOLS,
-    ("et.anomaly.data.NodeDataModule", "fidelity"): FIDELITIES,
-    ("et.anomaly.data.NodeDataModule", "one_way_edges"): ("error", "mirror", "keep"),
-    ("et.anomaly.data.NodeDataModule", "standardize"): ("none", "train", "all"),
-    ("et.anomaly.data.NodeDataModule", "scaling"): ("moments", "quantiles"),
     ("pytorch_lightning.Trainer", "accelerator"): ("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
     ("pytorch_lightning.Trainer", "gradient_clip_algorithm"): (None, "norm", "value"),
 }
-# What takes the keys of logger.wandb: Lightning's logger hands on what it does not know.
-WANDB = ("pytorch_lightning.loggers.WandbLogger", "wandb.init")
-# Arguments that the run itself gives.
-GIVEN = {"task": ("network", "optim"), "optim.optimizer": ("params",)}
+# What takes the arguments that a class does not name itself.
+HANDED_ON = {"et.training.loggers.SteppedWandbLogger": ("pytorch_lightning.loggers.WandbLogger", "wandb.init")}
+# Arguments that the run itself gives, by section and by class.
+GIVEN: Mapping[str, tuple[str, ...]] = {
+    "task": ("network", "optim"),
+    "optim.optimizer": ("params",),
+    "et.training.loggers.SteppedWandbLogger": ("run", "id", "resume"),
+    "et.training.loggers.RunTensorBoardLogger": ("run", "save_dir", "name", "version"),
+}
+# Keys that there were, and what to write instead.
+REPLACED = {"logger.extra": "choose loggers by name, such as logger=tensorboard or logger=[tensorboard,wandb]"}
 
 
 def check_config(config: Mapping[str, Any], classes: bool = True) -> None:
@@ -124,25 +127,6 @@ def check_config(config: Mapping[str, Any], classes: bool = True) -> None:
         UserError: an unknown key or value; the message names the nearest right one.
     """
     _check_section(config, TOP, "", config, classes)
-    _check_loggers(config, config.get("logger") or {}, classes)
-
-
-def _check_loggers(config: Mapping[str, Any], logger: Mapping[str, Any], classes: bool) -> None:
-    """The names of loggers, and what wandb is given."""
-    names = logger.get("extra") or ()
-    for name in names:
-        _check_choice(name, ("tensorboard", "wandb"), "logger.extra")
-    if not classes or "wandb" not in names:
-        return
-    known: dict[str, None] = {}
-    for target in WANDB:
-        try:
-            known |= dict.fromkeys(inspect.signature(constructor_of(target)[1]).parameters)
-        except ImportError:  # wandb is not installed, which its logger says
-            return
-    for key in logger.get("wandb") or ():
-        if key not in known:
-            raise UserError(unknown_key("logger.wandb", str(key), known, config))
 
 
 def check_choices(cfg: DictConfig) -> None:
@@ -160,12 +144,12 @@ def _check_section(value: Any, section: Section, path: str, config: Mapping[str,
         raise UserError(f"{path} is a section, with {_listed(section.keys) or 'classes'} in it, not {value!r}")
     for key, child in value.items():
         below = f"{path}.{key}" if path else str(key)
+        kind = section.keys.get(key)
+        if getattr(section if key not in section.keys else kind, "nodes", False) and _is_node(child):
+            _check_node(child, below, config, classes)
+            continue
         if key not in section.keys:
-            if section.nodes and isinstance(child, Mapping) and "_target_" in child:
-                _check_node(child, below, config, classes)
-                continue
             raise UserError(unknown_key(path, str(key), tuple(section.keys), config, section.nodes))
-        kind = section.keys[key]
         if kind == NODE:
             _check_node(child, below, config, classes)
         elif isinstance(kind, Section):
@@ -175,6 +159,11 @@ def _check_section(value: Any, section: Section, path: str, config: Mapping[str,
             _check_variant(child, kind, below, config, classes)
         elif isinstance(kind, tuple):
             _check_choice(child, kind, below)
+
+
+def _is_node(value: Any) -> bool:
+    """True if ``value`` is a section that names a class."""
+    return isinstance(value, Mapping) and "_target_" in value
 
 
 def _check_variant(
@@ -201,17 +190,18 @@ def _check_node(value: Any, path: str, config: Mapping[str, Any], classes: bool)
         return
     target = value["_target_"]
     try:
-        taken, hints = accepted_keys(target), _hints(target)
+        taken, hints = _accepted(target), _hints(target)
     except Exception as error:  # whatever an import may raise
         raise UserError(f"{path}._target_={target} cannot be imported: {type(error).__name__}: {error}") from error
+    given = (*GIVEN.get(path, ()), *GIVEN.get(target, ()))
     for key, child in value.items():
         below = f"{path}.{key}"
         if key in OF_HYDRA:
             continue
-        if key in GIVEN.get(path, ()):
+        if key in given:
             raise UserError(f"{below} is given by the run itself: leave it out")
         if taken is not None and key not in taken:
-            known = [name for name in taken if name not in GIVEN.get(path, ())]
+            known = [name for name in taken if name not in given]
             elsewhere = _same_name(str(key), path, config) if not _nearest(str(key), known) else None
             raise UserError(
                 f"{below}: there is no such key; did you mean {elsewhere}?"
@@ -226,6 +216,19 @@ def _check_node(value: Any, path: str, config: Mapping[str, Any], classes: bool)
             _check_arguments(child, INNER[target, key], below)
         else:
             _check_nested(child, below, config)
+
+
+def _accepted(target: str) -> tuple[str, ...] | None:
+    """Names of the arguments of a class, with those that it hands on; None if it takes any."""
+    taken = accepted_keys(target)
+    if taken is not None or target not in HANDED_ON:
+        return taken
+    try:
+        return tuple(
+            name for call in HANDED_ON[target] for name in inspect.signature(constructor_of(call)[1]).parameters
+        )
+    except ImportError:  # its package is not installed, which the class says when it is built
+        return None
 
 
 def _check_arguments(value: Mapping[str, Any], target: str, path: str) -> None:
@@ -308,6 +311,8 @@ def unknown_key(
 ) -> str:
     """What to say of a key that a section does not have."""
     name = f"{path}.{key}" if path else key
+    if name in REPLACED:
+        return f"{name}: there is no such key any more; {REPLACED[name]}"
     close = _nearest(key, known)
     other = f"{path}.{close}" if path and close else close or _same_name(key, path, config)
     if other:

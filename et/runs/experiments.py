@@ -17,6 +17,8 @@ from omegaconf import OmegaConf
 from et.utils.paths import CONF
 
 FOLDER = CONF / "experiment"
+# Task, data and model of conf/train.yaml itself: nothing was chosen, so that there is no name.
+UNCHOSEN = "inpainting-photos-"
 
 
 @cache
@@ -65,6 +67,15 @@ def composed(name: str) -> dict[str, Any]:
     overrides = [{f"override /{group}": choices[group]} for group in _content()["kept_groups"] if group in choices]
     body = OmegaConf.to_container(OmegaConf.merge(kept, adds))
     return {"defaults": [f"base/{variant['base']}", "_self_", *overrides], "name": name, **body}
+
+
+def free_name(choices: str) -> dict[str, str]:
+    """The name of a run that is no experiment, as content of a configuration file: ``anomaly-yelp-bwgnn``.
+
+    Args:
+        choices: Names of the chosen task, data and model, joined by ``-``. The model is empty if it is the task's own.
+    """
+    return {} if choices == UNCHOSEN else {"name": choices.strip("-")}
 
 
 def _flattened(name: str) -> tuple[dict[str, str], Any]:

@@ -11,8 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from et.runs.identity import differences
-from et.runs.loading import family, find_run, load_run, output_folder
-from et.utils.errors import UserError
+from et.runs.loading import find_run, load_run, output_folder, task_class
 from et.utils.files import write_atomically
 
 
@@ -29,16 +28,9 @@ def draw_run(run: Path, output: Path | None = None, mask_seeds: int | None = Non
     run = find_run(run)
     cfg, network = load_run(run)
     output = output_folder(run, "figures") if output is None else output
-    if mask_seeds is not None and family(cfg) == "inpainting":
-        cfg.data.mask_seeds = mask_seeds
-    data = instantiate(cfg.data)
-    if family(cfg) == "inpainting":
-        from et.inpainting.figures import draw_figures
-    elif family(cfg) == "anomaly":
-        from et.anomaly.figures import draw_figures
-    else:
-        raise UserError(f"{cfg.name}: there are figures of image completion and of node anomaly detection only")
-    numbers = draw_figures(network, data, output)
+    task = task_class(cfg)
+    task.set_evaluation(cfg, mask_seeds=mask_seeds)
+    numbers = task.draw_figures(network, instantiate(cfg.data), output)
     write_atomically(output / "figures.json", json.dumps(numbers, indent=2) + "\n")
     return output
 
@@ -49,20 +41,15 @@ def compare_positions(runs: Sequence[Path], output: Path) -> Path:
     Raises:
         UserError: one of them is no run of an image Energy Transformer.
     """
-    from et.inpainting.figures import draw_positions
-    from et.inpainting.model import InpaintingET
-
     loaded = [load_run(find_run(run)) for run in runs]
     first: dict[str, Any] = _plain(loaded[0][0])
     networks = {}
-    for run, (cfg, network) in zip(runs, loaded, strict=True):
-        if not isinstance(network, InpaintingET):
-            raise UserError(f"{run} has no position biases to compare: it is no image Energy Transformer")
+    for cfg, network in loaded:
         changes = differences(first, _plain(cfg)).items()
         changed = {key: new for key, (_, new) in changes if key != "name" and new is not None}
         networks[", ".join(f"{key.split('.')[-1]} = {value}" for key, value in changed.items()) or cfg.name] = network
     output.mkdir(parents=True, exist_ok=True)
-    numbers = draw_positions(networks, output / "positions_compared.png")
+    numbers = task_class(loaded[0][0]).compare_networks(networks, output)
     write_atomically(output / "positions_compared.json", json.dumps(numbers, indent=2) + "\n")
     return output
 

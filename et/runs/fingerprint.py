@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_object
+
 from et.runs.record import USER_DATA
 from et.utils.errors import UserError, unwrapped
 
@@ -63,22 +65,14 @@ def check_same_data(config: Mapping[str, Any], record: Mapping[str, Any]) -> Non
 
 
 def _place(data: Mapping[str, Any]) -> Path | None:
-    """The file or folder that a user's data are in."""
-    source = data.get("source")
-    if isinstance(source, Mapping):  # of images
-        return Path(source["root"])
-    if data.get("path") is not None:
-        return Path(data["path"])
-    if "name" not in data:  # a file saved as one of the published graphs of nodes
-        return Path(data["root"]) / "node"
-    if source == "tu":
-        return Path(data["root"]) / "tu" / str(data["name"])
-    return Path(data["root"]) / ("mnist" if source == "extracted" else "zinc")
+    """The file or folder that a user's data are in, as their data module says; None if it does not."""
+    location = getattr(get_object(data["_target_"]), "location", None)
+    return None if location is None else Path(location(data))
 
 
 def _hash(data: Mapping[str, Any], place: Path) -> str:
     """Hash of the data as a run would record it; the cells of a sweep that differ in seed or fold share one reading."""
-    kind = {key: data.get(key) for key in ("_target_", "source", "root", "path", "name", "merge", "one_way_edges")}
+    kind = {key: value for key, value in data.items() if key not in ("seed", "fold")}
     key = json.dumps([kind, place.stat().st_mtime_ns, place.stat().st_size], sort_keys=True)
     if key not in _HASHES or place.is_dir():  # a folder keeps its time when a file in it changes
         from hydra.utils import instantiate  # late: torch and the data's libraries take seconds

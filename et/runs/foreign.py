@@ -7,6 +7,7 @@ are allowed in a configuration that this process did not compose itself.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ TARGETS = frozenset(
             f"pytorch_lightning.callbacks.{name}"
             for name in (
                 "EarlyStopping", "GradientAccumulationScheduler", "LearningRateMonitor", "ModelSummary",
-                "RichModelSummary", "StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging",
+                "RichModelSummary", "DeviceStatsMonitor", "StochasticWeightAveraging", "WeightAveraging",
+                "EMAWeightAveraging",
             )
         ),
         *(
@@ -63,6 +65,25 @@ TARGETS = frozenset(
         ),
     }
 )  # fmt: skip
+
+# Loggers that a run's configuration may name. They are not called: a configuration from a file logs nowhere.
+LOGGERS = frozenset(
+    {
+        "et.training.loggers.RunTensorBoardLogger",
+        "et.training.loggers.SteppedWandbLogger",
+        *(
+            f"pytorch_lightning.loggers.{name}"
+            for name in (
+                "CSVLogger",
+                "CometLogger",
+                "MLFlowLogger",
+                "NeptuneLogger",
+                "TensorBoardLogger",
+                "WandbLogger",
+            )
+        ),
+    }
+)
 
 
 def read_config(file: Path) -> DictConfig:
@@ -104,7 +125,8 @@ def trusted(config: Any, where: str) -> DictConfig:
     for path, value in _nodes(plain):
         if isinstance(value, str) and "${" in value:
             raise UserError(f"{where}: {path} has an interpolation ({value}), which no run writes: it is not read")
-        if path.rpartition(".")[2] == "_target_" and not (isinstance(value, str) and value in allowed):
+        known = allowed | LOGGERS if re.fullmatch(r"logger\.[^.\[\]]+\._target_", path) else allowed
+        if path.rpartition(".")[2] == "_target_" and not (isinstance(value, str) and value in known):
             raise UserError(
                 f"{where}: {path} names {value!r}, which is not called: it is none of the classes that a configuration "
                 f"from a file may name (et/runs/foreign.py). If it is yours and you trust it, set {TRUSTED}={value}"
@@ -116,7 +138,7 @@ def trusted(config: Any, where: str) -> DictConfig:
         if "_target_" not in plain[section]:
             raise UserError(f"{where} is no configuration of a run: {section} names no class")
     plain_name(plain.get("name"), f"{where}: name")
-    config = OmegaConf.create(plain)
+    config = OmegaConf.create({**plain, "logger": {}})
     config.data.pop("cache", None)  # derived files go where this machine keeps them
     return config
 

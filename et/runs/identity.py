@@ -154,7 +154,8 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
         config = OmegaConf.to_container(with_counts(cfg), resolve=True)
     except OmegaConfBaseException as error:
         check_choices(cfg)  # other values are looked up by these
-        raise UserError(f"the configuration does not resolve: {_first_line(error)}") from error
+        other = "; the data are of another task: choose data=NAME" if "key 'data." in str(error) else ""
+        raise UserError(f"the configuration does not resolve: {_first_line(error)}{other}") from error
     config.pop("hydra", None)
     return config
 

@@ -1,13 +1,13 @@
-"""A finished run, loaded: where it is, its configuration, its trained network, its task family."""
+"""A finished run, loaded: where it is, its configuration, its trained network, the class of its task."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from et.runs.checkpoint_files import check_place, load_best, load_checkpoint
@@ -15,6 +15,9 @@ from et.runs.foreign import read_config, trusted
 from et.runs.identity import config_of
 from et.runs.record import read_result, run_dir, run_id
 from et.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from et.training.task import Task
 
 PRETRAINED = "pretrained"  # what names the authors' published weights where a run is asked for
 
@@ -182,6 +185,6 @@ def fill(module: torch.nn.Module, weights: dict[str, torch.Tensor], run: Path | 
         raise UserError(f"the weights do not fit the configuration of {run}: {error}") from error
 
 
-def family(cfg: DictConfig) -> str:
-    """The task family of a run's configuration: inpainting, anomaly or graphs."""
-    return str(cfg.task._target_).split(".")[1]
+def task_class(cfg: DictConfig) -> type[Task]:
+    """The class of the task that a configuration names."""
+    return get_class(cfg.task._target_)

@@ -27,7 +27,7 @@ from et.runs.identity import check_overrides, resolve
 from et.runs.record import plain_name, read_result, run_dir, run_id
 from et.sweeps.cells import Cell, combinations, inspect_all, jobs, label_of, needed, record_failure, skipped
 from et.sweeps.report import missing_data, report, say
-from et.utils.errors import UserError, unwrapped
+from et.utils.errors import UserError, unwrapped, user_message
 
 
 def run_cell(cfg: DictConfig) -> float | None:
@@ -78,8 +78,6 @@ def run_job(cfg: DictConfig, run: Callable[[], float | None]) -> float | None:
     Returns:
         What ``run`` returned, None if it failed.
     """
-    from et.training.cli import user_message
-
     overrides, folder = list(HydraConfig.get().overrides.task), None
     try:
         config = resolve(cfg)

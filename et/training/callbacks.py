@@ -20,6 +20,8 @@ from et.training.optim import centralize
 from et.utils.errors import UserError
 from et.utils.files import write_atomically
 
+AVERAGING_STATE = ("current_model_state", "averaging_state")  # of Lightning's WeightAveraging, to resume from
+
 
 class SeededEpochs(Callback):
     """Reseeds all generators at the start of every training epoch from (seed, epoch, rank).
@@ -188,6 +190,10 @@ class Checkpoints(Checkpoint):
             # Not trainer.save_checkpoint: it asks no callback what to add to weights alone, and best.ckpt must say
             # which run it is of.
             content = trainer._checkpoint_connector.dump_checkpoint(weights_only)
+            if weights_only:  # what other callbacks make of the weights, such as their moving average
+                for callback in trainer.callbacks:
+                    callback.on_save_checkpoint(trainer, trainer.lightning_module, content)
+                content = {key: value for key, value in content.items() if key not in AVERAGING_STATE}
             content |= {"run_id": self.identity, "data_sha256": self.data_sha256}
             trainer.strategy.save_checkpoint(content, fresh)
             trainer.strategy.barrier("checkpoint saved")

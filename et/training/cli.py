@@ -3,55 +3,21 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from et.utils.errors import Interrupted, UserError, is_user_error, unwrapped
-from et.utils.startup import exit_status, tolerate_encoding
-
-T = TypeVar("T")
-
+from et.utils.errors import UserError, exit_on_user_error
 
 _WHOLE_ERRORS = "HYDRA_FULL_ERROR"
 _raised: set[str] = set()  # holds that name while run_hydra has set it
-
-
-def exit_on_user_error(function: Callable[[], T]) -> T:
-    """Run ``function``; an error the user can mend becomes its message on stderr and exit status 1."""
-    tolerate_encoding()
-    try:
-        return function()
-    except Interrupted as stop:
-        print(f"error: {stop}", file=sys.stderr)
-        raise
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        raise SystemExit(exit_status(signal.SIGINT)) from None
-    except Exception as error:
-        message = user_message(error)
-        if message is None:
-            raise
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(1)
-
-
-def user_message(error: Exception) -> str | None:
-    """What to tell the person at the keyboard, or None if ``error`` needs its traceback."""
-    if isinstance(error, OmegaConfBaseException):
-        return f"configuration: {error}"
-    if isinstance(error, UserError | InstantiationException | OSError | RuntimeError) and is_user_error(error):
-        return str(unwrapped(error))
-    return None
 
 
 def run_hydra(main: Callable[[], Any], config_name: str = "train") -> None:
@@ -115,14 +81,21 @@ def train_and_print(cfg: DictConfig) -> float | None:
         UserError: No experiment is chosen, or what :func:`et.training.run.train` raises.
     """
     if OmegaConf.is_missing(cfg, "name"):
-        raise UserError("no experiment chosen: python train.py experiment=NAME (conf/experiment has the names)")
+        raise UserError(
+            "no experiment chosen: python train.py experiment=NAME (conf/experiment has the names), or choose for "
+            "yourself: task=anomaly data=yelp model=bwgnn"
+        )
     from et.runs.identity import check_overrides, resolve
     from et.training.run import train
 
     if HydraConfig.initialized():
         check_overrides(HydraConfig.get().overrides.task, resolve(cfg))
     outcome = train(cfg)
-    print_record(outcome.record, str(outcome.folder), outcome.skipped)
+    from et.runs.loading import task_class
+
+    print_record(
+        outcome.record, str(outcome.folder), outcome.skipped, task_class(cfg).summary(outcome.record["metrics"])
+    )
     return outcome.record["metrics"].get(cfg.callbacks.monitor)
 
 
@@ -193,21 +166,11 @@ def print_metrics(title: str, dataset: dict[str, Any], metrics: dict[str, float]
         print(f"warning: {warning}")
 
 
-def print_record(record: dict[str, Any], folder: str, skipped: bool) -> None:
-    """The metrics of a run as a table on the terminal, with what they are of and where the rest lies."""
+def print_record(record: dict[str, Any], folder: str, skipped: bool, summary: str | None = None) -> None:
+    """The metrics of a run as a table on the terminal, with what they are of, a summary and where the rest lies."""
     title = f"{record['experiment']} · {record['protocol']} · {record['fidelity']} · seed {record['seed']}"
     print_metrics(title, record["dataset"], record["metrics"])
-    if "test/mse_nearest_fill" in record["metrics"]:
-        print(compare_with_fillings(record["metrics"]))
+    if summary is not None:
+        print(summary)
     state = "finished before; force=true runs it again" if skipped else f"{record['seconds']:.0f} s of training"
     print(f"{record['num_params']:,} parameters, {record['epochs']} epochs, {state}\n{folder}")
-
-
-def compare_with_fillings(metrics: dict[str, float]) -> str:
-    """One sentence: the error on masked patches against those of the two trivial fillings."""
-    error, clauses = metrics["test/mse_masked"], []
-    for key, filling in (("nearest", "copying the nearest visible patch"), ("mean", "the mean of the visible pixels")):
-        trivial = metrics[f"test/mse_{key}_fill"]
-        verdict = "lower" if error < trivial else "higher"
-        clauses.append(f"{abs(1 - error / trivial):.0%} {verdict} than {filling} ({trivial:.3f})")
-    return f"Mean squared error on masked patches: {error:.3f}, {' and '.join(clauses)}."

@@ -5,37 +5,34 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from et.runs.fingerprint import check_unseen
 from et.runs.folder import SCORES
-from et.runs.loading import family, fill, load_weights
+from et.runs.loading import fill, load_weights, task_class
 from et.runs.record import read_result, run_id
 from et.training.callbacks import KeptScores
-from et.training.run import accelerator, check_precision, compute_exactly, quiet_libraries
+from et.training.task import Task
+from et.training.trainer import build_tester
+from et.training.trainer_options import check_precision
 from et.utils.errors import UserError
-from et.utils.files import replacing, write_atomically
+from et.utils.files import write_atomically
 
-OPTIONS = (
-    "run", "checkpoint", "images", "crop_mode", "crop_pct", "output", "mask_seeds", "precision", "device", "progress",
-)  # fmt: skip
 OF_IMAGES = ("images", "crop_mode", "crop_pct", "mask_seeds")
+OPTIONS = ("run", "checkpoint", *OF_IMAGES, "output", "precision", "device", "progress")
 
 
 def evaluate(options: DictConfig) -> dict[str, Any]:
     """Test metrics of the weights that ``options`` (conf/evaluate.yaml) name; also written to evaluation.json.
 
-    Beside it go the predictions for all nodes or graphs (predictions.npz, see :func:`predict`), or pictures and each
-    image's scores (scores.csv). Of ``images`` each is completed: completions/NAME.png.
+    Beside it goes what the task reports: predictions of all nodes or graphs (predictions.npz, see :func:`predict`), or
+    pictures and each image's scores (scores.csv). Of ``images`` each is completed: completions/NAME.png.
 
     Raises:
         UserError: no such run, an unknown option, weights that do not fit, data that is not there.
@@ -46,7 +43,6 @@ def evaluate(options: DictConfig) -> dict[str, Any]:
             f"evaluate.py knows {', '.join(OPTIONS)}, not {', '.join(unknown)}: data and model are those of the run"
         )
     cfg, weights, output, loaded = load_weights(options.run, options.checkpoint)
-    of_images = family(cfg) == "inpainting"
     apply_options(options, cfg)
     if options.output:
         output = Path(options.output)
@@ -55,33 +51,19 @@ def evaluate(options: DictConfig) -> dict[str, Any]:
     task, data = assemble(cfg, weights, options.run)
     output.mkdir(parents=True, exist_ok=True)
     kept_scores = KeptScores(output / SCORES, run_id(OmegaConf.to_container(cfg, resolve=True)))
-    callbacks: list[pl.Callback] = [kept_scores]
-    if of_images:
-        from et.inpainting.pictures import CompletedImages
-        from et.inpainting.scores import ImageScores
-
-        callbacks.append(ImageScores(output))
-        if options.images is not None:
-            callbacks.append(CompletedImages(output, data.source.eval_names))
-    trainer = build_tester(cfg, options.device, options.progress, callbacks)
+    callbacks = task.evaluation_callbacks(data, output, own_items=options.images is not None)
+    trainer = build_tester(cfg, options.device, options.progress, kept_scores, *callbacks)
     trainer.test(task, data, verbose=False)
     if options.images is None:
         warn_of_changed_data(options.run, data)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     record = {"run": str(options.run), "checkpoint": loaded, "dataset": data.describe(), "metrics": metrics}
     if options.images is not None:
-        source = OmegaConf.to_container(cfg.data.source, resolve=True)
-        fitted = {key: source[key] for key in ("image_size", "crop_mode", "crop_pct")}
+        fitted = {key: OmegaConf.select(cfg.data.source, key) for key in ("image_size", "crop_mode", "crop_pct")}
         record |= {"images": str(Path(options.images).resolve()), "fitted": fitted}
     write_atomically(output / "evaluation.json", json.dumps(record, indent=2, sort_keys=True) + "\n")
     kept_scores.forget()
-    if of_images:
-        from et.inpainting.pictures import draw_report
-
-        draw_report(task.network, data, output)
-    else:
-        with replacing(output / "predictions.npz") as fresh:
-            np.savez(fresh, **{name: values.numpy() for name, values in predictions(trainer, task, data).items()})
+    task.write_report(trainer, data, output)
     return {**record, "output": str(output)}
 
 
@@ -91,37 +73,11 @@ def apply_options(options: DictConfig, cfg: DictConfig) -> None:
     Raises:
         UserError: an option that does not go with the run or the others, or that has no such value.
     """
-    given = [key for key in OF_IMAGES if options.get(key) is not None]
-    if family(cfg) != "inpainting" and given:
-        raise UserError(f"images= and mask_seeds= are of image completion; {cfg.name} is no image experiment")
-    if options.images is None and {"crop_mode", "crop_pct"} & set(given):
-        raise UserError("crop_mode= and crop_pct= say how images= are fitted to the model: name a folder of images too")
-    if options.images is not None:
-        cfg.data.source, cfg.data.num_workers = image_folder(options, cfg), 0
-    if options.mask_seeds is not None:
-        cfg.data.mask_seeds = cfg.task.mask_seeds = options.mask_seeds
+    task = task_class(cfg)
+    task.set_evaluation(cfg, **{key: options.get(key) for key in OF_IMAGES})
     if options.get("precision") is not None:
         cfg.trainer.precision = options.precision
-        check_precision(cfg)
-
-
-def image_folder(options: DictConfig, cfg: DictConfig) -> dict[str, Any]:
-    """Configuration of the folder of images that is to be completed, fitted as ``options`` say.
-
-    Raises:
-        UserError: ``crop_mode`` or ``crop_pct`` has no such value.
-    """
-    crop_mode, crop_pct = options.get("crop_mode") or "center", options.get("crop_pct")
-    crop_pct = 1.0 if crop_pct is None else crop_pct
-    if crop_mode not in ("center", "squash", "border"):
-        raise UserError(f"crop_mode must be center, squash or border, not {crop_mode!r}")
-    if not isinstance(crop_pct, int | float) or not 0 < crop_pct <= 1:
-        raise UserError(f"crop_pct must be above 0 and at most 1, not {crop_pct}")
-    return {
-        "_target_": "et.inpainting.folders.ImageFolders", "root": str(options.images), "train": None,
-        "evaluation": ".", "image_size": cfg.data.image_size, "name": Path(options.images).resolve().name,
-        "crop_mode": crop_mode, "crop_pct": crop_pct,
-    }  # fmt: skip
+        check_precision(cfg.trainer, task)
 
 
 def own_folder(output: Path, images: Path) -> Path:
@@ -153,17 +109,15 @@ def predict(run: Path | str, checkpoint: str | None = None, device: str = "auto"
         UserError: no such run, weights that do not fit, data that is not there; or the run completes images.
     """
     cfg, weights, *_ = load_weights(run, checkpoint)
-    if family(cfg) == "inpainting":
-        raise UserError("images are completed by et.inpainting.pictures.complete, or by evaluate.py")
+    if not task_class(cfg).predicts():
+        raise UserError(f"{cfg.name} has no predictions of single items: evaluate.py writes what its task can show")
     task, data = assemble(cfg, weights, run)
-    found = predictions(build_tester(cfg, device, progress=False), task, data)
+    found = task.predictions(build_tester(cfg, device, progress=False), data)
     warn_of_changed_data(run, data)
     return found
 
 
-def assemble(
-    cfg: DictConfig, weights: dict[str, Tensor], run: Path | str
-) -> tuple[pl.LightningModule, pl.LightningDataModule]:
+def assemble(cfg: DictConfig, weights: dict[str, Tensor], run: Path | str) -> tuple[Task, pl.LightningDataModule]:
     """Task and data of a configuration, with the weights of ``run``.
 
     Raises:
@@ -178,17 +132,6 @@ def assemble(
     return task, data
 
 
-def build_tester(cfg: DictConfig, device: str, progress: bool, callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
-    """A trainer that only scores, and by itself writes nothing."""
-    quiet_libraries()
-    compute_exactly()
-    return pl.Trainer(
-        accelerator=accelerator(device), devices=1, logger=False, enable_progress_bar=progress,
-        precision=cfg.trainer.precision, enable_checkpointing=False, enable_model_summary=False,
-        callbacks=list(callbacks),
-    )  # fmt: skip
-
-
 def warn_of_changed_data(run: Path | str, data: pl.LightningDataModule) -> None:
     """Warn where ``data``, which have been set up, are not those that ``run`` was recorded with."""
     record = read_result(Path(run))
@@ -198,10 +141,3 @@ def warn_of_changed_data(run: Path | str, data: pl.LightningDataModule) -> None:
             "what is tested now may have been trained on",
             stacklevel=2,
         )
-
-
-def predictions(trainer: pl.Trainer, task: pl.LightningModule, data: pl.LightningDataModule) -> dict[str, Tensor]:
-    """The predictions of all batches, one after another, on the CPU, and in which part of the data each item is."""
-    batches = trainer.predict(task, data)
-    found = {name: torch.cat([batch[name].cpu() for batch in batches]) for name in batches[0]}
-    return {**found, "part": data.parts()}

@@ -32,6 +32,7 @@ from pytorch_lightning.plugins.environments import (
 
 from et.sweeps.slurm import device_count
 from et.training.graceful_stop import hand_on
+from et.training.run_log import OVERRIDES, command_overrides
 from et.utils.errors import Interrupted, UserError
 from et.utils.startup import SIGNALS
 
@@ -157,6 +158,7 @@ def start_process(folder: Path, rank: int, count: int) -> subprocess.Popen:
     environment = {
         "OMP_NUM_THREADS": threads, **os.environ, OWN: str(folder), "LOCAL_RANK": str(rank), "NODE_RANK": "0",
         "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": (folder / "port").read_text(),
+        OVERRIDES: json.dumps(command_overrides()),
     }  # fmt: skip
     # A session of its own: a Ctrl-C at the terminal reaches it through this process alone.
     return subprocess.Popen(

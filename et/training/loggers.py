@@ -1,83 +1,107 @@
-"""TensorBoard and wandb beside metrics.csv. The files in a run's folder stay the truth that tables are made from.
+"""TensorBoard, wandb and other loggers beside metrics.csv. Tables are made from the files in a run's folder alone.
 
-Runs of a sweep share a group and carry what their cell is called by, so that either program, grouped by experiment and
-protocol, shows the table.
+Each entry of the section ``logger`` is a class to instantiate. A class that takes ``run`` is given a :class:`RunInfo`;
+of the others those that take ``save_dir`` write into the run's folder. Runs of a sweep share a group and carry what
+their cell is called by, so that either program, grouped by experiment and protocol, shows the table.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from et.runs.record import plain_name
-from et.utils.errors import UserError
+from et.utils.errors import constructor_of
 
 
-def cell_of(cfg: DictConfig) -> dict[str, Any]:
-    """What places a run in a table: sweep (None outside of one), experiment, protocol, fidelity, seed, fold."""
-    return {
-        "sweep": group_of(cfg), "experiment": cfg.name, "protocol": cfg.protocol, "fidelity": cfg.fidelity,
-        "seed": cfg.seed, "fold": OmegaConf.select(cfg, "data.fold"),
-    }  # fmt: skip
+@dataclass(frozen=True)
+class RunInfo:
+    """What a logger may tell of a run.
 
-
-def group_of(cfg: DictConfig) -> str | None:
-    """Name of the sweep that a run is part of; None for a run on its own."""
-    return cfg.sweep.name if cfg.get("sweep") else None
-
-
-def tags_of(cfg: DictConfig) -> list[str]:
-    """The run's own tags, then those of its cell: experiment, protocol, fidelity, seed and, with folds, the fold."""
-    cell = cell_of(cfg)
-    tags = [*cfg.tags, cell["experiment"], cell["protocol"], f"fidelity {cell['fidelity']}", f"seed {cell['seed']}"]
-    return tags if cell["fold"] is None else [*tags, f"fold {cell['fold']}"]
-
-
-def extra_loggers(cfg: DictConfig, folder: Path, identity: str) -> list[Logger]:
-    """The loggers of ``logger.extra``; a run that resumes goes on in the same wandb run.
-
-    TensorBoard writes into <run folder>/tensorboard, in a sweep into <runs>/sweeps/<sweep>/tensorboard/<cell>: that
-    folder is the sweep's log directory.
-
-    Raises:
-        UserError: ``logger.extra`` names one that is not known.
+    Attributes:
+        cfg: Resolved configuration.
+        folder: Folder of the run.
+        identity: Id of the run.
     """
-    loggers: list[Logger] = []
-    for name in cfg.logger.extra:
-        if name == "tensorboard":
-            loggers.append(TensorBoardLogger(*tensorboard_place(cfg, folder, identity), default_hp_metric=False))
-        elif name == "wandb":
-            run_name = "-".join(
-                str(value) for key, value in cell_of(cfg).items() if key != "sweep" and value is not None
-            )
-            loggers.append(
-                SteppedWandbLogger(
-                    save_dir=folder, id=identity, name=run_name, group=group_of(cfg) or cfg.name, job_type=cfg.protocol,
-                    tags=tags_of(cfg), config=OmegaConf.to_container(cfg, resolve=True), resume="allow",
-                    **cfg.logger.wandb,
-                )
-            )  # fmt: skip
-        else:
-            raise UserError(f"logger.extra knows 'tensorboard' and 'wandb', not {name!r}")
+
+    cfg: DictConfig
+    folder: Path
+    identity: str
+
+    @property
+    def cell(self) -> dict[str, Any]:
+        """What places a run in a table: sweep (None outside of one), experiment, protocol, fidelity, seed, fold."""
+        cfg = self.cfg
+        return {
+            "sweep": cfg.sweep.name if cfg.get("sweep") else None, "experiment": cfg.name, "protocol": cfg.protocol,
+            "fidelity": cfg.fidelity, "seed": cfg.seed, "fold": OmegaConf.select(cfg, "data.fold"),
+        }  # fmt: skip
+
+    @property
+    def tags(self) -> list[str]:
+        """The run's own tags, then experiment, protocol, fidelity, seed and, where there are folds, the fold."""
+        cell = self.cell
+        tags = [*self.cfg.tags, cell["experiment"], cell["protocol"], f"fidelity {cell['fidelity']}"]
+        return [*tags, f"seed {cell['seed']}", *([] if cell["fold"] is None else [f"fold {cell['fold']}"])]
+
+
+def build_loggers(run: RunInfo) -> list[Logger]:
+    """The loggers of the section ``logger``."""
+    loggers = []
+    for node in (run.cfg.get("logger") or {}).values():
+        taken = inspect.signature(constructor_of(node["_target_"])[1]).parameters
+        given = {"run": run} if "run" in taken else {"save_dir": run.folder} if "save_dir" in taken else {}
+        build = instantiate(node, _partial_=True)  # OmegaConf would make a configuration of the dataclass
+        loggers.append(build(**{key: value for key, value in given.items() if key not in node}))
     return loggers
 
 
 class SteppedWandbLogger(WandbLogger):
-    """Lightning's wandb logger with the optimizer step as wandb's own step.
+    """Lightning's wandb logger with the optimizer step as wandb's own step; a resumed run goes on in its wandb run.
 
     wandb counts calls of ``log`` from 0 in every process. An offline run that resumes would start at 0 again, and its
     rows would collide with the earlier ones once both parts are synchronised.
+
+    Args:
+        run: The run, whose id is that of the wandb run.
+        options: Further arguments of Lightning's logger and of ``wandb.init``.
     """
+
+    def __init__(self, run: RunInfo, **options: Any):
+        name = "-".join(str(value) for key, value in run.cell.items() if key != "sweep" and value is not None)
+        about = {
+            "save_dir": run.folder, "name": name, "group": run.cell["sweep"] or run.cfg.name, "tags": run.tags,
+            "job_type": run.cfg.protocol, "config": OmegaConf.to_container(run.cfg, resolve=True),
+        }  # fmt: skip
+        super().__init__(id=run.identity, resume="allow", **{**about, **options})
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         row = metrics if step is None else {**metrics, "trainer/global_step": step}
         self.experiment.log(row, step=step)
+
+
+class RunTensorBoardLogger(TensorBoardLogger):
+    """Lightning's TensorBoard logger in <run folder>/tensorboard, or in a sweep's one log directory.
+
+    That directory is <runs>/sweeps/<sweep>/tensorboard, with a folder for each cell.
+
+    Args:
+        run: The run.
+        options: Further arguments of Lightning's logger.
+    """
+
+    def __init__(self, run: RunInfo, **options: Any):
+        save_dir, name, version = tensorboard_place(run)
+        super().__init__(save_dir, name, version, **{"default_hp_metric": False, **options})
 
 
 def finish_loggers(loggers: list[Logger], identity: str, error: BaseException | None = None) -> None:
@@ -99,20 +123,20 @@ def finish_loggers(loggers: list[Logger], identity: str, error: BaseException | 
         wandb.run.finish(exit_code=0 if error is None else code)
 
 
-def tensorboard_place(cfg: DictConfig, folder: Path, identity: str) -> tuple[str, str, str]:
+def tensorboard_place(run: RunInfo) -> tuple[str, str, str]:
     """(save_dir, name, version) of TensorBoard's logger, whose files go to save_dir/name/version."""
-    sweep, cell = group_of(cfg), cell_of(cfg)
-    if sweep is None:
-        return str(folder), "", "tensorboard"
+    cell = run.cell
+    if cell["sweep"] is None:
+        return str(run.folder), "", "tensorboard"
     fold = "" if cell["fold"] is None else f"-fold{cell['fold']}"
-    run_name = f"{cfg.name}/{cfg.protocol}-seed{cfg.seed}{fold}-{identity}"
-    return str(Path(cfg.paths.runs) / "sweeps" / plain_name(sweep, "sweep.name")), "tensorboard", run_name
+    run_name = f"{run.cfg.name}/{run.cfg.protocol}-seed{run.cfg.seed}{fold}-{run.identity}"
+    return str(Path(run.cfg.paths.runs) / "sweeps" / plain_name(cell["sweep"], "sweep.name")), "tensorboard", run_name
 
 
-def log_outcome(loggers: list[Logger], cfg: DictConfig, metrics: Mapping[str, float]) -> None:
+def log_outcome(loggers: list[Logger], run: RunInfo, metrics: Mapping[str, float]) -> None:
     """The cell and its test metrics as TensorBoard's hparams, one row a run; wandb has both by itself."""
-    known = {key: value for key, value in cell_of(cfg).items() if value is not None}
+    known = {key: value for key, value in run.cell.items() if value is not None}
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams({**known, "tags": ", ".join(cfg.tags)}, dict(metrics))
+            logger.log_hyperparams({**known, "tags": ", ".join(run.cfg.tags)}, dict(metrics))
             logger.save()

@@ -60,6 +60,11 @@ class MetricsFile(Logger):
     def version(self) -> str:
         return ""
 
+    @property
+    def save_dir(self) -> str:
+        """The run's folder, where Lightning's profilers write as well."""
+        return str(self.path.parent)
+
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """The configuration is in config.yaml already."""

@@ -109,7 +109,6 @@ def repeat(path: Path, overrides: Sequence[str] = ()) -> Comparison:
     # Beside the folder of all runs, not in it: the tables collect whatever lies in there.
     runs = home.parents[1] if home.name == record["run_id"] else home
     cfg.paths.runs = f"{runs}-repeated"
-    cfg.logger = {"extra": []}  # the recorded run's logs are its own, and a foreign configuration may not send any
     try:
         for override in overrides:
             key, _, value = override.partition("=")

@@ -1,4 +1,4 @@
-"""Options of Lightning's Trainer that need more than to be handed on: refused, replaced or checked before training."""
+"""Checks of a configuration before any work, and options of the Trainer that need more than to be handed on."""
 
 from __future__ import annotations
 
@@ -8,19 +8,45 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
+from hydra.utils import get_class
 
+from et.runs.config_check import check_config
 from et.training.sampler import EpochSampler
+from et.training.task import Task
 from et.utils.errors import UserError
 
 # What a run sets itself, and where a person says it instead.
 OWNED = {
-    "callbacks": "callbacks stand in the configuration group callbacks, as callbacks.NAME",
-    "logger": "choose logger=csv, logger=tensorboard or logger=wandb",
+    "callbacks": "callbacks stand in the configuration group callbacks: +callbacks.NAME={_target_: CLASS, ...}",
+    "logger": "choose logger=tensorboard, logger=wandb or logger=[tensorboard,wandb]; metrics.csv is always kept",
     "enable_checkpointing": "checkpoints are always kept, to resume from; see callbacks.save_every_n_epochs",
     "default_root_dir": "a run writes into its folder below paths.runs",
     "plugins": "trainer.precision, trainer.strategy and the launcher choose them",
     "sync_batchnorm": "it is on wherever several processes share a network with batch norm",
 }
+
+
+def check_run(config: Mapping[str, Any]) -> type[Task]:
+    """Refuse, before any work, a configuration that cannot be trained, tested and recorded as it says.
+
+    Args:
+        config: A resolved configuration.
+
+    Returns:
+        The class of its task.
+
+    Raises:
+        UserError: An unknown key, or a value that cannot work.
+    """
+    check_options(config["trainer"])
+    check_config(config)
+    check_epochs(config["trainer"])
+    check_checkpoint_choice(config)
+    task = get_class(config["task"]["_target_"])
+    if not issubclass(task, Task):
+        raise UserError(f"task._target_={config['task']['_target_']} must derive from et.training.task.Task")
+    check_precision(config["trainer"], task)
+    return task
 
 
 def check_options(trainer: Mapping[str, Any]) -> None:
@@ -44,6 +70,46 @@ def check_options(trainer: Mapping[str, Any]) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or value < 0 or (isinstance(value, float) and value > 1):
             raise UserError(f"trainer.{key} must be a number of batches, or a share between 0.0 and 1.0, not {value}")
+
+
+def check_epochs(trainer: Mapping[str, Any]) -> None:
+    """Raise UserError unless ``max_epochs`` is a number of epochs."""
+    epochs = trainer.get("max_epochs")
+    if not isinstance(epochs, int) or epochs < 0:
+        raise UserError(
+            f"trainer.max_epochs must be a number of epochs, not {epochs}: warm-up and schedule are counted in them. "
+            "To end after trainer.max_steps, set it to as many epochs as these steps take"
+        )
+
+
+def check_checkpoint_choice(config: Mapping[str, Any]) -> None:
+    """Refuse a choice of weights that cannot be tested at the end.
+
+    Raises:
+        UserError: ``checkpoint`` is ``best``, but no metric says what best means, or nothing is validated.
+    """
+    if config["checkpoint"] != "best":
+        return
+    trainer = config["trainer"]
+    if config["callbacks"]["monitor"] is None:
+        raise UserError("checkpoint=best needs callbacks.monitor: the metric that names the best epoch")
+    if trainer.get("limit_val_batches") == 0:
+        raise UserError(
+            "checkpoint=best needs a validation, but trainer.limit_val_batches is 0: raise it, or set checkpoint=last"
+        )
+    every, epochs = trainer.get("check_val_every_n_epoch") or 1, trainer["max_epochs"]
+    if epochs < every and not trainer.get("fast_dev_run"):
+        raise UserError(
+            f"checkpoint=best needs a validation, but trainer.check_val_every_n_epoch is {every} and "
+            f"trainer.max_epochs {epochs}: lower the one, raise the other, or set checkpoint=last"
+        )
+
+
+def check_precision(trainer: Mapping[str, Any], task: type[Task]) -> None:
+    """Raise UserError for a precision whose conversion of weights or batches the task cannot take."""
+    short = [name.split("-")[0] for name in task.precisions]
+    if str(trainer.get("precision")) not in (*task.precisions, *short, "None"):
+        raise UserError(f"trainer.precision must be {', '.join(task.precisions)}, not {trainer.get('precision')}")
 
 
 def overfit_options(trainer: Mapping[str, Any]) -> dict[str, Any]:

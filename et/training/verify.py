@@ -1,7 +1,7 @@
 """Repeat a random few of the recorded runs: python -m et.training.verify [1 2 ...] (make verify-records).
 
 Every family of models gives some cheap records. A repetition must be equal to the last digit on the same kind of
-machine with the same libraries, and elsewhere within the tolerance of its family. Metrics that are not, and what
+machine with the same libraries, and elsewhere within the tolerance of its task. Metrics that are not, and what
 differs in code, libraries, machine or data, are named. Exit status 0: everything that was repeated agrees; 1: something
 differs or nothing could be repeated.
 """
@@ -25,15 +25,11 @@ from omegaconf import OmegaConf
 from et.results import paper
 from et.results.collect import STALE, Run, collect
 from et.runs.identity import config_of
+from et.runs.loading import task_class
 from et.sweeps.report import absent_files
 from et.training.reproduction import Comparison, compare_repetition
 from et.utils.errors import UserError
 from et.utils.paths import EXPERIMENTS
-
-# Relative and absolute difference of a metric that a family allows on another machine or with other libraries: limits
-# that were set, not measured. Trees do not depend on the order of nodes or sums; trained networks carry rounding, and
-# the dropout that a node order draws, through their training; one graph of a test fold of TU data may change sides.
-TOLERANCES: Mapping[str, float] = {"trees": 1e-6, "anomaly": 0.05, "graphs": 0.1, "inpainting": 0.02}
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ class Verdict:
 
 
 def family_of(record: Mapping[str, Any]) -> str:
-    """Key of :data:`TOLERANCES`: the record's task, or trees where nothing was trained by gradients."""
+    """The record's task, or trees if nothing was trained by gradients."""
     return "trees" if record["task"] == "anomaly" and record["num_params"] == 0 else record["task"]
 
 
@@ -76,9 +72,16 @@ def sample(runs: Iterable[Run], per_family: int, longest: float, seed: int) -> l
     return [found[turn] for turn in range(per_family) for found in chosen if turn < len(found)]
 
 
-def judge(run: Run, comparison: Comparison) -> Verdict:
-    """Whether a repetition agrees with its record, and what differs."""
-    tolerance = 0.0 if comparison.same_machine else TOLERANCES.get(family_of(run.record), 0.0)
+def judge(run: Run, comparison: Comparison, tolerance: float) -> Verdict:
+    """Whether a repetition agrees with its record, and what differs.
+
+    Args:
+        run: Recorded run.
+        comparison: Record and repetition.
+        tolerance: Relative and absolute difference of a metric that is allowed on another machine or with other
+            libraries: a limit that was set, not measured.
+    """
+    tolerance = 0.0 if comparison.same_machine else tolerance
     beyond = comparison.beyond(tolerance)
     lines = [f"{name}: recorded {pair[0]}, repeated {pair[1]}" for name, pair in beyond.items()]
     if beyond:
@@ -111,7 +114,7 @@ def verify(runs: Sequence[Run], folder: Path, data: Path | None, budget: float) 
             yield Verdict(run, "skipped", (f"data absent: {absent[0]}",))
             continue
         try:
-            yield judge(run, compare_repetition(run.record, cfg))
+            yield judge(run, compare_repetition(run.record, cfg), task_class(cfg).repeat_tolerance)
         except UserError as error:
             yield Verdict(run, "DIFFERS", (f"it no longer runs: {error}",))
 

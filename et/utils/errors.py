@@ -7,13 +7,17 @@ import errno
 import inspect
 import re
 import signal
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.errors import InstantiationException
+from omegaconf.errors import OmegaConfBaseException
 
-from et.utils.startup import RESUMABLE, exit_status
+from et.utils.startup import RESUMABLE, exit_status, tolerate_encoding
+
+T = TypeVar("T")
 
 
 class UserError(RuntimeError):
@@ -143,3 +147,31 @@ def is_user_error(error: Exception) -> bool:
     return isinstance(unwrapped(error), UserError) or (
         isinstance(error, InstantiationException) and isinstance(error.__cause__, ValueError)
     )
+
+
+def exit_on_user_error(function: Callable[[], T]) -> T:
+    """Run ``function``; an error the user can mend becomes its message on stderr and exit status 1."""
+    tolerate_encoding()
+    try:
+        return function()
+    except Interrupted as stop:
+        print(f"error: {stop}", file=sys.stderr)
+        raise
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        raise SystemExit(exit_status(signal.SIGINT)) from None
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def user_message(error: Exception) -> str | None:
+    """What to tell the person at the keyboard, or None if ``error`` needs its traceback."""
+    if isinstance(error, OmegaConfBaseException):
+        return f"configuration: {error}"
+    if isinstance(error, UserError | InstantiationException | OSError | RuntimeError) and is_user_error(error):
+        return str(unwrapped(error))
+    return None

@@ -1,4 +1,7 @@
-"""Lets Hydra find composed experiments (:mod:`et.runs.experiments`) as if each had a file in conf/experiment."""
+"""Lets Hydra find what :mod:`et.runs.experiments` composes as if it had files.
+
+These are the experiments without a file, in conf/experiment, and the names of runs that are no experiment.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,13 @@ from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSou
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
-from et.runs.experiments import composed, is_composed, names
+from et.runs.experiments import composed, free_name, is_composed, names
 
-GROUP = "experiment"
+GROUP, NAMES = "experiment", "free_name"
 
 
 class ExperimentSource(ConfigSource):
-    """Configurations ``experiment/NAME`` that conf/variants.yaml composes."""
+    """Configurations ``experiment/NAME`` that conf/variants.yaml composes, and ``free_name/TASK-DATA-MODEL``."""
 
     @staticmethod
     def scheme() -> str:
@@ -24,20 +27,20 @@ class ExperimentSource(ConfigSource):
         return True
 
     def is_group(self, config_path: str) -> bool:
-        return config_path.strip("/") in ("", GROUP)
+        return config_path.strip("/") in ("", GROUP, NAMES)
 
     def is_config(self, config_path: str) -> bool:
         group, _, name = config_path.removesuffix(".yaml").partition("/")
-        return group == GROUP and is_composed(name)
+        return group == NAMES or (group == GROUP and is_composed(name))
 
     def load_config(self, config_path: str) -> ConfigResult:
         if not self.is_config(config_path):
             raise ConfigLoadError(f"no composed experiment: {config_path}")
-        name = config_path.removesuffix(".yaml").partition("/")[2]
+        group, _, name = config_path.removesuffix(".yaml").partition("/")
         return ConfigResult(
             provider=self.provider,
             path=self.full_path(),
-            config=OmegaConf.create(composed(name)),
+            config=OmegaConf.create(free_name(name) if group == NAMES else composed(name)),
             header={"package": "_global_"},
         )
 

@@ -72,7 +72,7 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the search; exit status 1 if it is refused or too many trials failed."""
-        from et.training.cli import exit_on_user_error
+        from et.utils.errors import exit_on_user_error
 
         if not exit_on_user_error(lambda: self.search(arguments)):
             raise SystemExit(1)

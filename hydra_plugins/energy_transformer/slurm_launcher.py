@@ -37,8 +37,7 @@ if SubmititLauncher is None:
             pass
 
         def setup(self, **context: Any) -> None:
-            from et.training.cli import exit_on_user_error
-            from et.utils.errors import UserError
+            from et.utils.errors import UserError, exit_on_user_error
 
             def refuse() -> None:
                 raise UserError("hydra/launcher=slurm needs submitit: pip install 'energy-transformer[slurm]'")
@@ -178,8 +177,7 @@ else:
 def exit_without_slurm() -> None:
     """End the process with one sentence where Slurm does not answer; Hydra would print a traceback."""
     from et.sweeps import slurm
-    from et.training.cli import exit_on_user_error
-    from et.utils.errors import UserError
+    from et.utils.errors import UserError, exit_on_user_error
 
     def check() -> None:
         if slurm.queue() is None:

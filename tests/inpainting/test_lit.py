@@ -65,3 +65,11 @@ def test_compiling_keeps_the_names_of_the_weights():
 
     assert task(True).network._compiled_call_impl is not None
     assert task(True).state_dict().keys() == task(False).state_dict().keys()
+
+
+def test_comparison_with_the_fillings_says_who_wins():
+    metrics = {"test/mse_masked": 0.1, "test/mse_nearest_fill": 0.2, "test/mse_mean_fill": 0.08}
+    sentence = InpaintingTask.summary(metrics)
+    assert "50% lower than copying the nearest visible patch (0.200)" in sentence
+    assert "25% higher than the mean of the visible pixels (0.080)" in sentence
+    assert InpaintingTask.summary({"test/mse_masked": 0.1}) is None

@@ -44,6 +44,13 @@ def test_what_is_shipped_is_accepted(configs):
         ("learning", 3, "there is no such key"),
         ("lr", 3, r"lr: there is no such key; did you mean optim\.optimizer\.lr"),
         ("callbacks.early_stopping", 3, "callbacks.early_stopping: there is no such key; callbacks has monitor"),
+        ("callbacks.early_stopping", {"patience": 3}, "callbacks.early_stopping: there is no such key"),
+        (
+            "callbacks.stop",
+            {"_target_": "pytorch_lightning.callbacks.EarlyStopping", "monitor": "x", "patince": 3},
+            r"did you mean callbacks\.stop\.patience",
+        ),
+        ("callbacks.stop", {"_target_": "pytorch_lightning.callbacks.Stopping"}, "cannot be imported"),
         ("callbacks.montor", "x", r"did you mean callbacks\.monitor"),
         ("callbacks.mode", "maximise", "callbacks.mode must be min or max, not 'maximise'"),
         ("callbacks.pictures.mine", 3, "callbacks.pictures.mine: there is no such key"),
@@ -67,7 +74,8 @@ def test_what_is_shipped_is_accepted(configs):
         ("model.nonsense", 1, "model.nonsense: .* takes no nonsense"),
         ("model", 3, "model must name a class"),
         ("callbacks", 3, "callbacks is a section"),
-        ("logger.wandbb", 1, r"did you mean logger\.wandb"),
+        ("logger.wandb", 1, "logger.wandb: there is no such key; logger has none, and classes to instantiate"),
+        ("logger.extra", ["wandb"], r"no such key any more; choose loggers by name, .*logger=\[tensorboard,wandb\]"),
         ("paths.run", 1, r"did you mean paths\.runs"),
         ("sweep.dryrun", True, r"did you mean sweep\.dry_run"),
     ),
@@ -105,13 +113,15 @@ def test_what_a_class_takes_is_asked_of_its_constructor(configs, experiment, key
         check_config(changed(configs[experiment], key, value))
 
 
-def test_loggers(configs):
-    config = changed(configs["demo_graphs"], "logger", {"extra": ["wandb"], "wandb": {"project": "x", "entity": "me"}})
-    check_config(changed(config, "logger.wandb.offline", True))
+def test_loggers():
+    config = config_of(["experiment=demo_graphs", "logger=[tensorboard,wandb]", "+logger.wandb.entity=me"])
+    check_config(config)
+    check_config(changed(config, "logger.mine", {"_target_": "pytorch_lightning.loggers.CSVLogger", "name": "x"}))
     with pytest.raises(UserError, match=r"did you mean logger\.wandb\.project"):
         check_config(changed(config, "logger.wandb.projct", "x"))
-    with pytest.raises(UserError, match=r"logger\.extra must be tensorboard or wandb, .*did you mean wandb"):
-        check_config(changed(config, "logger.extra", ["wandbb"]))
+    for key in ("logger.wandb.id", "logger.tensorboard.version"):
+        with pytest.raises(UserError, match="is given by the run itself"):
+            check_config(changed(config, key, "x"))
 
 
 def test_sections_alone_are_checked_without_importing_a_class(configs):

@@ -7,6 +7,7 @@ import yaml
 
 from et.results import cells, paper
 from et.runs import experiments
+from et.runs.config_check import check_config
 from et.runs.identity import config_of
 from et.sweeps.cells import jobs
 from et.utils.errors import UserError
@@ -55,3 +56,29 @@ def test_every_experiment_of_a_sweep_or_a_table_exists():
     named |= {name for table in tables for name, _ in cells.expected_runs(table.number)}
     assert len(named) > 150
     assert named <= set(experiments.names())
+
+
+@pytest.mark.parametrize(
+    ("choices", "name", "optimizer", "epochs", "monitor"),
+    [
+        ("task=anomaly data=yelp model=bwgnn data.train_ratio=0.1", "anomaly-yelp-bwgnn", "Adam", 100, "val/f1_macro"),
+        ("task=anomaly data=tolokers", "anomaly-tolokers", "Adam", 100, "val/f1_macro"),
+        ("task=anomaly_fitted data=breast_cancer", "anomaly_fitted-breast_cancer", "Adam", 1, "val/f1_macro"),
+        ("task=graphs data=digits model=gin optim=adam", "graphs-digits-gin", "Adam", 100, "val/accuracy"),
+        ("task=graphs data=mutag trainer.max_epochs=3", "graphs-mutag", "AdamW", 3, "val/accuracy"),
+        ("data=imagenette model=vit callbacks=default", "inpainting-imagenette-vit", "AdamW", 100, None),
+        ("task=graphs data=mutag name=mine", "mine", "AdamW", 100, "val/accuracy"),
+    ],
+)
+def test_choices_without_an_experiment_are_a_run_with_a_name(choices, name, optimizer, epochs, monitor):
+    config = config_of(choices.split())
+    check_config(config, classes=False)
+    assert config["name"] == name and config["optim"]["optimizer"]["_target_"] == f"torch.optim.{optimizer}"
+    assert config["trainer"]["max_epochs"] == epochs and config["callbacks"]["monitor"] == monitor
+
+
+def test_where_nothing_is_chosen_there_is_no_name():
+    with pytest.raises(UserError, match="lacks name: choose experiment=NAME"):
+        config_of([])
+    with pytest.raises(UserError, match=r"data\.num_features.*choose data=NAME"):
+        config_of(["task=anomaly"])

@@ -10,8 +10,8 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from et.runs.identity import config_of
-from et.training.cli import compare_with_fillings, exit_on_user_error, print_record, run_evaluation, run_training
-from et.utils.errors import UserError
+from et.training.cli import print_record, run_evaluation, run_training
+from et.utils.errors import UserError, exit_on_user_error
 from et.utils.startup import SIGNALS
 from tests.configs import ROOT
 
@@ -63,13 +63,6 @@ def test_what_was_not_chosen_is_asked_for(capsys):
         with pytest.raises(SystemExit):
             run(OmegaConf.create({key: "???"}))
     assert "no experiment chosen" in capsys.readouterr().err
-
-
-def test_comparison_with_the_fillings_says_who_wins():
-    metrics = {"test/mse_masked": 0.1, "test/mse_nearest_fill": 0.2, "test/mse_mean_fill": 0.08}
-    sentence = compare_with_fillings(metrics)
-    assert "50% lower than copying the nearest visible patch (0.200)" in sentence
-    assert "25% higher than the mean of the visible pixels (0.080)" in sentence
 
 
 def test_a_record_is_printed_with_its_data(capsys):

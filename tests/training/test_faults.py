@@ -17,10 +17,9 @@ from torch.utils.data import get_worker_info
 from et.inpainting.data import TrainingImages
 from et.runs.identity import resolve
 from et.runs.record import read_result, run_id
-from et.training.cli import exit_on_user_error
 from et.training.evaluation import evaluate
 from et.training.run import train
-from et.utils.errors import UserError
+from et.utils.errors import UserError, exit_on_user_error
 from tests import fault_runs
 from tests.configs import TINY
 from tests.runs import Stop, assert_same_run, stop_in, weights

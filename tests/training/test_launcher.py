@@ -71,7 +71,7 @@ def train_losses(folder):
 def test_two_processes_train_and_score_as_one(tiny, tmp_path):
     every_step = "trainer.log_every_n_steps=1"
     alone = train(tiny(f"paths.runs={tmp_path}/alone", "callbacks.monitor=val/mse", "checkpoint=best", every_step))
-    extras = "logger.extra=[tensorboard]", "+callbacks.pictures.all._target_=et.inpainting.pictures.Pictures"
+    extras = "logger=tensorboard", "+callbacks.pictures.all._target_=et.inpainting.pictures.Pictures"
     pair = train(tiny(*PAIR, "callbacks.monitor=val/mse", "checkpoint=best", every_step, *extras))
     assert pair.record["run_id"] == alone.record["run_id"]
     assert pair.record["steps"] == alone.record["steps"] and pair.record["device"].startswith("2 x cpu")
@@ -176,7 +176,7 @@ def test_a_process_ends_with_the_one_that_started_it(tmp_path):
 def test_batch_norm_over_processes_on_the_cpu_is_refused(config):
     if torch.cuda.is_available():
         pytest.skip("GPUs share batch norms")
-    from et.training.run import distributed_options
+    from et.training.trainer import distributed_options
 
     cfg = config(*TINY, *PAIR)
     with pytest.raises(UserError, match="batch norm over several processes"):

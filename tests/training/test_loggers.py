@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pytorch_lightning.loggers import CSVLogger
 
 from et.training.loggers import (
-    cell_of,
-    extra_loggers,
+    RunInfo,
+    RunTensorBoardLogger,
+    SteppedWandbLogger,
+    build_loggers,
     finish_loggers,
-    group_of,
     log_outcome,
-    tags_of,
     tensorboard_place,
 )
 from et.training.run import train
@@ -28,48 +29,59 @@ from tests.runs import Stop, stop_in
 FOLD = ("experiment=tu_mutag", "data.fold=3", "seed=1")
 
 
+def run_info(*overrides: str, folder: Path = Path("folder")) -> RunInfo:
+    return RunInfo(compose_config(*overrides), folder, "abc123")
+
+
 def test_a_run_on_its_own_has_no_group_and_the_tags_of_its_cell():
-    cfg = compose_config("experiment=amazon_1pct", "seed=2", "protocol=released", "fidelity=released", "tags=[mine]")
-    assert group_of(cfg) is None
-    assert tags_of(cfg) == ["mine", "amazon_1pct", "released", "fidelity released", "seed 2"]
+    run = run_info("experiment=amazon_1pct", "seed=2", "protocol=released", "fidelity=released", "tags=[mine]")
+    assert run.cell["sweep"] is None
+    assert run.tags == ["mine", "amazon_1pct", "released", "fidelity released", "seed 2"]
 
 
 def test_runs_of_a_sweep_share_its_group_and_differ_in_their_tags():
-    cfg = compose_config(*FOLD, "sweep=table02", "protocol=held_out")
-    assert group_of(cfg) == "table02"
-    assert tags_of(cfg) == ["tu_mutag", "held_out", "fidelity paper", "seed 1", "fold 3"]
-    other = compose_config("experiment=tu_mutag", "data.fold=4", "seed=1", "sweep=table02", "protocol=held_out")
-    assert set(tags_of(cfg)) ^ set(tags_of(other)) == {"fold 3", "fold 4"}
+    run = run_info(*FOLD, "sweep=table02", "protocol=held_out")
+    assert run.cell["sweep"] == "table02"
+    assert run.tags == ["tu_mutag", "held_out", "fidelity paper", "seed 1", "fold 3"]
+    other = run_info("experiment=tu_mutag", "data.fold=4", "seed=1", "sweep=table02", "protocol=held_out")
+    assert set(run.tags) ^ set(other.tags) == {"fold 3", "fold 4"}
 
 
 def test_tensorboard_of_a_sweep_has_one_log_directory(tmp_path):
-    alone = compose_config(*FOLD, f"paths.runs={tmp_path}")
-    assert tensorboard_place(alone, Path("folder"), "abc123") == ("folder", "", "tensorboard")
-    swept = compose_config(*FOLD, "sweep=table02", "protocol=held_out", f"paths.runs={tmp_path}")
-    place = Path(*tensorboard_place(swept, Path("folder"), "abc123"))
+    alone = run_info(*FOLD, f"paths.runs={tmp_path}")
+    assert tensorboard_place(alone) == ("folder", "", "tensorboard")
+    swept = run_info(*FOLD, "sweep=table02", "protocol=held_out", f"paths.runs={tmp_path}")
+    place = Path(*tensorboard_place(swept))
     assert place == tmp_path / "sweeps/table02/tensorboard/tu_mutag/held_out-seed1-fold3-abc123"
 
 
 def test_tensorboards_hparams_have_the_cell_and_its_test_metrics(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    cfg = compose_config(
-        *FOLD, "sweep=table02", "protocol=held_out", "logger=tensorboard", f"paths.runs={tmp_path}", "tags=[mine]"
-    )
-    loggers = extra_loggers(cfg, tmp_path / "run", "abc123")
-    log_outcome(loggers, cfg, {"test/accuracy": 0.75})
+    run = run_info(
+        *FOLD, "sweep=table02", "protocol=held_out", "logger=tensorboard", f"paths.runs={tmp_path}", "tags=[mine]",
+        folder=tmp_path / "run",
+    )  # fmt: skip
+    loggers = build_loggers(run)
+    log_outcome(loggers, run, {"test/accuracy": 0.75})
     loggers[0].finalize("success")
     (events,) = (tmp_path / "sweeps/table02/tensorboard").glob("**/events.*")
     read = EventAccumulator(str(events.parent)).Reload()
     assert read.Scalars("test/accuracy")[0].value == 0.75
     start = read.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     assert b"tu_mutag" in start and b"held_out" in start and b"mine" in start
-    assert cell_of(cfg)["sweep"] == "table02"
+    assert run.cell["sweep"] == "table02"
 
 
-def test_a_logger_that_is_not_known(tmp_path):
-    with pytest.raises(UserError, match="knows 'tensorboard' and 'wandb'"):
-        extra_loggers(compose_config("experiment=tu_mutag", "logger.extra=[paper]"), tmp_path, "abc123")
+def test_several_loggers_at_once_and_one_of_lightnings_own(tmp_path):
+    pytest.importorskip("wandb")
+    own = "+logger.mine={_target_: pytorch_lightning.loggers.CSVLogger, name: mine}"
+    run = run_info(*FOLD, "logger=[csv,tensorboard,wandb]", own, f"paths.runs={tmp_path}", folder=tmp_path / "run")
+    tensorboard, wandb, mine = build_loggers(run)
+    assert isinstance(tensorboard, RunTensorBoardLogger) and Path(tensorboard.log_dir) == tmp_path / "run/tensorboard"
+    assert isinstance(wandb, SteppedWandbLogger) and wandb.version == "abc123"
+    assert isinstance(mine, CSVLogger) and Path(mine.save_dir) == tmp_path / "run" and mine.name == "mine"
+    assert build_loggers(run_info(*FOLD, "logger=csv")) == []  # metrics.csv is kept without being asked for
 
 
 def wandb_records(file: Path) -> Iterator[bytes]:
@@ -156,7 +168,7 @@ def test_a_wandb_run_of_the_callers_own_stays_open(tmp_path):
     wandb = pytest.importorskip("wandb")
     own = wandb.init(mode="offline", dir=tmp_path, id="mine")
     try:
-        loggers = extra_loggers(compose_config(*FOLD, "logger=wandb"), tmp_path, "abc123")
+        loggers = build_loggers(run_info(*FOLD, "logger=wandb", folder=tmp_path))
         finish_loggers(loggers, "abc123")
         assert wandb.run is own
         finish_loggers(loggers, "mine")

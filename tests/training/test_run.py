@@ -257,7 +257,7 @@ def test_best_follows_the_mode(tmp_path):
 def test_tensorboard_and_offline_wandb_are_written_beside_the_metrics(tiny):
     """No network, no key: both loggers still leave their files in the run's folder."""
     pytest.importorskip("wandb")
-    outcome = train(tiny("trainer.max_epochs=1", "logger=wandb", "logger.extra=[tensorboard,wandb]"))
+    outcome = train(tiny("trainer.max_epochs=1", "logger=[tensorboard,wandb]"))
     assert list((outcome.folder / "tensorboard").glob("events.*"))
     assert list((outcome.folder / "wandb").glob("offline-run-*"))
     assert (outcome.folder / "metrics.csv").exists()
