@@ -49,7 +49,8 @@ TOP = Section(
         "deterministic": (True, False, "warn"),
         "force": (True, False),
         "tags": None,
-        "by_fidelity": None,  # what experiments interpolate from
+        "by_fidelity": None,  # what experiments interpolate from, as from the next
+        "precision_by_fidelity": None,
         "paths": Section({"data": None, "runs": None}),
         "data": NODE,
         "model": NODE,

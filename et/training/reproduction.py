@@ -16,6 +16,7 @@ from et.runs.identity import Key, config_of, differences
 from et.runs.loading import list_runs
 from et.runs.record import LATER_KEYS, load_record, plain_name, run_id
 from et.utils.errors import UserError
+from et.utils.paths import CONF
 
 # Metrics within this of each other agree: what another machine, or another number of threads, may change.
 TOLERANCE = 1e-3
@@ -111,8 +112,12 @@ def repeat(path: Path, overrides: Sequence[str] = ()) -> Comparison:
     cfg.paths.runs = f"{runs}-repeated"
     try:
         for override in overrides:
-            key, _, value = override.partition("=")
-            OmegaConf.update(cfg, key.lstrip("+"), OmegaConf.create(f"value: {value}").value, force_add=True)
+            key, _, text = override.partition("=")
+            value = OmegaConf.create(f"value: {text}").value
+            if key == "logger":  # names of files, as on the command line of train.py
+                names = [value] if isinstance(value, str) else value
+                value = OmegaConf.merge(*(OmegaConf.load(CONF / "logger" / f"{name}.yaml") for name in names))
+            OmegaConf.update(cfg, key.lstrip("+"), value, force_add=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{override}: {error}") from error
     changed = differences(before, OmegaConf.to_container(cfg, resolve=True))

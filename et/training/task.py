@@ -25,7 +25,9 @@ class Task(pl.LightningModule):
     that logs what ``callbacks.monitor`` names. With a ``predict_step`` that returns tensors by name, evaluation also
     writes the predictions of every item. The rest has defaults. What is asked of a class only reads the configuration.
 
-    Its data module is a LightningDataModule with two methods more:
+    Its data module is a LightningDataModule whose training loader takes its order from an
+    :class:`et.training.sampler.EpochSampler`, lest an interrupted epoch not go on where it stopped. It has two methods
+    more:
 
     - ``describe()``: What the run's record says of the data: at least ``name``, ``variant`` and ``sha256``. The variant
       is ``user data``, or begins so, unless the data are published.

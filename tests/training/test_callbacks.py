@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import ReadonlyConfigError
 from pytorch_lightning.callbacks import EarlyStopping
 
 from et.runs.identity import config_of
 from et.runs.loading import load_weights
 from et.runs.record import run_id
+from et.training import run
 from et.training.evaluation import assemble
 from et.training.run import train
 from et.utils.errors import UserError
@@ -75,7 +75,7 @@ def test_pictures_stand_alone_or_among_others(tiny):
         assert (outcome.folder / "pictures" / "completions.png").exists()
 
 
-def test_a_run_keeps_its_log(tiny, tmp_path, monkeypatch):
+def test_a_run_keeps_its_log(tiny, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(Stop):
         stop_in(patched, 2)
         train(tiny())
@@ -83,7 +83,16 @@ def test_a_run_keeps_its_log(tiny, tmp_path, monkeypatch):
     text = (outcome.folder / "run.log").read_text()
     first, second = (text.index(f"from step {step}") for step in (0, 6))
     assert first < text.index("Traceback") < second < text.index("INFO finished")
-    assert json.loads(json.dumps(OmegaConf.to_container(OmegaConf.load(outcome.folder / "overrides.yaml")))) == []
+    assert OmegaConf.load(outcome.folder / "overrides.yaml") == []  # no command line started it
+
+
+def test_the_overrides_of_a_command_line_are_kept(tmp_path, monkeypatch):
+    from tests.test_extending import run_command
+
+    monkeypatch.setenv("ET_RUNS_DIR", str(tmp_path))
+    run_command("train.py task=anomaly data=breast_cancer model=node_mlp", monkeypatch)
+    (folder,) = (tmp_path / "anomaly-breast_cancer-node_mlp").iterdir()
+    assert OmegaConf.load(folder / "overrides.yaml")[:2] == ["task=anomaly", "data=breast_cancer"]
 
 
 def test_warnings_of_a_run_are_in_its_log_and_still_shown(tiny):
@@ -95,7 +104,7 @@ def test_warnings_of_a_run_are_in_its_log_and_still_shown(tiny):
 
 @pytest.mark.parametrize("name", ["fast", "overfit", "limit", "profiler"])
 def test_debug_configurations(tiny, name):
-    outcome = train(tiny(f"debug={name}", *(["trainer.max_epochs=2"] if name == "overfit" else [])))
+    outcome = train(tiny(f"debug={name}", "trainer.max_epochs=2"))
     if name == "fast":
         assert not (outcome.folder / "result.json").exists()
     elif name == "overfit":
@@ -106,10 +115,13 @@ def test_debug_configurations(tiny, name):
         assert "run_training_epoch" in next(outcome.folder.glob("fit-profile*.txt")).read_text()
 
 
-def test_the_configuration_that_a_run_reads_cannot_change(tiny):
-    outcome = train(tiny("trainer.max_epochs=1"))
-    with pytest.raises(Exception, match="read-only"):
-        outcome.task.optim.clip_norm = 3.0
+def test_the_configuration_that_a_run_reads_cannot_change(tiny, monkeypatch):
+    def change(info):
+        info.cfg.seed = 3
+
+    monkeypatch.setattr(run, "build", change)
+    with pytest.raises(ReadonlyConfigError):
+        train(tiny())
 
 
 def test_a_task_of_another_kind_is_refused(tiny):
