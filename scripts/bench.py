@@ -6,7 +6,8 @@
 
 Parts: ``fp32`` and ``bf16`` (training step and inference, all forms in turn, so that what disturbs one disturbs all),
 ``compile`` (torch.compile of ours against ours), ``scaling`` (against T, N, batch and D), ``memory``, ``profile``
-(where the time of a step of three blocks goes), ``render``.
+(where the time of a step of three blocks goes), ``render``. Where the processor multiplies bfloat16, ``compile``,
+``scaling`` and ``memory`` have it beside float32.
 
 What is timed: the blocks from tokens to tokens. A training step is forward and backward with the gradients of tokens
 and weights, and then AdamW's update (torch's fused one), which costs the ViT eighteen times as much as ET; both are
@@ -85,7 +86,7 @@ def make_form(form: str, size: Size) -> tuple[torch.nn.Module, Callable[[Tensor]
 def descend_by_autograd(block: EnergyTransformerBlock, x: Tensor, steps: int, func: bool) -> Tensor:
     """The same descent by automatic differentiation of the energy inside the forward pass, weights cast once."""
     dtype = precision.compute_dtype(x)
-    attention, eye = block.attention, torch.eye(x.shape[-2], dtype=torch.bool)
+    attention, eye = block.attention, torch.eye(x.shape[-2], dtype=torch.bool, device=x.device)
     weights, memories = attention.stacked_weights().to(dtype), block.hopfield.memories.to(dtype)
     beta = attention.beta.to(dtype)[:, None, None]
 
@@ -185,17 +186,17 @@ def resident(field: str) -> int:
     return int(status.split(field + ":")[1].split()[0]) * 1024
 
 
-def memory_of(form: str, size: Size, steps: int = 2, training: bool = True) -> int:
+def memory_of(form: str, size: Size, steps: int = 2, training: bool = True, bf16: bool = False) -> int:
     """Bytes: highest resident memory of some steps, less that before the model was made."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    case = Case(form, size, False, training)
+    case = Case(form, size, bf16, training)
     for _ in range(steps):
         case.run()
     found = resident("VmHWM") - before
-    print(f"  {form:<14} {asdict(size)}: {found / 2**20:.0f} MiB", flush=True)
+    print(f"  {form:<14} {asdict(size)}{', bf16' * bf16}: {found / 2**20:.0f} MiB", flush=True)
     return found
 
 
@@ -246,10 +247,19 @@ def measure_precision(bf16: bool, rounds: int) -> dict:
     return {"product_gflops": rate, "native": not slow, "training": training, "inference": inference}
 
 
+def precisions() -> tuple[bool, ...]:
+    """Whether autocast is on, for each precision to measure; bfloat16 only where the processor multiplies it."""
+    return (False, True) if precision.CPU_HAS_BFLOAT16 else (False,)
+
+
 def measure_compiled(rounds: int) -> dict:
-    forms = ["vit", "et", "et_compiled"]
-    training, inference = (side_by_side(forms, Size(), False, kind, rounds) for kind in (True, False))
-    return {"product_gflops": product_rate(torch.float32), "training": training, "inference": inference}
+    forms, found = ["vit", "et", "et_compiled"], {}
+    for bf16 in precisions():
+        training, inference = (side_by_side(forms, Size(), bf16, kind, rounds) for kind in (True, False))
+        rate = product_rate(torch.bfloat16 if bf16 else torch.float32)
+        part = {"product_gflops": rate, "training": training, "inference": inference}
+        found |= {"bf16": part} if bf16 else part
+    return found
 
 
 SCALING = {
@@ -264,8 +274,13 @@ def measure_scaling(rounds: int) -> dict:
     found: dict[str, list[dict]] = {axis: [] for axis in SCALING}
     for axis, sizes in SCALING.items():
         for size in sizes:
-            run = side_by_side(["vit", "et"], size, False, True, min(rounds, 2))
-            found[axis].append(run | {"bytes": {form: memory_of(form, size) for form in ("vit", "et")}})
+            of_precision = []
+            for bf16 in precisions():
+                run = side_by_side(["vit", "et"], size, bf16, True, min(rounds, 2))
+                held = {form: memory_of(form, size, bf16=bf16) for form in ("vit", "et")}
+                of_precision.append(run | {"bytes": held})
+            first, *other = of_precision
+            found[axis].append(first | ({"in_bf16": other[0]} if other else {}))
     return found
 
 
@@ -274,6 +289,7 @@ def measure_memory(rounds: int) -> dict:
     large = replace(Size(), batch=1, tokens=4096)
     base = {form: memory_of(form, Size()) for form in forms}
     inference = {form: memory_of(form, Size(), training=False) for form in forms if form != "et_checkpoint"}
+    base_bf16 = {form: memory_of(form, Size(), bf16=True) for form in forms if len(precisions()) > 1}
     tensors = {form: live_peak(form, Size()) for form in (*forms, "et_compiled")}
     against_steps = {
         steps: {form: live_peak(form, Size(steps=steps)) for form in ("et", "et_checkpoint")}
@@ -282,6 +298,7 @@ def measure_memory(rounds: int) -> dict:
     at_length = {"size": asdict(large), "et": memory_of("et", large, steps=1)}
     return {
         "base": base,
+        "base_bf16": base_bf16,
         "inference": inference,
         "tensors": tensors,
         "against_steps": against_steps,

@@ -14,12 +14,13 @@ NAMES = {
 def table(record: dict) -> str:
     """Markdown: a row a form: median (fastest-slowest) seconds, and ratios of medians."""
     lines = []
-    for part in ("fp32", "bf16", "compile"):
-        if part not in record:
-            continue
-        training, inference = record[part]["training"], record[part].get("inference", {"rows": {}})
+    parts = {name: record[name] for name in ("fp32", "bf16", "compile") if name in record}
+    if "bf16" in record.get("compile", {}):
+        parts["compile, bf16"] = record["compile"] | record["compile"]["bf16"]
+    for part, found in parts.items():
+        training, inference = found["training"], found.get("inference", {"rows": {}})
         lines += [
-            "", f"{part}, {describe(training['size'])}; {describe_machine(record[part])}", "",
+            "", f"{part}, {describe(training['size'])}; {describe_machine(found)}", "",
             f"| | forward, backward | of {NAMES['vit']} | of the rate of products "
             "| and AdamW's update | of it | inference | of it |",
             "|---|---:|---:|---:|---:|---:|---:|---:|",
@@ -27,7 +28,7 @@ def table(record: dict) -> str:
         for form, row in training["rows"].items():
             other = inference["rows"].get(form)
             updated, of = row["updated_seconds"], training["rows"]["vit"]
-            cells = [time_cell(row), ratio(row, of), f"{row['gflops'] / record[part]['product_gflops']:.2f}"]
+            cells = [time_cell(row), ratio(row, of), f"{row['gflops'] / found['product_gflops']:.2f}"]
             cells += [f"{updated:.2f} s", f"{updated / of['updated_seconds']:.2f}"]
             cells += [time_cell(other), ratio(other, inference["rows"]["vit"])] if other else ["", ""]
             lines.append(f"| {NAMES[form]} | " + " | ".join(cells) + " |")
@@ -38,11 +39,16 @@ def table(record: dict) -> str:
 
 def memory_table(memory: dict) -> list[str]:
     """Rows of MiB, and ratios to the ViT's: resident in training and inference, and held by tensors in training."""
-    lines = ["", "| MiB | resident, training | of ViT | resident, inference | of ViT | tensors, training | of ViT |"]
-    lines.append("|---|---:|---:|---:|---:|---:|---:|")
+    titles = {
+        "base": "resident, training", "base_bf16": "resident, training in bfloat16",
+        "inference": "resident, inference", "tensors": "tensors, training",
+    }  # fmt: skip
+    kinds = [kind for kind in titles if memory.get(kind)]
+    lines = ["", "| MiB | " + " | ".join(f"{titles[kind]} | of ViT" for kind in kinds) + " |"]
+    lines.append("|---" + "|---:|---:" * len(kinds) + "|")
     for form in memory["tensors"]:
         cells = []
-        for kind in ("base", "inference", "tensors"):
+        for kind in kinds:
             found = memory[kind].get(form)
             cells += ["", ""] if found is None else [f"{found / 2**20:.0f}", f"{found / memory[kind]['vit']:.2f}"]
         lines.append(f"| {NAMES[form]} | " + " | ".join(cells) + " |")
@@ -89,6 +95,10 @@ def plot(record: dict, path: Path) -> None:
             )
             gib = [run["bytes"][form] / 2**30 for run in runs]
             axes[1, column].plot(places, gib, "o-", color=color)
+            if all("in_bf16" in run for run in runs):
+                halves = [run["in_bf16"] for run in runs]
+                axes[0, column].plot(places, [run["rows"][form]["spread"][0] for run in halves], "o--", color=color)
+                axes[1, column].plot(places, [run["bytes"][form] / 2**30 for run in halves], "o--", color=color)
         for row in range(2):
             axes[row, column].set(xscale="log", yscale="log")
             axes[row, column].grid(alpha=0.3, which="both")
@@ -97,6 +107,8 @@ def plot(record: dict, path: Path) -> None:
         axes[1, column].minorticks_off()
     axes[0, 0].set_ylabel("training step (fastest), s")
     axes[1, 0].set_ylabel("memory of a step, GiB")
-    axes[0, 0].legend(["ViT, timm", "ET"], frameon=False)
+    names = [f"{name}{half}" for name in ("ViT, timm", "ET") for half in ("", ", bfloat16")]
+    names = names if len(axes[0, 0].lines) == 4 else names[::2]
+    axes[0, 0].legend(axes[0, 0].lines, names, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)

@@ -32,6 +32,8 @@ def test_all_forms_of_et_compute_the_same(bf16):
 def test_record_table_and_plot(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench.Size.__init__, "__defaults__", (1, 1, 9, 64))
     monkeypatch.setattr(bench, "SCALING", {axis: [bench.Size(), bench.Size(steps=2)] for axis in bench.SCALING})
+    compile_for_real = torch.compile  # what the compiler makes of it is not the point here
+    monkeypatch.setattr(torch, "compile", lambda *a, **options: compile_for_real(*a, **options, backend="eager"))
     record, plot = tmp_path / "record.json", tmp_path / "plot.png"
     options = ["--rounds", "1", "--json", str(record), "--plot", str(plot)]
     bench.main(["--parts", "fp32", "bf16", "compile", "scaling", "memory", "profile", *options])
@@ -45,6 +47,8 @@ def test_record_table_and_plot(tmp_path, monkeypatch, capsys):
     assert set(found["memory"]["tensors"]) == {"vit", "et", "et_checkpoint", "autograd", "func", "et_compiled"}
     assert found["bf16"]["native"] == precision.CPU_HAS_BFLOAT16 and found["fp32"]["product_gflops"] > 1
     assert set(found["compile"]["inference"]["rows"]) == {"vit", "et", "et_compiled"}
+    beside = (found["compile"].get("bf16"), found["memory"]["base_bf16"], found["scaling"]["N"][0].get("in_bf16"))
+    assert [bool(part) for part in beside] == [precision.CPU_HAS_BFLOAT16] * 3
     assert sum(found["profile"]["et"]["share"].values()) <= 1
     assert set(found["memory"]["against_steps"]) == {"1", "4", "12", "24"}
     assert found["fp32"]["environment"]["threads"] == torch.get_num_threads()

@@ -105,7 +105,7 @@ def attention(
         ValueError: ``q`` does not fit the edges, or the backend cannot run here.
     """
     kernels, dtype = select_backend(backend, q), q.dtype
-    q, k, beta = _operands(q, k, beta, edges)
+    q, k, beta = _operands(q, k, beta, edges, half=clamp is None and getattr(kernels, "HALF_PRECISION", False))
     if kernels is kernels_reference:
         u, v = kernels.attention(q, k, beta, edges, clamp)
     elif clamp is not None:
@@ -136,10 +136,15 @@ def check_fit(q: Tensor, edges: SortedEdges) -> None:
         )
 
 
-def _operands(q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges) -> tuple[Tensor, Tensor, Tensor]:
+def _operands(
+    q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, half: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Operands of a backend: queries and keys in at least float32 unless it takes ``half`` precision, beta always."""
     check_fit(q, edges)
-    q, k = at_least_float32(q).contiguous(), at_least_float32(k).contiguous()
-    return q, k, beta.to(q.dtype)
+    beta = beta.to(torch.promote_types(q.dtype, torch.float32))
+    if not half or q.dtype != k.dtype:
+        q, k = at_least_float32(q), at_least_float32(k)
+    return q.contiguous(), k.contiguous(), beta
 
 
 def _attention_by_primitives(

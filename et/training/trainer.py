@@ -36,6 +36,8 @@ def build_trainer(
         loggers: Loggers of the run.
     """
     compute_exactly()
+    # Deterministic algorithms fill uninitialised memory by default: a pass over every tensor of every step.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     callbacks = [SeededEpochs(cfg.seed), FiniteLoss(), LearningRateMonitor("step"), *keepers]
     if cfg.optim.get("centralize_gradients"):
         callbacks.append(CentralizedGradients())

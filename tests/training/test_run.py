@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from et.inpainting.lit import InpaintingTask
 from et.runs.folder import Start, find_start
 from et.runs.identity import resolve
 from et.runs.record import RESULT_KEYS, read_result, run_id
@@ -144,6 +145,21 @@ def test_equal_seeds_agree_bit_for_bit_and_others_do_not(tiny, tmp_path):
     assert first.record["metrics"] == second.record["metrics"] != other.record["metrics"]
     for name, value in weights(first.folder).items():
         assert torch.equal(value, weights(second.folder)[name]), name
+
+
+def test_determinism_fills_no_memory(tiny, monkeypatch):
+    """By default torch writes NaN to every new tensor where algorithms are to be deterministic."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    seen = []
+    original = InpaintingTask.training_step
+
+    def step(self, batch, batch_index):
+        seen.append((torch.are_deterministic_algorithms_enabled(), torch.empty(100).isnan().all().item()))
+        return original(self, batch, batch_index)
+
+    monkeypatch.setattr(InpaintingTask, "training_step", step)
+    train(tiny("trainer.max_epochs=1"))
+    assert set(seen) == {(True, False)}
 
 
 def test_an_interrupted_run_resumes_and_ends_as_an_uninterrupted_one(tiny, tmp_path, monkeypatch):

@@ -14,7 +14,8 @@ V = P^T Q, the gradients are those of conventional attention with one row or col
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from torch.autograd import Function
 from et.core.kernels import flex as kernels_flex
 from et.core.precision import at_least_float32, differentiable_gradient, needs_plain_operations, no_autocast
 
+BACKENDS = ("auto", "triton", "flex", "chunked")
 PART = 1 << 20  # elements of a part, 4 MB in float32: fits a CPU's cache
 PART_ON_GPU = 1 << 26  # elements of a part that fills a GPU
 MIN_ROWS = 16  # minimum number of rows in a part, however long they are
@@ -38,8 +40,8 @@ def attention(qk: Tensor, beta: Tensor, self_attention: bool = False, keep_maps:
         beta: Inverse temperatures, (H,).
         self_attention: If True, a token is among its own keys.
         keep_maps: If True, store P, (..., H, N, N), for the backward pass; if False, compute it there again in parts.
-            If None, use FlexAttention on a GPU that supports it (kernels_flex.py); else store P if it has at most
-            ``KEPT`` elements.
+            If None, use the kernel of :func:`fused_kernel` if there is one; else store P if it has at most ``KEPT``
+            elements.
 
     Returns:
         The two terms, (..., N, 2, H, Y).
@@ -49,10 +51,49 @@ def attention(qk: Tensor, beta: Tensor, self_attention: bool = False, keep_maps:
     if needs_plain_operations(qk) or qk.numel() == 0:
         return composed(qk, beta, self_attention)
     if keep_maps is None:
-        if kernels_flex.suits(qk):
-            return kernels_flex.attention(qk, beta, self_attention)
+        kernel = fused_kernel(qk)
+        if kernel is not None:
+            return kernel(qk, beta, self_attention)
         keep_maps = qk.numel() // (2 * qk.shape[-1]) * qk.shape[-4] <= KEPT
     return _Attention.apply(qk, beta, self_attention, keep_maps)
+
+
+def fused_kernel(qk: Tensor) -> Callable[[Tensor, Tensor, bool], Tensor] | None:
+    """The fused attention for ``qk``, or None if it is computed in parts.
+
+    The environment variable ET_DENSE_BACKEND chooses ``triton``, ``flex`` or ``chunked`` (in parts). ``auto``, the
+    default, takes Triton's kernels on a GPU in half precision; else FlexAttention where :func:`kernels_flex.suits`.
+
+    Raises:
+        ValueError: There is no such backend, or it cannot compute ``qk`` here.
+    """
+    name = os.environ.get("ET_DENSE_BACKEND", "auto")
+    if name not in BACKENDS:
+        raise ValueError(f"no dense backend {name!r}: ET_DENSE_BACKEND must be one of {', '.join(BACKENDS)}")
+    triton, half = _triton_kernels(qk), qk.dtype in (torch.bfloat16, torch.float16)
+    if name == "triton" or (name == "auto" and qk.is_cuda and half and triton is not None):
+        found = triton
+    elif name == "flex" or (name == "auto" and kernels_flex.suits(qk)):
+        found = kernels_flex.attention if name == "auto" or kernels_flex.takes(qk) else None
+    else:
+        return None
+    if found is None:
+        raise ValueError(
+            f"ET_DENSE_BACKEND={name} cannot compute {qk.dtype} with head dimension {qk.shape[-1]} on {qk.device}: "
+            "leave it out, or set it to chunked"
+        )
+    return found
+
+
+def _triton_kernels(qk: Tensor) -> Callable[[Tensor, Tensor, bool], Tensor] | None:
+    """Attention by the Triton kernels, or None if they cannot compute ``qk`` here."""
+    if not (qk.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
+        return None
+    try:
+        from et.core.kernels import triton_dense
+    except ImportError:
+        return None
+    return triton_dense.attention if triton_dense.suits(qk) else None
 
 
 def composed(qk: Tensor, beta: Tensor, self_attention: bool = False) -> Tensor:

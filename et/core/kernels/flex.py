@@ -34,12 +34,15 @@ def attention(qk: Tensor, beta: Tensor, self_attention: bool = False, attend: At
 
 
 def suits(qk: Tensor) -> bool:
-    """Whether FlexAttention computes ``qk``: on a GPU, in float32 or less, with heads that fill its tiles.
+    """True if FlexAttention takes ``qk`` and torch need not be deterministic.
 
-    Not where torch is to be deterministic: the gradient of the bias is added up in no particular order.
+    The gradient of the bias is added up in no particular order.
     """
-    if torch.are_deterministic_algorithms_enabled():
-        return False
+    return not torch.are_deterministic_algorithms_enabled() and takes(qk)
+
+
+def takes(qk: Tensor) -> bool:
+    """True if FlexAttention can compute ``qk``: on a GPU, in float32 or less, with heads that fill its tiles."""
     return qk.is_cuda and qk.dtype != torch.float64 and qk.shape[-1] >= 16 and _has_flex()
 
 

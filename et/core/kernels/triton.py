@@ -1,290 +1,155 @@
-"""GPU kernels in Triton: one program a row and head, no atomics, so that results are the same from run to run.
+"""Attention along edges on a GPU, in Triton: one program for each piece of a row and head, no atomics.
 
 The algorithm is that of the numba kernels: the softmax P is computed again in every pass from q, k and two numbers a
-query. Without a GPU they run in Triton's interpreter (TRITON_INTERPRET=1 before triton is imported), for tests.
+query. Operands are float64, float32, bfloat16 or float16; sums are in float64 for float64, else in float32.
+
+A row (the edges of a query, or of a key) is cut into pieces of at most ``triton_runtime.SPLIT`` edges, so that a hub
+keeps many programs busy. A program writes the result of a row that is not cut. The pieces of a longer row are kept in
+float32 and added up in order, so that results are the same from run to run.
+
+Every edge multiplies vectors of its own, so tensor cores have no use here: bytes are the limit, and half precision
+halves them. Without a GPU the kernels run in Triton's interpreter (TRITON_INTERPRET=1 before triton is imported).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from et.core.csr import SortedEdges
+from et.core.kernels import triton_edges as kernels
+from et.core.kernels.triton_runtime import Pieces, launch, on_its_device, pieces_of
 
-P, R = ParamSpec("P"), TypeVar("R")
-BLOCK = 16  # edges a program takes at a time
-
-
-@triton.jit
-def _rows(x, node, h, heads, width, mask, BLOCK_Y: tl.constexpr):
-    """x[node, h] for a block of nodes: (BLOCK_E, BLOCK_Y), zero beyond the width and where the mask is false."""
-    y = tl.arange(0, BLOCK_Y)
-    place = (node.to(tl.int64)[:, None] * heads + h) * width + y[None, :]
-    return tl.load(x + place, mask=mask[:, None] & (y[None, :] < width), other=0.0)
+HALF_PRECISION = True  # query_term, key_term and attention_gradient take bfloat16 and float16 as they are
+# Block sizes to choose from; the first is taken where nothing may be measured.
+TUNED = [triton.Config({"BLOCK_E": e}, num_warps=w) for e, w in ((32, 4), (16, 1), (16, 2), (32, 2), (64, 4))]
 
 
-@triton.jit
-def _row(x, row, h, heads, width, BLOCK_Y: tl.constexpr):
-    """x[row, h]: (BLOCK_Y,), zero beyond the width."""
-    y = tl.arange(0, BLOCK_Y)
-    return tl.load(x + (row.to(tl.int64) * heads + h) * width + y, mask=y < width, other=0.0)
+def _launch(kernel: Any, programs: tuple[int, int], *args: Any, **constants: Any) -> None:
+    key = ("heads", "width") if "width" in kernel.arg_names else ("heads",)
+    launch(kernel, lambda meta: programs, *args, configs=TUNED, key=key, **constants)
 
 
-@triton.jit
-def _store_row(x, row, h, heads, width, value, BLOCK_Y: tl.constexpr):
-    y = tl.arange(0, BLOCK_Y)
-    tl.store(x + (row.to(tl.int64) * heads + h) * width + y, value, mask=y < width)
+def _block_y(width: int) -> int:
+    return triton.next_power_of_2(max(1, width))
 
 
-@triton.jit
-def _scores_kernel(q, k, query, key, out, edges, heads, width, BLOCK_E: tl.constexpr, BLOCK_Y: tl.constexpr):
-    h = tl.program_id(1)
-    e = tl.program_id(0).to(tl.int64) * BLOCK_E + tl.arange(0, BLOCK_E)
-    mask = e < edges
-    at_query = _rows(q, tl.load(query + e, mask=mask, other=0), h, heads, width, mask, BLOCK_Y)
-    at_key = _rows(k, tl.load(key + e, mask=mask, other=0), h, heads, width, mask, BLOCK_Y)
-    tl.store(out + e * heads + h, tl.sum(at_query * at_key, 1), mask=mask)
+def _cut(pieces: Pieces) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    """What a kernel has to know about its pieces."""
+    return pieces.start, pieces.row, pieces.low, pieces.slot, pieces.split
 
 
-@triton.jit
-def _aggregate_kernel(
-    weight, x, start, source, position, out, heads, width,
-    PERMUTED: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_Y: tl.constexpr,
-):  # fmt: skip
-    row, h = tl.program_id(0), tl.program_id(1)
-    low, high = tl.load(start + row), tl.load(start + row + 1)
-    total = tl.zeros((BLOCK_Y,), dtype=x.dtype.element_ty)
-    for e0 in range(low, high, BLOCK_E):
-        e = e0 + tl.arange(0, BLOCK_E)
-        mask = e < high
-        node = tl.load(source + e, mask=mask, other=0)
-        if PERMUTED:
-            e = tl.load(position + e, mask=mask, other=0).to(tl.int64)
-        w = tl.load(weight + e * heads + h, mask=mask, other=0.0)
-        total += tl.sum(w[:, None] * _rows(x, node, h, heads, width, mask, BLOCK_Y), 0)
-    _store_row(out, row, h, heads, width, total, BLOCK_Y)
+def _sum_kernel(kernel: Any, out: Tensor, tensors: tuple, pieces: Pieces, index: tuple, **constants: Any) -> Tensor:
+    """Run a kernel that fills ``out`` (N, H, Y) with sums over rows, and add up the pieces of rows that are cut."""
+    if out.numel():
+        dtype = torch.promote_types(out.dtype, torch.float32)
+        partial = out.new_empty(pieces.slots, *out.shape[1:], dtype=dtype)
+        arguments = (*tensors, *_cut(pieces), *index, out, partial, *out.shape[1:])
+        _launch(kernel, (len(pieces.row), out.shape[1]), *arguments, BLOCK_Y=_block_y(out.shape[2]), **constants)
+        if pieces.slots:
+            out[pieces.cut] = pieces.sums(partial).to(out.dtype)
+    return out
 
 
-@triton.jit
-def _logsumexp_kernel(scores, start, out, heads, BLOCK_E: tl.constexpr):
-    row, h = tl.program_id(0), tl.program_id(1)
-    low, high = tl.load(start + row), tl.load(start + row + 1)
-    peak = tl.full((), float("-inf"), dtype=scores.dtype.element_ty)
-    for e0 in range(low, high, BLOCK_E):
-        e = e0 + tl.arange(0, BLOCK_E)
-        peak = tl.maximum(peak, tl.max(tl.load(scores + e * heads + h, mask=e < high, other=float("-inf")), 0))
-    peak = tl.where(peak == float("-inf"), 0.0, peak)
-    total = tl.zeros((), dtype=scores.dtype.element_ty)
-    for e0 in range(low, high, BLOCK_E):
-        e = e0 + tl.arange(0, BLOCK_E)
-        total += tl.sum(tl.exp(tl.load(scores + e * heads + h, mask=e < high, other=float("-inf")) - peak), 0)
-    tl.store(out + row.to(tl.int64) * heads + h, peak + tl.log(tl.where(total > 0, total, 1.0)))
-
-
-@triton.jit
-def _query_term_kernel(
-    q, k, beta, start, key, u, peak, total, heads, width,
-    SUMS: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_Y: tl.constexpr,
-):  # fmt: skip
-    row, h = tl.program_id(0), tl.program_id(1)
-    low, high = tl.load(start + row), tl.load(start + row + 1)
-    at_query, b = _row(q, row, h, heads, width, BLOCK_Y), tl.load(beta + h)
-    largest = tl.full((), float("-inf"), dtype=q.dtype.element_ty)
-    norm = tl.zeros((), dtype=q.dtype.element_ty)
-    sums = tl.zeros((BLOCK_Y,), dtype=q.dtype.element_ty)
-    for e0 in range(low, high, BLOCK_E):
-        e = e0 + tl.arange(0, BLOCK_E)
-        mask = e < high
-        at_key = _rows(k, tl.load(key + e, mask=mask, other=0), h, heads, width, mask, BLOCK_Y)
-        scores = tl.where(mask, tl.sum(at_query[None, :] * at_key, 1) * b, float("-inf"))
-        new = tl.maximum(largest, tl.max(scores, 0))
-        p, shrink = tl.exp(scores - new), tl.exp(largest - new)
-        norm = norm * shrink + tl.sum(p, 0)
-        if SUMS:
-            sums = sums * shrink + tl.sum(p[:, None] * at_key, 0)
-        largest = new
-    place = row.to(tl.int64) * heads + h
-    norm = tl.where(high > low, norm, 1.0)
-    tl.store(peak + place, tl.where(high > low, largest, 0.0))
-    tl.store(total + place, norm)
-    if SUMS:
-        _store_row(u, row, h, heads, width, sums / norm, BLOCK_Y)
-
-
-@triton.jit
-def _softmax(raw, beta, peak, total, node, h, heads, mask):
-    """P on a block of edges, from their inner products and the queries' softmax; 0 where the mask is false."""
-    place = node.to(tl.int64) * heads + h
-    largest = tl.load(peak + place, mask=mask, other=0.0)
-    scores = tl.where(mask, raw * beta, float("-inf"))
-    return tl.exp(scores - largest) / tl.load(total + place, mask=mask, other=1.0)
-
-
-@triton.jit
-def _key_term_kernel(
-    q, values, k, beta, peak, total, start, query, v, heads, width,
-    BLOCK_E: tl.constexpr, BLOCK_Y: tl.constexpr,
-):  # fmt: skip
-    row, h = tl.program_id(0), tl.program_id(1)
-    low, high = tl.load(start + row), tl.load(start + row + 1)
-    at_key, b = _row(k, row, h, heads, width, BLOCK_Y), tl.load(beta + h)
-    sums = tl.zeros((BLOCK_Y,), dtype=q.dtype.element_ty)
-    for e0 in range(low, high, BLOCK_E):
-        e = e0 + tl.arange(0, BLOCK_E)
-        mask = e < high
-        node = tl.load(query + e, mask=mask, other=0)
-        raw = tl.sum(_rows(q, node, h, heads, width, mask, BLOCK_Y) * at_key[None, :], 1)
-        p = _softmax(raw, b, peak, total, node, h, heads, mask)
-        sums += tl.sum(p[:, None] * _rows(values, node, h, heads, width, mask, BLOCK_Y), 0)
-    _store_row(v, row, h, heads, width, sums, BLOCK_Y)
-
-
-@triton.jit
-def _query_gradient_kernel(
-    q, k, beta, peak, total, gu, gv, start, key, gq, mean, gbeta, heads, width,
-    BLOCK_E: tl.constexpr, BLOCK_Y: tl.constexpr,
-):  # fmt: skip
-    row, h = tl.program_id(0), tl.program_id(1)
-    low, high = tl.load(start + row), tl.load(start + row + 1)
-    at_query, b = _row(q, row, h, heads, width, BLOCK_Y), tl.load(beta + h)
-    u = _row(gu, row, h, heads, width, BLOCK_Y)
-    average, beta_sum = tl.zeros((), dtype=q.dtype.element_ty), tl.zeros((), dtype=q.dtype.element_ty)
-    sums = tl.zeros((BLOCK_Y,), dtype=q.dtype.element_ty)
-    for second in tl.static_range(2):  # first the mean slope of the query, then the sums that need it
-        for e0 in range(low, high, BLOCK_E):
-            e = e0 + tl.arange(0, BLOCK_E)
-            mask = e < high
-            node = tl.load(key + e, mask=mask, other=0)
-            at_key = _rows(k, node, h, heads, width, mask, BLOCK_Y)
-            v = _rows(gv, node, h, heads, width, mask, BLOCK_Y)
-            raw = tl.sum(at_query[None, :] * at_key, 1)
-            p = _softmax(raw, b, peak, total, tl.where(mask, row, 0), h, heads, mask)
-            slope = tl.sum(u[None, :] * at_key + v * at_query[None, :], 1)
-            if second == 0:
-                average += tl.sum(p * slope, 0)
-            else:
-                change = p * (slope - average)
-                beta_sum += tl.sum(change * raw, 0)
-                sums += tl.sum(p[:, None] * v + (change * b)[:, None] * at_key, 0)
-    tl.store(mean + row.to(tl.int64) * heads + h, average)
-    tl.store(gbeta + row.to(tl.int64) * heads + h, beta_sum)
-    _store_row(gq, row, h, heads, width, sums, BLOCK_Y)
-
-
-@triton.jit
-def _key_gradient_kernel(
-    q, k, beta, peak, total, gu, gv, mean, start, query, gk, heads, width,
-    BLOCK_E: tl.constexpr, BLOCK_Y: tl.constexpr,
-):  # fmt: skip
-    row, h = tl.program_id(0), tl.program_id(1)
-    low, high = tl.load(start + row), tl.load(start + row + 1)
-    at_key, b = _row(k, row, h, heads, width, BLOCK_Y), tl.load(beta + h)
-    v = _row(gv, row, h, heads, width, BLOCK_Y)
-    sums = tl.zeros((BLOCK_Y,), dtype=q.dtype.element_ty)
-    for e0 in range(low, high, BLOCK_E):
-        e = e0 + tl.arange(0, BLOCK_E)
-        mask = e < high
-        node = tl.load(query + e, mask=mask, other=0)
-        at_query = _rows(q, node, h, heads, width, mask, BLOCK_Y)
-        u = _rows(gu, node, h, heads, width, mask, BLOCK_Y)
-        p = _softmax(tl.sum(at_query * at_key[None, :], 1), b, peak, total, node, h, heads, mask)
-        slope = tl.sum(u * at_key[None, :] + v[None, :] * at_query, 1)
-        average = tl.load(mean + node.to(tl.int64) * heads + h, mask=mask, other=0.0)
-        change = b * p * (slope - average)
-        sums += tl.sum(p[:, None] * u + change[:, None] * at_query, 0)
-    _store_row(gk, row, h, heads, width, sums, BLOCK_Y)
-
-
-def _on_its_device(function: Callable[P, R]) -> Callable[P, R]:
-    """``function`` with the device of its first argument as the current one, on which Triton launches."""
-
-    @wraps(function)
-    def launch(*args: P.args, **kwargs: P.kwargs) -> R:
-        first = args[0] if args else next(iter(kwargs.values()))
-        with torch.cuda.device_of(first):
-            return function(*args, **kwargs)
-
-    return launch
-
-
-def _blocks(width: int) -> dict[str, int]:
-    return {"BLOCK_E": BLOCK, "BLOCK_Y": triton.next_power_of_2(max(1, width))}
-
-
-@_on_its_device
+@on_its_device
 def edge_scores(q: Tensor, k: Tensor, edges: SortedEdges) -> Tensor:
     """See :func:`et.core.kernels.reference.edge_scores`."""
     (_, heads, width), q, k = q.shape, q.contiguous(), k.contiguous()
     out = q.new_empty(edges.num_edges, heads)
     if out.numel():
-        grid = (triton.cdiv(edges.num_edges, BLOCK), heads)
-        _scores_kernel[grid](q, k, edges.query, edges.key, out, edges.num_edges, heads, width, **_blocks(width))
+        launch(
+            kernels.scores_kernel, lambda meta: (triton.cdiv(edges.num_edges, meta["BLOCK_E"]), heads),
+            q, k, edges.query, edges.key, out, edges.num_edges, heads, width,
+            configs=TUNED, key=("heads", "width"), BLOCK_Y=_block_y(width),
+        )  # fmt: skip
     return out
 
 
-@_on_its_device
+@on_its_device
 def edge_aggregate(weight: Tensor, x: Tensor, edges: SortedEdges, to_keys: bool = False) -> Tensor:
     """See :func:`et.core.kernels.reference.edge_aggregate`."""
     weight, x = weight.contiguous(), x.contiguous()
-    out = torch.empty_like(x)
-    index = (*edges.by_key, edges.key_position) if to_keys else (edges.row_start, edges.key, edges.key)
-    if out.numel():
-        _aggregate_kernel[x.shape[:2]](weight, x, *index, out, *x.shape[1:], PERMUTED=to_keys, **_blocks(x.shape[2]))
-    return out
+    index = (edges.by_key[1], edges.key_position) if to_keys else (edges.key, edges.key)
+    pieces = pieces_of(edges, to_keys)
+    return _sum_kernel(kernels.aggregate_kernel, torch.empty_like(x), (weight, x), pieces, index, PERMUTED=to_keys)
 
 
-@_on_its_device
+def _joined_softmax(pieces: Pieces, peak: Tensor, total: Tensor, peak_part: Tensor, total_part: Tensor) -> Tensor:
+    """Fill in peak and total of the rows that are cut; returns what the pieces' sums are to be multiplied with."""
+    largest = pieces.peaks(peak_part)
+    shrink = (peak_part - largest.repeat_interleave(pieces.offsets.diff(), 0, output_size=pieces.slots)).exp()
+    norm = pieces.sums(total_part * shrink)
+    peak[pieces.cut], total[pieces.cut] = largest, torch.where(norm > 0, norm, 1.0)
+    return shrink
+
+
+@on_its_device
 def segment_logsumexp(scores: Tensor, edges: SortedEdges) -> Tensor:
     """See :func:`et.core.kernels.reference.segment_logsumexp`."""
-    out = scores.new_empty(edges.num_nodes, scores.shape[1])
-    if out.numel():
-        _logsumexp_kernel[tuple(out.shape)](scores.contiguous(), edges.row_start, out, out.shape[1], BLOCK_E=BLOCK)
-    return out
+    heads, pieces = scores.shape[1], pieces_of(edges)
+    peak, total = (scores.new_empty(edges.num_nodes, heads) for _ in range(2))
+    if peak.numel():
+        partial = [scores.new_empty(pieces.slots, heads) for _ in range(2)]
+        arguments = (scores.contiguous(), *_cut(pieces), peak, total, *partial, heads)
+        _launch(kernels.segment_softmax_kernel, (len(pieces.row), heads), *arguments)
+        if pieces.slots:
+            _joined_softmax(pieces, peak, total, *partial)
+    return peak + total.log()
 
 
-@_on_its_device
+@on_its_device
 def query_term(
     q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, only_partition: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`et.core.kernels.numba.sparse.query_term`."""
+    (nodes, heads, width), pieces = q.shape, pieces_of(edges)
     q, k, beta = q.contiguous(), k.contiguous(), beta.contiguous()
     u = torch.empty_like(q[:0] if only_partition else q)
-    peak, total = (q.new_empty(q.shape[:2]) for _ in range(2))
+    peak, total = (beta.new_empty(nodes, heads) for _ in range(2))
     if q.numel():
-        tensors = (q, k, beta, edges.row_start, edges.key, u, peak, total)
-        _query_term_kernel[q.shape[:2]](*tensors, *q.shape[1:], SUMS=not only_partition, **_blocks(q.shape[2]))
+        u_part = beta.new_empty(0 if only_partition else pieces.slots, heads, width)
+        softmax_part = [beta.new_empty(pieces.slots, heads) for _ in range(2)]
+        tensors = (q, k, beta, *_cut(pieces), edges.key, u, peak, total, u_part, *softmax_part, heads, width)
+        constants = {"SUMS": not only_partition, "BLOCK_Y": _block_y(width)}
+        _launch(kernels.query_term_kernel, (len(pieces.row), heads), *tensors, **constants)
+        if pieces.slots:
+            shrink = _joined_softmax(pieces, peak, total, *softmax_part)
+            if not only_partition:
+                u[pieces.cut] = (pieces.sums(u_part * shrink[..., None]) / total[pieces.cut][..., None]).to(u.dtype)
     return u, peak, total
 
 
-@_on_its_device
+@on_its_device
 def key_term(
     q: Tensor, values: Tensor, k: Tensor, beta: Tensor, peak: Tensor, total: Tensor, edges: SortedEdges
 ) -> Tensor:
     """See :func:`et.core.kernels.numba.sparse.key_term`."""
-    tensors = [x.contiguous() for x in (q, values, k, beta, peak, total)]
-    v = torch.empty_like(tensors[2])
-    if k.numel():
-        _key_term_kernel[k.shape[:2]](*tensors, *edges.by_key, v, *k.shape[1:], **_blocks(k.shape[2]))
-    return v
+    tensors = tuple(x.contiguous() for x in (q, values, k, beta, peak, total))
+    index = (edges.by_key[1],)
+    return _sum_kernel(kernels.key_term_kernel, torch.empty_like(tensors[2]), tensors, pieces_of(edges, True), index)
 
 
-@_on_its_device
+@on_its_device
 def attention_gradient(
     q: Tensor, k: Tensor, beta: Tensor, peak: Tensor, total: Tensor, grad_u: Tensor, grad_v: Tensor, edges: SortedEdges
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`et.core.kernels.numba.sparse.attention_gradient`."""
-    tensors = [x.contiguous() for x in (q, k, beta, peak, total, grad_u, grad_v)]
-    grad_q, grad_k = torch.empty_like(tensors[0]), torch.empty_like(tensors[1])
-    mean, grad_beta = torch.empty_like(tensors[3]), torch.empty_like(tensors[3])
+    (_, heads, width), pieces = q.shape, pieces_of(edges)
+    tensors = tuple(x.contiguous() for x in (q, k, beta, peak, total, grad_u, grad_v))
+    grad_q, mean, grad_beta = torch.empty_like(tensors[0]), torch.empty_like(peak), torch.empty_like(peak)
     if q.numel():
-        shape, blocks = q.shape[1:], _blocks(q.shape[2])
-        rows = (edges.row_start, edges.key, grad_q, mean, grad_beta)
-        _query_gradient_kernel[q.shape[:2]](*tensors, *rows, *shape, **blocks)
-        _key_gradient_kernel[q.shape[:2]](*tensors, mean, *edges.by_key, grad_k, *shape, **blocks)
+        rows, sums = beta.new_empty(pieces.slots, 3, heads), beta.new_empty(pieces.slots, 3, heads, width)
+        arguments = (*tensors, *_cut(pieces), edges.key, grad_q, mean, grad_beta, rows, sums, heads, width)
+        _launch(kernels.query_gradient_kernel, (len(pieces.row), heads), *arguments, BLOCK_Y=_block_y(width))
+        if pieces.slots:
+            average, with_slope, plain = pieces.sums(rows).unbind(1)
+            keys, values, sloped = pieces.sums(sums).unbind(1)
+            mean[pieces.cut], grad_beta[pieces.cut] = average, with_slope - average * plain
+            found = values + beta[:, None] * (sloped - average[..., None] * keys)
+            grad_q[pieces.cut] = found.to(grad_q.dtype)
+    by_key, index = pieces_of(edges, True), (edges.by_key[1],)
+    grad_k = _sum_kernel(kernels.key_gradient_kernel, torch.empty_like(tensors[1]), (*tensors, mean), by_key, index)
     return grad_q, grad_k, grad_beta.sum(0)
