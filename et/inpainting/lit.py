@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from et.baselines.fill_baselines import mean_fill, nearest_fill
+from et.inpainting.fill_baselines import mean_fill, nearest_fill
 from et.inpainting.patches import fill, mask_first_patch, patchify
 from et.inpainting.pixels import STD, to_pixels
 from et.training import optim as optimizers

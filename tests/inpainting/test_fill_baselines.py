@@ -1,6 +1,6 @@
 import torch
 
-from et.baselines.fill_baselines import mean_fill, nearest_fill
+from et.inpainting.fill_baselines import mean_fill, nearest_fill
 
 
 def test_mean_fill_is_the_visible_mean_of_each_channel():
