@@ -92,7 +92,10 @@ def test_a_wrong_import_is_found(tmp_path):
     (tmp_path / "et" / "core" / "norm.py").write_text("def f():\n    from et.runs import record, missing\n")
     found = draw_imports.imports(tmp_path)
     assert found == [("et.core.norm", "et.runs.record", True), ("et.core.norm", "et.runs", True)]
-    assert crossing(found, {"core"}, {"runs"}) == ["et.core.norm imports et.runs.record", "et.core.norm imports et.runs"]
+    assert crossing(found, {"core"}, {"runs"}) == [
+        "et.core.norm imports et.runs.record",
+        "et.core.norm imports et.runs",
+    ]
 
 
 def test_the_drawing_is_of_these_imports(imports):

@@ -147,7 +147,7 @@ class NodeDataModule(pl.LightningDataModule):
         for warning in self._description.get("warnings", ()):
             warnings.warn(warning, stacklevel=2)
         anomalous = int((graph.labels[split.train] == 1).sum())
-        nodes = nearby_order(edges.values(), graph.num_nodes)
+        nodes = reverse_cuthill_mckee_order(edges.values(), graph.num_nodes)
         place = torch.empty_like(nodes)
         place[nodes] = torch.arange(graph.num_nodes)
         self.whole = NodeBatch(
@@ -272,7 +272,7 @@ class NodeDataModule(pl.LightningDataModule):
         self._moved = None
 
 
-def nearby_order(relations: Iterable[Tensor], num_nodes: int) -> Tensor:
+def reverse_cuthill_mckee_order(relations: Iterable[Tensor], num_nodes: int) -> Tensor:
     """(N,) the nodes in an order where neighbours stand near each other: reverse Cuthill-McKee of all edges (2, E).
 
     Rows that are gathered one after another then lie in the same pages of memory, which pays where a graph has

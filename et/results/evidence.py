@@ -14,7 +14,7 @@ from et.results.paper import Table
 from et.results.results_table import Entry, measured_text
 from et.results.run_files import as_data_uri, picture_files, read_curves, read_descent
 from et.runs.identity import config_of
-from et.runs.record import counted
+from et.runs.record import hashed_config
 from et.utils.errors import UserError
 
 _OF_THE_RUN = ("seed", "fold")  # differ within a cell; shown with each run
@@ -101,7 +101,7 @@ class Evidence:
         if run.label == STALE:
             return None
         try:
-            config = counted(config_of(run.overrides))
+            config = hashed_config(config_of(run.overrides))
         except UserError:
             return None
         text = yaml.safe_dump(_of_all_runs(config), sort_keys=False, width=100)

@@ -20,7 +20,7 @@ SCORES = "scores.json"  # what a repeated test keeps in the run's folder until t
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumePoint:
     """Where a run begins.
 
     Attributes:
@@ -65,7 +65,7 @@ def locked(folder: Path) -> Iterator[None]:
             raise
 
 
-def find_start(folder: Path, identity: str, needs_best: bool = False) -> Start:
+def find_resume_point(folder: Path, identity: str, needs_best: bool = False) -> ResumePoint:
     """The newest of ``last.ckpt`` and ``previous.ckpt`` in ``folder`` that loads and belongs to the run ``identity``.
 
     One that is damaged, incomplete, holds more than plain tensors (nothing in it is executed), or is another run's is
@@ -87,8 +87,8 @@ def find_start(folder: Path, identity: str, needs_best: bool = False) -> Start:
         except UserError as error:
             print(f"warning: {error}; trying the one before it")
             continue
-        return Start(path, int(saved["global_step"]))
-    return Start()
+        return ResumePoint(path, int(saved["global_step"]))
+    return ResumePoint()
 
 
 def _check_best(folder: Path, identity: str, saved: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from et.runs.config_check import check_choices, check_config, unknown_key
-from et.runs.record import counted, run_id
+from et.runs.record import hashed_config, run_id
 from et.utils.errors import UserError, unwrapped
 from et.utils.paths import CONF
 
@@ -95,7 +95,7 @@ def _check_kind(override: str, overrides: Sequence[str], config: Mapping[str, An
     Hardware is left to Lightning, which takes words for some of its numbers (trainer.devices=auto).
     """
     key = override.lstrip("+").split("=", 1)[0]
-    if not isinstance(leaves(counted(config)).get(key), str):
+    if not isinstance(leaves(hashed_config(config)).get(key), str):
         return
     if key in ("deterministic", "trainer.deterministic"):  # warn is one of Lightning's values
         return
@@ -167,7 +167,7 @@ def key_of(config: Mapping[str, Any]) -> Key:
 
 def differences(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Leaves in which two resolved configurations differ, by dotted key, of those that a run id sees."""
-    a, b = leaves(counted(config)), leaves(counted(other))
+    a, b = leaves(hashed_config(config)), leaves(hashed_config(other))
     return {key: (a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)}
 
 

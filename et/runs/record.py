@@ -69,7 +69,7 @@ ADDED_KEYS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def counted(config: Mapping[str, Any]) -> dict[str, Any]:
+def hashed_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a resolved configuration that a run id is made of."""
     sections = {key: value for key, value in config.items() if NOT_IN_ID.get(key, ()) is not None}
     kept = {key: _without(value, NOT_IN_ID.get(key) or ()) for key, value in sections.items()}
@@ -89,7 +89,7 @@ def _drop(section: Any, path: Sequence[str], value: Any) -> None:
 
 def run_id(config: Mapping[str, Any]) -> str:
     """Hash of a resolved configuration without paths, logger and hardware: 12 hexadecimal digits."""
-    text = json.dumps(counted(config), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(hashed_config(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -22,7 +22,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from et.runs.checkpoint_files import load_best
 from et.runs.config_check import check_config
 from et.runs.fingerprint import check_same_data
-from et.runs.folder import SCORES, Start, find_start, locked, start_over
+from et.runs.folder import SCORES, ResumePoint, find_resume_point, locked, start_over
 from et.runs.identity import resolve, with_counts
 from et.runs.loading import family
 from et.runs.record import (
@@ -110,12 +110,12 @@ def train(cfg: DictConfig) -> Outcome:
     task, data, trainer = parts.task, parts.data, parts.trainer
     with ExitStack() as held:
 
-        def take_folder() -> Start:
+        def take_folder() -> ResumePoint:
             held.enter_context(locked(folder))
             if cfg.force:
                 start_over(folder)
             write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-            return find_start(folder / "checkpoints", identity, needs_best=cfg.checkpoint == "best")
+            return find_resume_point(folder / "checkpoints", identity, needs_best=cfg.checkpoint == "best")
 
         start = agreed(trainer, take_folder)
         held.push(lambda kind, error, trace: finish_loggers(trainer.loggers, identity, error))
@@ -186,7 +186,11 @@ def describe_run(cfg: DictConfig, identity: str, parts: Parts, tested: dict[str,
 
 
 def fit(
-    trainer: pl.Trainer, task: pl.LightningModule, data: pl.LightningDataModule, start: Start, metrics_file: MetricsFile
+    trainer: pl.Trainer,
+    task: pl.LightningModule,
+    data: pl.LightningDataModule,
+    start: ResumePoint,
+    metrics_file: MetricsFile,
 ) -> None:
     """Train to the end from ``start`` on.
 
