@@ -278,8 +278,8 @@ def reverse_cuthill_mckee_order(relations: Iterable[Tensor], num_nodes: int) -> 
     Rows that are gathered one after another then lie in the same pages of memory, which pays where a graph has
     communities.
     """
-    edges = np.concatenate([edge_index.numpy().astype(np.int32) for edge_index in relations], axis=1)
-    return torch.from_numpy(reverse_cuthill_mckee(*edges, num_nodes))
+    source, target = np.concatenate([edge_index.numpy().astype(np.int32) for edge_index in relations], axis=1)
+    return torch.from_numpy(reverse_cuthill_mckee(source, target, num_nodes))
 
 
 def whole_graph_loader(batch: NodeBatch) -> DataLoader:

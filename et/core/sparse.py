@@ -165,7 +165,7 @@ class _Attention(Function):
         return u, kernels.key_term(q, q, k, beta, peak, total, edges)
 
     @staticmethod
-    def backward(ctx: Any, grad_u: Tensor, grad_v: Tensor) -> tuple:
+    def backward(ctx: Any, grad_u: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
         q, k, beta, peak, total = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: this gradient will itself be differentiated
             outputs = _attention_by_primitives(q, k, beta, ctx.edges, None, ctx.backend)
@@ -184,7 +184,7 @@ class _LogPartition(Function):
         return peak + total.log()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, beta, peak, total = ctx.saved_tensors
         if torch.is_grad_enabled():
             outputs = segment_logsumexp(edge_scores(q, k, ctx.edges, ctx.backend) * beta, ctx.edges, ctx.backend)
@@ -244,7 +244,7 @@ class _EdgeScores(Function):
         return select_backend(backend, q).edge_scores(q, k, edges)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k = ctx.saved_tensors
         grad_q = edge_aggregate(grad, k, ctx.edges, False, ctx.backend) if ctx.needs_input_grad[0] else None
         grad_k = edge_aggregate(grad, q, ctx.edges, True, ctx.backend) if ctx.needs_input_grad[1] else None
@@ -259,7 +259,7 @@ class _EdgeAggregate(Function):
         return select_backend(backend, x).edge_aggregate(weight, x, edges, to_keys)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (weight, x), grad_weight, grad_x = ctx.saved_tensors, None, None
         if ctx.needs_input_grad[0]:
             at_query, at_key = (x, grad) if ctx.to_keys else (grad, x)
@@ -278,6 +278,6 @@ class _SegmentLogsumexp(Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scores, result = ctx.saved_tensors
         return (scores - result[ctx.edges.query]).exp() * grad[ctx.edges.query], None, None

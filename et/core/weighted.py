@@ -129,14 +129,16 @@ class _WeightedAttention(Function):
         return u, v
 
     @staticmethod
-    def backward(ctx: Any, grad_u: Tensor, grad_v: Tensor) -> tuple:
+    def backward(ctx: Any, grad_u: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
         from et.core.kernels.numba import weighted as kernels_weighted
 
         if torch.is_grad_enabled():  # create_graph=True: this gradient will itself be differentiated
-            inputs = ctx.saved_tensors[:4]
-            outputs = _weighted_attention(*inputs, None, ctx.edges)
+            inputs = q, k, beta, ahat = ctx.saved_tensors[:4]
+            outputs = _weighted_attention(q, k, beta, ahat, None, ctx.edges)
             return *differentiable_gradient(outputs, inputs, ctx.needs_input_grad[:4], (grad_u, grad_v)), None
-        return *kernels_weighted.attention_gradient(*ctx.saved_tensors, grad_u, grad_v, ctx.edges), None
+        q, k, beta, ahat, products, p = ctx.saved_tensors
+        gradients = kernels_weighted.attention_gradient(q, k, beta, ahat, products, p, grad_u, grad_v, ctx.edges)
+        return *gradients, None
 
 
 class _CrossProducts(Function):
@@ -151,13 +153,14 @@ class _CrossProducts(Function):
         return kernels_weighted.cross_products(x, edges)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         from et.core.kernels.numba import weighted as kernels_weighted
 
+        (x,) = ctx.saved_tensors
         if torch.is_grad_enabled():
-            outputs = _cross_products(*ctx.saved_tensors, ctx.edges)
-            return *differentiable_gradient(outputs, ctx.saved_tensors, ctx.needs_input_grad[:1], grad), None
-        return kernels_weighted.cross_products_gradient(grad, *ctx.saved_tensors, ctx.edges), None
+            outputs = _cross_products(x, ctx.edges)
+            return *differentiable_gradient(outputs, (x,), ctx.needs_input_grad[:1], grad), None
+        return kernels_weighted.cross_products_gradient(grad, x, ctx.edges), None
 
 
 def _cross_products(x: Tensor, edges: SortedEdges) -> Tensor:
@@ -216,7 +219,7 @@ class _PairsAttention(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_u: Tensor, grad_v: Tensor) -> tuple:
+    def backward(ctx: Any, grad_u: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
         q, k, beta, ahat, head_mix = ctx.saved_tensors
         gq, gk, gahat = (torch.empty_like(x) for x in (q, k, ahat))
         gbeta, gmix = (torch.zeros_like(at_least_float32(x)) for x in (beta, head_mix))  # sums over all graphs
@@ -257,7 +260,14 @@ def _pair_maps(q: Tensor, k: Tensor, beta: Tensor, ahat: Tensor, head_mix: Tenso
 
 
 def _pair_gradients(
-    q: Tensor, k: Tensor, beta: Tensor, ahat: Tensor, head_mix: Tensor, grad_u: Tensor, grad_v: Tensor, into: tuple
+    q: Tensor,
+    k: Tensor,
+    beta: Tensor,
+    ahat: Tensor,
+    head_mix: Tensor,
+    grad_u: Tensor,
+    grad_v: Tensor,
+    into: tuple[Tensor, ...],
 ) -> None:
     """Write the gradients of q, k and ahat, and add those of beta and head_mix, to ``into`` (q, k, beta, ...)."""
     products, mixed, p = _pair_maps(q, k, beta, ahat, head_mix)

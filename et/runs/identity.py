@@ -151,7 +151,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
         missing = [key for key in OmegaConf.missing_keys(cfg) if not key.startswith("hydra.")]
         if missing:
             raise UserError(f"the configuration lacks {', '.join(sorted(missing))}: choose experiment=NAME or set them")
-        config = OmegaConf.to_container(with_counts(cfg), resolve=True)
+        config: Any = OmegaConf.to_container(with_counts(cfg), resolve=True)
     except OmegaConfBaseException as error:
         check_choices(cfg)  # other values are looked up by these
         raise UserError(f"the configuration does not resolve: {_first_line(error)}") from error

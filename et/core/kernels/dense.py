@@ -158,9 +158,9 @@ class _Attention(Function):
         uv = torch.empty_like(by_head)
         u, v = uv.view(2, -1, n, width)
         kept = qk.new_empty(len(k), n, n) if keep_maps and any(ctx.needs_input_grad) else None
-        buffer = _Buffer(qk, len(k), n) if kept is None else None
+        maps_of = _Buffer(qk, len(k), n).maps if kept is None else kept.__getitem__
         for part in _parts(k, n):
-            p = buffer.maps(part) if kept is None else kept[part]  # (maps, rows, N)
+            p = maps_of(part)  # (maps, rows, N)
             torch.bmm(scaled[part], k[part.maps].mT, out=p)  # scores
             _softmax_(p, part, self_attention)
             torch.bmm(p, k[part.maps], out=u[part])  # (maps, rows, Y)
@@ -171,7 +171,7 @@ class _Attention(Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         qk, beta, out, kept = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: this gradient will itself be differentiated
             outputs = composed(qk, beta, ctx.self_attention)

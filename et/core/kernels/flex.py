@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ def _has_flex() -> bool:
 
 
 @cache
-def _compiled_flex() -> Callable:
+def _compiled_flex() -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=False)
@@ -69,7 +70,7 @@ def compiled_attend(
 
 
 def flex_attend(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, diagonal: bool, flex: Callable | None = None
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, diagonal: bool, flex: Callable[..., Any] | None = None
 ) -> tuple[Tensor, Tensor]:
     """softmax(q k^T + bias) v and its logsumexp: (B, H, N, Y) three times, bias of each key (B, H, N) -> the same two.
 
@@ -82,7 +83,8 @@ def flex_attend(
             value = value + bias[sample, head, column]
         return value if diagonal else torch.where(row == column, -torch.inf, value)
 
-    out, aux = (flex or flex_attention)(q, k, v, score_mod=score, scale=1.0, return_aux=AuxRequest(lse=True))
+    attend: Callable[..., Any] = flex or flex_attention
+    out, aux = attend(q, k, v, score_mod=score, scale=1.0, return_aux=AuxRequest(lse=True))
     return out, aux.lse
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from et.core.csr import SortedEdges
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 BLOCK = 16  # edges a program takes at a time
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import numba
 import numpy as np
@@ -21,9 +22,9 @@ FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
 SMALLEST_TASK, LARGEST_TASK = 1 << 15, 1 << 18  # edges; a task holds some 12 bytes of scratch an edge
 
 
-def kernel(function: Callable, fastmath: set[str] | bool = FAST_MATH) -> Callable:
+def kernel(function: Callable[..., Any], fastmath: set[str] | bool = FAST_MATH) -> Callable[..., Any]:
     """Compile ``function`` without the interpreter's lock; cached, where there is a place that can be written to."""
-    options = {"nogil": True, "fastmath": fastmath, "error_model": "numpy"}
+    options: dict[str, Any] = {"nogil": True, "fastmath": fastmath, "error_model": "numpy"}
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # neither the source's folder nor the user's cache folder is writable
@@ -33,7 +34,7 @@ def kernel(function: Callable, fastmath: set[str] | bool = FAST_MATH) -> Callabl
 exact_kernel = partial(kernel, fastmath=False)
 
 
-def run(compiled: Callable, row_start: np.ndarray, arguments: tuple) -> None:
+def run(compiled: Callable[..., Any], row_start: np.ndarray, arguments: tuple[Any, ...]) -> None:
     """Call ``compiled(*arguments, low, high)`` on all rows, in tasks of about equal numbers of edges."""
     rows = len(row_start) - 1
     edges = int(row_start[rows])
