@@ -46,10 +46,10 @@ class Trajectory:
     """A descent seen in the image plane (figure 4). T steps, B images, N patches of P values.
 
     Attributes:
-        tokens: decoded tokens before the first and after each step, (T + 1, B, N, P).
-        attention, hopfield: the update -dE/dg that each module asks for at each of these points, decoded, shaped alike;
+        tokens: Decoded tokens before the first and after each step, (T + 1, B, N, P).
+        attention, hopfield: The update -dE/dg that each module asks for at each of these points, decoded, shaped alike;
             None for a module that is left out.
-        attention_size, hopfield_size: root mean square of those updates in token space, of each patch, (T + 1, B, N).
+        attention_size, hopfield_size: Root mean square of those updates in token space, of each patch, (T + 1, B, N).
         energies, attention_energies, hopfield_energies: (T + 1, B).
     """
 
@@ -85,9 +85,9 @@ class Convergence:
     """A descent that goes on past T. S steps, B images.
 
     Attributes:
-        speed: root mean square of dg/dt of each image's fastest token at every step, (S, B).
+        speed: Root mean square of dg/dt of each image's fastest token at every step, (S, B).
         energies: (S + 1, B).
-        mse: error on the masked patches, (S + 1, B).
+        mse: Error on the masked patches, (S + 1, B).
     """
 
     speed: Tensor

@@ -53,7 +53,7 @@ def list_images(folder: str | Path) -> Listing:
     """All image files below ``folder``; links are followed, hidden files and folders are left out.
 
     Raises:
-        UserError: there is no such folder, no image in it, or a link that leads nowhere.
+        UserError: There is no such folder, no image in it, or a link that leads nowhere.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -103,7 +103,7 @@ def open_image(path: Path) -> Image.Image:
     Grey images of 16 bits, and of real numbers in 0 .. 1 or 0 .. 255, are scaled to 8 bits.
 
     Raises:
-        UserError: the file is no image, is damaged, or is larger than Pillow opens.
+        UserError: The file is no image, is damaged, or is larger than Pillow opens.
     """
     try:
         with warnings.catch_warnings():
@@ -132,7 +132,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """``image`` as RGB of 8 bits; what is transparent is white.
 
     Raises:
-        ValueError: its values are in no range that images have.
+        ValueError: Its values are in no range that images have.
     """
     if image.mode[0] in "IF":
         return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
@@ -170,16 +170,16 @@ class ImageFolders:
     """Two folders of images, one to train on and one to evaluate on, through timm's transforms.
 
     Args:
-        root: folder that holds both.
-        image_size: height and width, or one number for both.
-        train, evaluation: names of the two folders below ``root``; no ``train`` for evaluation alone.
-        name: what the run's record calls the data.
-        expected: numbers of training and evaluation images of the published data; a tree of other numbers is recorded
+        root: Folder that holds both.
+        image_size: Height and width, or one number for both.
+        train, evaluation: Names of the two folders below ``root``; no ``train`` for evaluation alone.
+        name: What the run's record calls the data.
+        expected: Numbers of training and evaluation images of the published data; a tree of other numbers is recorded
             as a variant. None: the images are the user's own.
-        address: where the data comes from, for the message when it is absent.
-        augmentation: arguments of ``timm.data.create_transform`` for training (table 4).
-        crop_pct: share of the shorter side that the centre crop of evaluation keeps.
-        keep_in_memory: read every file once a process and keep what was decoded: training images whole, at three bytes
+        address: Where the data comes from, for the message when it is absent.
+        augmentation: Arguments of ``timm.data.create_transform`` for training (table 4).
+        crop_pct: Share of the shorter side that the centre crop of evaluation keeps.
+        keep_in_memory: Read every file once a process and keep what was decoded: training images whole, at three bytes
             a pixel, evaluation images as the network sees them.
     """
 

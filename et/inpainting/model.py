@@ -51,9 +51,9 @@ class InpaintingET(nn.Module):
     encoder and decoder).
 
     Args:
-        image_size, patch_size: in pixels, one number or (height, width); the image a multiple of the patch.
-        channels: colour channels of the image.
-        dim: token dimension D.
+        image_size, patch_size: In pixels, one number or (height, width); the image a multiple of the patch.
+        channels: Colour channels of the image.
+        dim: Token dimension D.
         num_heads, head_dim: H and Y.
         num_memories: M (the paper's K).
         steps: T.
@@ -61,12 +61,13 @@ class InpaintingET(nn.Module):
         step_schedule: ``constant``, as the paper's; ``decreasing``, from ``step_size`` on as 1 / sqrt(1 + t);
             ``learned``: T positive numbers that start there.
         fidelity: ``paper`` or ``released``.
-        self_attention: overrides what ``fidelity`` chooses.
-        position_init: how the (trained) position biases start: as independent normal numbers, as the paper's, or as
+        self_attention: Overrides what ``fidelity`` chooses.
+        position_init: How the (trained) position biases start: as independent normal numbers, as the paper's, or as
             sines and cosines of row and column, under which neighbours are alike from the first step on.
-        position_std: their initial root mean square; None: what ``fidelity`` chooses. The layer norm divides a token by
+        position_std: Their initial root mean square. If None, what ``fidelity`` chooses. The layer norm divides a token
+            by
             its size, so a patch keeps its brightness and contrast only next to positions of comparable size.
-        checkpoint: in training keep only the tokens of each step for the backward pass, which computes the steps again:
+        checkpoint: In training keep only the tokens of each step for the backward pass, which computes the steps again:
             less memory, more time. The results are the same.
         affine_init_std: Initial standard deviation of encoder and decoder. ``fan_in``: 1/sqrt(fan_in) of a normal
             distribution that is cut off at two deviations (Flax's ``lecun_normal``). If None, as ``fidelity`` has it
@@ -74,10 +75,10 @@ class InpaintingET(nn.Module):
         num_blocks: S blocks of T steps each, one after the other (the authors' PyTorch port). Algorithm 1 has one.
         decoder_norm_eps: If set, the decoder has a layer norm of its own with this eps, and a gain and a bias for every
             element (the authors' PyTorch port). If None, it uses the block's.
-        block: further arguments of :class:`EnergyTransformerBlock`.
+        block: Further arguments of :class:`EnergyTransformerBlock`.
 
     Raises:
-        ValueError: the image is no multiple of the patch; ``fidelity``, ``position_init``, ``step_schedule`` or
+        ValueError: The image is no multiple of the patch; ``fidelity``, ``position_init``, ``step_schedule`` or
             ``affine_init_std`` is unknown.
     """
 

@@ -18,7 +18,7 @@ def grid_shape(image_size: int | tuple[int, int], patch_size: int | tuple[int, i
     """Rows and columns of patches.
 
     Raises:
-        ValueError: the image is no multiple of the patch, or one of the two has no pixels.
+        ValueError: The image is no multiple of the patch, or one of the two has no pixels.
     """
     (height, width), (patch_h, patch_w) = pair(image_size), pair(patch_size)
     check_sizes(image_size=min(height, width), patch_size=min(patch_h, patch_w))
@@ -65,10 +65,10 @@ def draw_masks(rng: np.random.Generator, num_patches: int, num_occluded: int, nu
     """Choose the occluded patches and those of them that are left untouched (appendix B: 100 of 196, of which 10).
 
     Args:
-        rng: where the choice comes from.
+        rng: Where the choice comes from.
         num_patches: N.
-        num_occluded: patches that the loss looks at.
-        num_kept: how many of these the network may see nonetheless.
+        num_occluded: Patches that the loss looks at.
+        num_kept: How many of these the network may see nonetheless.
 
     Returns:
         (occluded, masked), both (N,) bool: the patches of the loss, and those replaced by the MASK token.

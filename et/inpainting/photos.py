@@ -66,10 +66,10 @@ class Photos:
     channels permuted and scaled: a dozen photographs do not generalise without this.
 
     Args:
-        image_size: height and width of a crop, or one number for both.
-        crops_per_epoch: how many crops make an epoch.
-        max_gain: channels are scaled about the crop's mean by factors between 1/max_gain and max_gain.
-        levels: how many pyramid levels of a held-out photograph are evaluated.
+        image_size: Height and width of a crop, or one number for both.
+        crops_per_epoch: How many crops make an epoch.
+        max_gain: Channels are scaled about the crop's mean by factors between 1/max_gain and max_gain.
+        levels: How many pyramid levels of a held-out photograph are evaluated.
     """
 
     name, variant = "photos", "embedded photographs"

@@ -57,11 +57,11 @@ def record_descents(
     hidden patches, in normalised units as ``test/mse_masked``.
 
     Args:
-        network: an image model with ``trajectory`` and ``decode``.
-        data: its data module.
-        folder: where to write; it must exist.
-        count: how many images, where the data are not whole photographs.
-        steps: how far to descend; None: as far as the network was trained to (T).
+        network: An image model with ``trajectory`` and ``decode``.
+        data: Its data module.
+        folder: Where to write; it must exist.
+        count: How many images, where the data are not whole photographs.
+        steps: How far to descend. If None, as far as the network was trained to (T).
 
     Returns:
         The path of descent.json.

@@ -34,12 +34,12 @@ class Run:
     """A finished run whose record and configuration agree.
 
     Attributes:
-        record: content of result.json.
-        key: experiment, seed, fold, protocol and fidelity.
-        overrides: what train.py was, or would be, given.
-        label: empty where the run is of the experiment's own configuration as it is today; else how it differs.
-        source: file (and line) it was read from.
-        folder: the run's folder; None where it was read from a json line.
+        record: Content of result.json.
+        key: Experiment, seed, fold, protocol and fidelity.
+        overrides: What train.py was, or would be, given.
+        label: Empty where the run is of the experiment's own configuration as it is today; else how it differs.
+        source: File (and line) it was read from.
+        folder: The run's folder; None where it was read from a json line.
     """
 
     record: Mapping[str, Any]
@@ -111,9 +111,9 @@ def collect(
     """Every run under ``roots`` (result.json in run folders) and in ``lines`` (results.jsonl files).
 
     Args:
-        roots: folders that are searched for result.json at any depth.
-        lines: files of json lines; one that does not exist counts as empty.
-        experiments: only runs of these; None: all.
+        roots: Folders that are searched for result.json at any depth.
+        lines: Files of json lines; one that does not exist counts as empty.
+        experiments: Only runs of these. If None, all.
     """
     found = Collection()
     wanted = None if experiments is None else set(experiments)
@@ -142,7 +142,7 @@ def from_folder(folder: Path) -> Run:
     """The run of a folder with result.json and config.yaml.
 
     Raises:
-        UserError: the result is corrupt or half-written, or is not of the configuration beside it.
+        UserError: The result is corrupt or half-written, or is not of the configuration beside it.
     """
     where = relative(folder)
     try:
@@ -193,7 +193,7 @@ def from_line(line: str, source: str) -> Run:
     """The run of a line of results.jsonl: a record with the ``overrides`` that made it.
 
     Raises:
-        UserError: the line is no whole record, or its overrides are not of the cell it claims.
+        UserError: The line is no whole record, or its overrides are not of the cell it claims.
     """
     try:
         record = json.loads(line)
@@ -230,7 +230,7 @@ def as_line(run: Run) -> str:
     """A run as a line of results.jsonl: its record, its overrides and, of a run folder, its thinned-out curves.
 
     Raises:
-        UserError: no overrides of train.py give the run's configuration.
+        UserError: No overrides of train.py give the run's configuration.
     """
     if not reproduces(run.overrides, run.record["run_id"]):
         raise UserError(

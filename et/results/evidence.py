@@ -25,8 +25,8 @@ class Evidence:
     """Cells, runs and configurations by the names the page knows them by; each run and configuration is held once.
 
     Attributes:
-        figure_bytes: how much of the runs' pictures may still go into the page.
-        descents: recorded descents, in the order of the runs they are of.
+        figure_bytes: How much of the runs' pictures may still go into the page.
+        descents: Recorded descents, in the order of the runs they are of.
     """
 
     figure_bytes: int

@@ -26,7 +26,7 @@ def parse(arguments: Sequence[str]) -> dict[str, str]:
     """The arguments by name.
 
     Raises:
-        UserError: one that is not key=value, an unknown key, or not one of run and experiment.
+        UserError: One that is not key=value, an unknown key, or not one of run and experiment.
     """
     pairs = [argument.partition("=") for argument in arguments]
     unknown = [key for key, equals, _ in pairs if not equals or key not in KEYS]

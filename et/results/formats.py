@@ -19,9 +19,9 @@ class Text:
     """An entry of a grid.
 
     Attributes:
-        text: what is shown; ``bold``: how.
-        value: the number it shows, for sorting.
-        cell: what lies behind an entry that stands for runs (a results_table.Entry); the formats here ignore it.
+        text: What is shown; ``bold``: how.
+        value: The number it shows, for sorting.
+        cell: What lies behind an entry that stands for runs (a results_table.Entry); the formats here ignore it.
     """
 
     text: str

@@ -24,7 +24,8 @@ _PRINTED = re.compile(rf"(?P<mean>{_NUMBER})(?: \+ (?P<more>{_NUMBER}))?(?: ± (
 class Metric:
     """A quantity of a table. ``key`` is its name in a run's record; a recorded value times ``scale`` is in ``unit``.
 
-    ``spread`` is the name of its deviation within one run; None: the key with ``_std``. A metric ``beside`` another one
+    ``spread`` is the name of its deviation within one run. If None, the key with ``_std``. A metric ``beside`` another
+    one
     has columns in that one's grid and none of its own.
     """
 
@@ -151,7 +152,7 @@ def parse_printed(printed: str | float) -> tuple[float, float | None, bool]:
     """(mean, deviation, bold) of "63.0 ± 0.6 bold"; "18 + 3" is 21.
 
     Raises:
-        ValueError: the text is not of this form.
+        ValueError: The text is not of this form.
     """
     match = _PRINTED.fullmatch(str(printed))
     if match is None:
@@ -165,8 +166,8 @@ def load(number: int) -> Table:
     """Table ``number`` of the paper.
 
     Raises:
-        UserError: the paper has no such table, or it is not one of numbers or settings.
-        ValueError: the table's file contradicts itself (a row too short, a value that is none).
+        UserError: The paper has no such table, or it is not one of numbers or settings.
+        ValueError: The table's file contradicts itself (a row too short, a value that is none).
     """
     if number not in NUMBERS:
         raise UserError(f"there is no table {number}: choose among {', '.join(map(str, NUMBERS))} (3 lists symbols)")

@@ -36,10 +36,10 @@ def build(numbers: Sequence[int], roots: Sequence[Path], experiments: Path, figu
     """The page of the tables ``numbers``.
 
     Args:
-        numbers: numbers of tables of the paper, in order.
-        roots: run folders, searched at any depth.
-        experiments: where the tableNN/ folders with recorded results are.
-        figure_bytes: how much of the runs' pictures may go in.
+        numbers: Numbers of tables of the paper, in order.
+        roots: Run folders, searched at any depth.
+        experiments: Where the tableNN/ folders with recorded results are.
+        figure_bytes: How much of the runs' pictures may go in.
     """
     evidence, runs = Evidence(figure_bytes), gather(roots, experiments)
     others = others_html(other_runs(runs), evidence)

@@ -61,7 +61,7 @@ def as_data_uri(path: Path, max_width: int = 1400) -> str:
     """A picture as a WebP data URI no wider than ``max_width`` pixels; a WebP or GIF file goes in as it is.
 
     Raises:
-        OSError: it is no picture.
+        OSError: It is no picture.
     """
     if path.suffix in AS_THEY_ARE:
         return f"data:{AS_THEY_ARE[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
@@ -101,7 +101,7 @@ def _inside(folder: Path, name: str) -> Path:
     """``folder / name``.
 
     Raises:
-        ValueError: it leads out of ``folder``, by its name or by a link: a page must not show other files.
+        ValueError: It leads out of ``folder``, by its name or by a link: a page must not show other files.
     """
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):

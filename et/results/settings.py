@@ -85,7 +85,7 @@ def count_parameters(experiment: str, fidelity: str = "paper") -> dict[str, int]
     The network is built without memory for its weights, so a large one costs nothing.
 
     Raises:
-        UserError: there is no such experiment, or its network does not build.
+        UserError: There is no such experiment, or its network does not build.
     """
     import torch
     from hydra.errors import InstantiationException

@@ -62,7 +62,7 @@ def count(number: int, condition: str, root: Path) -> dict[str, Any]:
     """The statistics of one data set of table 5 or 8, with what it was counted on.
 
     Raises:
-        UserError: the data set is not there or is damaged.
+        UserError: The data set is not there or is damaged.
     """
     if number == 5:
         from et.anomaly.sources import load_graph

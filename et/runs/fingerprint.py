@@ -28,7 +28,7 @@ def check_unseen(trained_on: str, tested_on: str) -> None:
         tested_on: Name of the data to test on.
 
     Raises:
-        UserError: the two overlap.
+        UserError: The two overlap.
     """
     if tested_on in OVERLAPS.get(trained_on, ()):
         raise UserError(
@@ -44,11 +44,11 @@ def check_same_data(config: Mapping[str, Any], record: Mapping[str, Any]) -> Non
     are data that are no longer there, which leaves nothing to take the run for.
 
     Args:
-        config: the run's resolved configuration.
-        record: its result.json.
+        config: The run's resolved configuration.
+        record: Its result.json.
 
     Raises:
-        UserError: the data are the user's own, and have other contents than the run was recorded with, or none that
+        UserError: The data are the user's own, and have other contents than the run was recorded with, or none that
             can be read.
     """
     place = _place(config["data"]) if of_user_data(record) else None

@@ -24,8 +24,8 @@ class ResumePoint:
     """Where a run begins.
 
     Attributes:
-        checkpoint: what it resumes from; None: the beginning.
-        step: optimizer steps taken by then.
+        checkpoint: What it resumes from. If None, the beginning.
+        step: Optimizer steps taken by then.
     """
 
     checkpoint: Path | None = None
@@ -39,7 +39,7 @@ def locked(folder: Path) -> Iterator[None]:
     A requeued Slurm job may start while its former life is still ending: it waits up to a minute for the folder.
 
     Raises:
-        UserError: the folder cannot be written, or another process holds it.
+        UserError: The folder cannot be written, or another process holds it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,9 +72,9 @@ def find_resume_point(folder: Path, identity: str, needs_best: bool = False) -> 
     reported and passed over.
 
     Args:
-        folder: the run's folder of checkpoints.
-        identity: the run's id.
-        needs_best: pass over one whose best epoch's weights are lost, unless training from there on makes them anew.
+        folder: The run's folder of checkpoints.
+        identity: The run's id.
+        needs_best: Pass over one whose best epoch's weights are lost, unless training from there on makes them anew.
     """
     for name in ("last.ckpt", "previous.ckpt"):
         path = folder / name

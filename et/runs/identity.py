@@ -57,7 +57,7 @@ def config_of(overrides: Iterable[str]) -> dict[str, Any]:
     """The resolved configuration of ``python train.py OVERRIDES``, without Hydra's own part.
 
     Raises:
-        UserError: it does not compose (no such experiment, no such key) or lacks a mandatory value.
+        UserError: It does not compose (no such experiment, no such key) or lacks a mandatory value.
     """
     overrides = list(overrides)
     plain = [o for o in overrides if o.split("=")[0] in _PLAIN]
@@ -69,7 +69,7 @@ def check_overrides(overrides: Iterable[str], config: Mapping[str, Any]) -> None
     """Refuse overrides that cannot mean what they say.
 
     Raises:
-        UserError: a text where a number or a truth value belongs; or ``model.KEY`` under ``fidelity=released`` where
+        UserError: A text where a number or a truth value belongs; or ``model.KEY`` under ``fidelity=released`` where
             ``model.released.KEY`` counts, or no key does: it would make another run id and the same run.
     """
     overrides = list(overrides)
@@ -112,7 +112,7 @@ def with_counts(cfg: DictConfig) -> DictConfig:
     """``cfg`` with the counts of a user's own data, where they are null: the network is built from them.
 
     Raises:
-        UserError: the data is missing or damaged.
+        UserError: The data is missing or damaged.
     """
     data = cfg.get("data")
     open_keys = [key for key in COUNTS if isinstance(data, DictConfig) and key in data and data.get(key, 0) is None]
@@ -145,7 +145,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     Counts of the user's own data that are null are read from the data (:func:`with_counts`).
 
     Raises:
-        UserError: a mandatory value is missing, or an interpolation leads nowhere.
+        UserError: A mandatory value is missing, or an interpolation leads nowhere.
     """
     try:
         missing = [key for key in OmegaConf.missing_keys(cfg) if not key.startswith("hydra.")]
@@ -194,9 +194,9 @@ def explain(error: HydraException, overrides: Sequence[str], config_name: str = 
     """Why a configuration does not compose, in a sentence: the nearest names, or the keys that there are.
 
     Args:
-        error: what Hydra raised.
-        overrides: what it was given.
-        config_name: the root of the configuration, in conf/.
+        error: What Hydra raised.
+        overrides: What it was given.
+        config_name: The root of the configuration, in conf/.
     """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")

@@ -113,7 +113,7 @@ def plain_name(name: Any, key: str) -> str:
     """``name`` if it can be the name of one folder.
 
     Raises:
-        UserError: it is no text, empty, hidden, a path, or has characters that no name should have; ``key`` has it.
+        UserError: It is no text, empty, hidden, a path, or has characters that no name should have; ``key`` has it.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[^\W_][\w.+=@, -]{0,199}", name):
         raise UserError(
@@ -129,8 +129,8 @@ def write_result(folder: Path, record: Mapping[str, Any]) -> None:
     The file also has a checksum of the record, which :func:`read_result` verifies and leaves out.
 
     Raises:
-        ValueError: the record lacks a key of :data:`RESULT_KEYS`.
-        UserError: the disk is full or read-only.
+        ValueError: The record lacks a key of :data:`RESULT_KEYS`.
+        UserError: The disk is full or read-only.
     """
     missing = [key for key in RESULT_KEYS if key not in record]
     if missing:
@@ -143,8 +143,8 @@ def read_result(folder: Path, identity: str | None = None) -> dict[str, Any] | N
     """The record in ``folder``, or None where there is none that is whole (absent, corrupt or half-written).
 
     Args:
-        folder: a run's folder.
-        identity: id of the run that it must be of; None: of any.
+        folder: A run's folder.
+        identity: Id of the run that it must be of. If None, of any.
     """
     try:
         record = load_record(folder / "result.json")
@@ -157,7 +157,7 @@ def load_record(file: Path) -> dict[str, Any]:
     """The record in a result.json.
 
     Raises:
-        UserError: it cannot be read, is no whole record, or is not as it was written.
+        UserError: It cannot be read, is no whole record, or is not as it was written.
     """
     try:
         record = json.loads(file.read_text())

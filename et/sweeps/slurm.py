@@ -32,8 +32,8 @@ def resources(trainer: Mapping[str, Any], gpus_per_node: int | None = None) -> R
     """One task a device, on as many nodes as the trainer's configuration says.
 
     Args:
-        trainer: section ``trainer`` of a cell's configuration.
-        gpus_per_node: of the launcher's configuration: stands in for ``devices`` -1 and auto, which mean "all".
+        trainer: Section ``trainer`` of a cell's configuration.
+        gpus_per_node: Of the launcher's configuration: stands in for ``devices`` -1 and auto, which mean "all".
     """
     devices = device_count(trainer["devices"], gpus_per_node or 1)
     gpus = devices if trainer["accelerator"] in ("gpu", "cuda") or gpus_per_node else None

@@ -79,7 +79,7 @@ def constructor_of(target: str) -> tuple[Any, Any]:
     """(what ``target`` builds, what is called for that), of a class, a function, or a class's other constructor.
 
     Raises:
-        ImportError: there is none of that name.
+        ImportError: There is none of that name.
     """
     from hydra.utils import get_object
 
@@ -95,7 +95,7 @@ def accepted_keys(target: str) -> tuple[str, ...] | None:
     Arguments that a constructor hands on (``**kwargs``) are those of the class that it extends, or that it is of.
 
     Raises:
-        ImportError: there is none of that name.
+        ImportError: There is none of that name.
     """
     built, call = constructor_of(target)
     classes = [c for c in inspect.getmro(built) if "__init__" in vars(c)] if inspect.isclass(built) else []

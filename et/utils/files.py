@@ -19,7 +19,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path beside ``path``, with its ending, to write to: it takes the place of ``path`` if the block succeeds.
 
     Raises:
-        UserError: the disk is full or read-only.
+        UserError: The disk is full or read-only.
     """
     fresh = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
@@ -38,7 +38,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Write ``text`` to ``path``, and to the disk before it is seen.
 
     Raises:
-        UserError: the disk is full or read-only.
+        UserError: The disk is full or read-only.
     """
     with replacing(path) as fresh, fresh.open("w", encoding="utf-8") as file:
         file.write(text)

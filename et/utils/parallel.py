@@ -20,12 +20,12 @@ def mapped(function: Callable, *work: Sequence[Any], what: str, parallel: bool, 
     """``function`` of each of ``work``, in order.
 
     Args:
-        function: at a module's top level, since processes import it.
-        work: sequences of equal length, one an argument of ``function``.
-        what: said beside the bar.
-        parallel: in a process a core, each with one thread for its linear algebra.
-        bar: show how far it is.
-        together: how many pieces of work a process is given at a time.
+        function: At a module's top level, since processes import it.
+        work: Sequences of equal length, one an argument of ``function``.
+        what: Said beside the bar.
+        parallel: In a process a core, each with one thread for its linear algebra.
+        bar: Show how far it is.
+        together: How many pieces of work a process is given at a time.
     """
     from rich.progress import track
 

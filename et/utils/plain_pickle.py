@@ -27,7 +27,7 @@ class PlainUnpickler(pickle.Unpickler):
     """Unpickles tensors, arrays and containers of them.
 
     Raises:
-        UserError: from ``load``, at anything else.
+        UserError: From ``load``, at anything else.
     """
 
     def find_class(self, module: str, name: str) -> Any:

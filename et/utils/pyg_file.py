@@ -19,7 +19,7 @@ def load_pyg(path: Path) -> Any:
     kept its attributes elsewhere, becomes Data of today.
 
     Raises:
-        UserError: the file is damaged, or would have to execute code to be read.
+        UserError: The file is damaged, or would have to execute code to be read.
     """
     from torch_geometric.data.data import Data, DataEdgeAttr, DataTensorAttr
     from torch_geometric.data.storage import GlobalStorage
