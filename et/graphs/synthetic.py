@@ -166,7 +166,7 @@ def superpixel_graph(image_and_label: tuple[np.ndarray, int], segments: int = 75
 
 
 def load_zinc_variant(root: Path) -> Source:
-    """Molecules rebuilt from SMILES, <root>/zinc/zinc12k_variant.npz; the target is logP - SA - cycles, unnormalised."""
+    """Molecules rebuilt from SMILES, <root>/zinc/zinc12k_variant.npz; target logP - SA - cycles, unnormalised."""
     (file,) = files_of("zinc_variant", "ZINC", root)
     if not file.exists():
         raise UserError(f"{file} is missing; the published ZINC-12k is experiment=zinc, fetched by torch_geometric")
@@ -193,7 +193,7 @@ def load_digits() -> Source:
 
 
 def digit_graph(image_and_label: tuple[np.ndarray, int]) -> Arrays:
-    """Graph of an image with values 0 .. 16: intensity and coordinates of non-empty pixels, edges between neighbours."""
+    """Graph of an image of values 0 .. 16: intensity and coordinates of non-empty pixels, edges to neighbours."""
     image, label = image_and_label
     rows, columns = np.nonzero(image)
     near = (np.abs(rows[:, None] - rows) <= 1) & (np.abs(columns[:, None] - columns) <= 1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 
 def signed(value: float, digits: int) -> str:
-    """A difference with its sign; what rounds to zero has none."""
+    """A difference with its sign; a value that rounds to zero has no sign."""
     text = f"{value:+.{digits}f}"
     return text[1:] if float(text) == 0 else text
 
@@ -19,9 +19,10 @@ class Text:
     """An entry of a grid.
 
     Attributes:
-        text: What is shown; ``bold``: how.
-        value: The number it shows, for sorting.
-        cell: What lies behind an entry that stands for runs (a results_table.Entry); the formats here ignore it.
+        text: Displayed text.
+        bold: True for bold type.
+        value: Numeric value for sorting, or None.
+        cell: The results_table.Entry behind an entry that stands for runs; ignored by the formats here.
     """
 
     text: str
@@ -32,7 +33,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: column heads and rows of as many entries; the first ``heads`` columns name the row."""
+    """A table: column heads and rows of equal length; the first ``heads`` columns name the row."""
 
     caption: str
     columns: Sequence[str]
@@ -46,7 +47,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with points below it; ``code``: the points are commands."""
+    """A heading with a list of points; if ``code``, the points are commands."""
 
     heading: str
     points: Sequence[str]
@@ -55,7 +56,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """What is written into a table's folder."""
+    """Content of a rendered table."""
 
     title: str
     intro: str
@@ -64,7 +65,7 @@ class Document:
 
 
 def to_markdown(document: Document) -> str:
-    """GitHub's markdown."""
+    """Render as GitHub markdown."""
     parts = [f"# {document.title}", document.intro]
     for grid in document.grids:
         parts += [f"## {grid.caption}", "\n".join(_markdown_grid(grid))]
@@ -96,7 +97,7 @@ pre { overflow-x: auto }
 
 
 def to_html(document: Document) -> str:
-    """One self-contained page."""
+    """Render as one self-contained page."""
     escape = html.escape
     body = [f"<h1>{escape(document.title)}</h1>", f"<p>{escape(document.intro)}</p>" if document.intro else ""]
     body += [line for grid in document.grids for line in _html_grid(grid)]
@@ -140,12 +141,12 @@ _LATEX = {
 
 
 def latex(text: str) -> str:
-    """``text`` with everything special to LaTeX escaped; pdflatex needs no packages for the result."""
+    """Escape ``text`` for LaTeX; the result needs no packages beyond pdflatex."""
     return "".join(_LATEX.get(character, character) for character in text)
 
 
 def to_latex(document: Document) -> str:
-    r"""A fragment for \input; the document that takes it needs \usepackage{longtable}."""
+    r"""Render as a LaTeX fragment for \input; the including document needs \usepackage{longtable}."""
     lines = ["% " + document.title, r"% \usepackage{longtable}"]
     for grid in document.grids:
         layout = "".join("l" if index < grid.heads else "r" for index in range(len(grid.columns)))

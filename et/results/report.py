@@ -1,7 +1,7 @@
-"""The report: python -m et.results.report [1 2 ...] [--runs runs] [--output build/report.html]
+"""The report page: python -m et.results.report [1 2 ...] [--runs runs] [--output build/report.html]
 
-One self-contained HTML page of the paper's tables: no network, no build step, opens from file://. It is made of the
-recorded results in experiments/ and, with --runs, of run folders, which alone have pictures, full curves and recorded
+One self-contained HTML page with the paper's tables: no network, no build step, opens from file://. It is made from the
+recorded results in experiments/ and, with --runs, from run folders, which also have pictures, full curves and recorded
 descents.
 """
 
@@ -33,13 +33,13 @@ SCRIPTS = ("dom.js", "charts.js", "tables.js", "cells.js", "viewer.js", "overvie
 
 
 def build(numbers: Sequence[int], roots: Sequence[Path], experiments: Path, figure_bytes: int) -> str:
-    """The page of the tables ``numbers``.
+    """HTML text of the page.
 
     Args:
         numbers: Numbers of tables of the paper, in order.
         roots: Run folders, searched at any depth.
-        experiments: Where the tableNN/ folders with recorded results are.
-        figure_bytes: How much of the runs' pictures may go in.
+        experiments: Parent of the tableNN/ folders with recorded results.
+        figure_bytes: Maximum number of bytes of the runs' pictures.
     """
     evidence, runs = Evidence(figure_bytes), gather(roots, experiments)
     others = others_html(other_runs(runs), evidence)
@@ -69,12 +69,12 @@ def build(numbers: Sequence[int], roots: Sequence[Path], experiments: Path, figu
 
 
 def fill(template: str, parts: Mapping[str, str]) -> str:
-    """``template`` with each {{name}} replaced; what is put in is not looked at again."""
+    """Replace each {{name}} in ``template``; inserted text is not searched again."""
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
 def other_runs(runs: Collection) -> dict[tuple[str, str], list[Run]]:
-    """Runs that no table shows (the demo, for one, and all on a user's own data), by experiment and protocol."""
+    """Runs that no table shows (such as the demo, and all on the user's own data), by experiment and protocol."""
     known = {name for number in paper.NUMBERS for name in paper.load(number).experiments()}
     found: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in sorted(runs.runs.values(), key=lambda run: (run.key, run.source)):
@@ -84,7 +84,7 @@ def other_runs(runs: Collection) -> dict[tuple[str, str], list[Run]]:
 
 
 def others_html(groups: Mapping[tuple[str, str], Sequence[Run]], evidence: Evidence) -> str:
-    """A table of the runs that are in none of the paper's tables; nothing where there are none."""
+    """Table of the runs that are in none of the paper's tables; empty if there are none."""
     if not groups:
         return ""
     rows = []
@@ -105,7 +105,7 @@ def others_html(groups: Mapping[tuple[str, str], Sequence[Run]], evidence: Evide
 
 
 def table_html(table: paper.Table, document: Document, evidence: Evidence) -> str:
-    """The section of one table of the paper."""
+    """Section of one table of the paper."""
     name = f"table-{table.number}"
     parts = [
         f'<section class="paper-table {table.kind}" id="{name}" aria-labelledby="{name}-title">',
@@ -120,7 +120,7 @@ def table_html(table: paper.Table, document: Document, evidence: Evidence) -> st
 
 
 def grid_html(table: paper.Table, grid: Grid, evidence: Evidence) -> str:
-    """One grid. A column among those that name a row is its head; on a phone the others stand inside that head."""
+    """One grid. One of the columns that name a row is its head; on a phone the others are shown inside that head."""
     head = 0 if table.kind == "statistics" else grid.heads - 1
     named = len(table.condition_columns) or grid.heads - 1  # the columns in which rows are grouped
     rows, before = [], None
@@ -166,7 +166,7 @@ def _entry(table: paper.Table, row: Sequence[Text], index: int, head: int, heads
 
 
 def cell_button(name: str, text: str, bold: bool = False) -> str:
-    """What opens a cell; the number of runs stands smaller than the value."""
+    """Button that opens a cell; the number of runs is smaller than the value."""
     shown = re.sub(r"(\(n = .*\))$", r"<small>\1</small>", html.escape(text))
     kind = "cell missing" if text == "missing" else "cell"
     shown = f"<strong>{shown}</strong>" if bold else shown
@@ -174,7 +174,7 @@ def cell_button(name: str, text: str, bold: bool = False) -> str:
 
 
 def section_html(section: Section) -> str:
-    """What stands below the grids, folded up."""
+    """Collapsed section below the grids."""
     if section.code:
         body = '<pre tabindex="0"><code>' + html.escape("\n".join(section.points)) + "</code></pre>"
     else:

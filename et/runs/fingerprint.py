@@ -1,4 +1,4 @@
-"""Whether a finished run is of the data that lie there today."""
+"""Comparison of a finished run's data with the data on disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HASHES: dict[str, str] = {}  # of data that were read for another run of this p
 
 
 def of_user_data(record: Mapping[str, Any]) -> bool:
-    """Whether a run's data are the user's own, which may change under the same name."""
+    """True if a run's data are the user's own, which may change under the same name."""
     return str(record["dataset"].get("variant")).startswith(USER_DATA)
 
 
@@ -38,18 +38,17 @@ def check_unseen(trained_on: str, tested_on: str) -> None:
 
 
 def check_same_data(config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """Refuse to take a finished run for one of data that have changed since.
+    """Raise UserError if the data of a finished run have changed since.
 
-    Published data are not read again for this: they keep their contents, and a sweep looks at hundreds of runs. Neither
-    are data that are no longer there, which leaves nothing to take the run for.
+    Published data are not read again: they do not change, and a sweep checks hundreds of runs. Data that no longer
+    exist are not checked either.
 
     Args:
         config: The run's resolved configuration.
         record: Its result.json.
 
     Raises:
-        UserError: The data are the user's own, and have other contents than the run was recorded with, or none that
-            can be read.
+        UserError: The data are the user's own, and differ from those of the run or cannot be read.
     """
     place = _place(config["data"]) if of_user_data(record) else None
     if place is None or not place.exists():
@@ -63,7 +62,7 @@ def check_same_data(config: Mapping[str, Any], record: Mapping[str, Any]) -> Non
 
 
 def _place(data: Mapping[str, Any]) -> Path | None:
-    """The file or folder that a user's data are in."""
+    """Path of a user's data; None for data without a file."""
     source = data.get("source")
     if isinstance(source, Mapping):  # of images
         return Path(source["root"])
@@ -77,7 +76,7 @@ def _place(data: Mapping[str, Any]) -> Path | None:
 
 
 def _hash(data: Mapping[str, Any], place: Path) -> str:
-    """Hash of the data as a run would record it; the cells of a sweep that differ in seed or fold share one reading."""
+    """Hash of the data as a run records it; the cells of a sweep that differ in seed or fold share one reading."""
     kind = {key: data.get(key) for key in ("_target_", "source", "root", "path", "name", "merge", "one_way_edges")}
     key = json.dumps([kind, place.stat().st_mtime_ns, place.stat().st_size], sort_keys=True)
     if key not in _HASHES or place.is_dir():  # a folder keeps its time when a file in it changes

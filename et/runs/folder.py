@@ -1,4 +1,4 @@
-"""A run's folder: held by one run at a time, taken up from its newest checkpoint that is whole and its own."""
+"""The folder of a run: exclusive access, and the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ SCORES = "scores.json"  # what a repeated test keeps in the run's folder until t
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where a run begins.
+    """Where a run starts.
 
     Attributes:
-        checkpoint: What it resumes from. If None, the beginning.
-        step: Optimizer steps taken by then.
+        checkpoint: Checkpoint to resume from. If None, the run starts from the beginning.
+        step: Number of optimizer steps taken before.
     """
 
     checkpoint: Path | None = None
@@ -34,9 +34,9 @@ class ResumePoint:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the run folder; where the work fails before there is a checkpoint to resume from, it is removed again.
+    """Hold the lock of the run folder. If the work fails before the first checkpoint, the folder is removed.
 
-    A requeued Slurm job may start while its former life is still ending: it waits up to a minute for the folder.
+    A requeued Slurm job may start while its previous process is still ending: it waits up to a minute for the lock.
 
     Raises:
         UserError: The folder cannot be written, or another process holds it.
@@ -66,15 +66,19 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def find_resume_point(folder: Path, identity: str, needs_best: bool = False) -> ResumePoint:
-    """The newest of ``last.ckpt`` and ``previous.ckpt`` in ``folder`` that loads and belongs to the run ``identity``.
+    """Find the newest of ``last.ckpt`` and ``previous.ckpt`` that loads and belongs to the run ``identity``.
 
-    One that is damaged, incomplete, holds more than plain tensors (nothing in it is executed), or is another run's is
-    reported and passed over.
+    A checkpoint that is damaged, incomplete, holds more than plain tensors (nothing in it is executed), or belongs to
+    another run is reported and skipped.
 
     Args:
         folder: The run's folder of checkpoints.
-        identity: The run's id.
-        needs_best: Pass over one whose best epoch's weights are lost, unless training from there on makes them anew.
+        identity: Id of the run.
+        needs_best: Skip a checkpoint whose best epoch's weights are lost, unless training from there reaches that epoch
+            again.
+
+    Returns:
+        The resume point; the beginning if there is no usable checkpoint.
     """
     for name in ("last.ckpt", "previous.ckpt"):
         path = folder / name
@@ -92,7 +96,9 @@ def find_resume_point(folder: Path, identity: str, needs_best: bool = False) -> 
 
 
 def _check_best(folder: Path, identity: str, saved: Mapping[str, Any]) -> None:
-    """Raise UserError unless ``best.ckpt`` is that of the best epoch in ``saved``, or of one yet to come again."""
+    """Raise UserError unless ``best.ckpt`` is of the best epoch in ``saved``, or of a later epoch that will be reached
+    again.
+    """
     epoch, step = best_of(saved)
     if epoch is None:
         return
@@ -102,6 +108,6 @@ def _check_best(folder: Path, identity: str, saved: Mapping[str, Any]) -> None:
 
 
 def start_over(folder: Path) -> None:
-    """Remove what a former run left, so that a forced one cannot be taken for it."""
+    """Remove the results of a former run before a forced one."""
     for path in (folder / "result.json", folder / SCORES, *(folder / "checkpoints").glob("*.ckpt*")):
         path.unlink(missing_ok=True)

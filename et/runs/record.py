@@ -1,4 +1,4 @@
-"""The record of a run: where it lives, what it is called, how it is written and read."""
+"""The record of a run: its id and folder, and reading and writing of result.json."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ ADDED_KEYS: Mapping[str, Mapping[str, Any]] = {
 
 
 def hashed_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a resolved configuration that a run id is made of."""
+    """The part of a resolved configuration that the run id hashes (:data:`NOT_IN_ID`, :data:`ADDED_KEYS`)."""
     sections = {key: value for key, value in config.items() if NOT_IN_ID.get(key, ()) is not None}
     kept = {key: _without(value, NOT_IN_ID.get(key) or ()) for key, value in sections.items()}
     for key, before in ADDED_KEYS.items():
@@ -104,16 +104,20 @@ def run_dir(runs: str | Path, experiment: str, identity: str) -> Path:
     """Folder of a run: <runs>/<experiment>/<run_id>.
 
     Raises:
-        UserError: ``experiment`` is no plain name of a folder: the run would be written elsewhere.
+        UserError: ``experiment`` is not a plain folder name.
     """
     return Path(runs) / plain_name(experiment, "name") / plain_name(identity, "run_id")
 
 
 def plain_name(name: Any, key: str) -> str:
-    """``name`` if it can be the name of one folder.
+    """``name`` if it is valid as the name of one folder.
+
+    Args:
+        name: The name.
+        key: Key of the configuration or record, for the error message.
 
     Raises:
-        UserError: It is no text, empty, hidden, a path, or has characters that no name should have; ``key`` has it.
+        UserError: It is not a string, is empty, hidden or a path, or has invalid characters.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[^\W_][\w.+=@, -]{0,199}", name):
         raise UserError(
@@ -124,9 +128,9 @@ def plain_name(name: Any, key: str) -> str:
 
 
 def write_result(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write result.json, last and atomically: its presence says that the run is finished.
+    """Write result.json, last and atomically: its presence marks the run as finished.
 
-    The file also has a checksum of the record, which :func:`read_result` verifies and leaves out.
+    The file also has a checksum of the record, which :func:`read_result` verifies and removes.
 
     Raises:
         ValueError: The record lacks a key of :data:`RESULT_KEYS`.
@@ -140,11 +144,11 @@ def write_result(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_result(folder: Path, identity: str | None = None) -> dict[str, Any] | None:
-    """The record in ``folder``, or None where there is none that is whole (absent, corrupt or half-written).
+    """Record in ``folder``; None if it is absent, corrupt or truncated.
 
     Args:
         folder: A run's folder.
-        identity: Id of the run that it must be of. If None, of any.
+        identity: Expected run id. If None, any.
     """
     try:
         record = load_record(folder / "result.json")
@@ -154,10 +158,10 @@ def read_result(folder: Path, identity: str | None = None) -> dict[str, Any] | N
 
 
 def load_record(file: Path) -> dict[str, Any]:
-    """The record in a result.json.
+    """Read the record in a result.json.
 
     Raises:
-        UserError: It cannot be read, is no whole record, or is not as it was written.
+        UserError: The file cannot be read, is incomplete, or was changed after it was written.
     """
     try:
         record = json.loads(file.read_text())
@@ -173,7 +177,9 @@ def load_record(file: Path) -> dict[str, Any]:
 
 
 def malformed(record: Any, required: Iterable[str]) -> str | None:
-    """What is wrong with the form of a record; None if it has the ``required`` keys with values of the right kind."""
+    """Description of what is wrong with a record's form; None if it has the ``required`` keys with values of the right
+    type.
+    """
     if not isinstance(record, Mapping):
         return f"it is {_kind(record)}"
     missing = [key for key in required if key not in record]
@@ -203,7 +209,7 @@ def _checksum(record: Mapping[str, Any]) -> str:
 
 
 def git_commit(root: Path | None = None) -> str:
-    """Commit of the source tree, with "+changes" where files differ from it; "unknown" outside a checkout."""
+    """Commit of the source tree, followed by "+changes" if files differ from it; "unknown" outside a checkout."""
     root = root or ROOT
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
@@ -219,18 +225,18 @@ def git_commit(root: Path | None = None) -> str:
 
 
 def uncommitted_changes(commit: str) -> bool | None:
-    """Whether ``commit``, as :func:`git_commit` gives it, is of a tree with changes; None outside a checkout."""
+    """True if ``commit``, from :func:`git_commit`, is of a tree with changes; None outside a checkout."""
     return None if commit == "unknown" else commit.endswith("+changes")
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """The part of the machine that the last digits of a result depend on: CPU, its instruction sets, threads.
+    """Machine properties that the last digits of a result depend on: CPU, instruction sets, threads.
 
     Args:
-        threads: Number of threads that the run computes with.
+        threads: Number of threads of the run.
 
     Returns:
-        ``cpu`` (model name), ``instruction_sets`` (those of :data:`INSTRUCTION_SETS` that it has, as Linux calls them;
+        ``cpu`` (model name), ``instruction_sets`` (those of :data:`INSTRUCTION_SETS` that it has, in Linux's names;
         empty if unknown) and ``threads``.
     """
     try:
@@ -249,7 +255,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries a number depends on."""
+    """Versions of Python and of the libraries that results depend on."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": sys.version.split()[0]}

@@ -1,4 +1,4 @@
-"""Writing files so that whoever reads them finds the old content or the new one, never a part."""
+"""Atomic writes: a reader sees the old content or the new one, never a part."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside ``path``, with its ending, to write to: it takes the place of ``path`` if the block succeeds.
+    """Context with a temporary path beside ``path``, with its suffix; it replaces ``path`` if the block succeeds.
 
     Raises:
         UserError: The disk is full or read-only.
@@ -35,7 +35,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` to ``path``, and to the disk before it is seen.
+    """Write ``text`` to ``path`` and flush it to disk before it becomes visible.
 
     Raises:
         UserError: The disk is full or read-only.

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 
 def cores() -> int:
-    """Cores that this process may run on, which under Slurm or in a container are fewer than the machine has."""
+    """Number of cores available to this process, fewer than the machine has under Slurm or in a container."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
