@@ -12,6 +12,7 @@ from PIL import Image
 
 from et.results import paper, report
 from et.results.collect import collect
+from et.results.formats import templates
 from et.runs.identity import Key
 from tests.results.checks import html_faults
 from tests.results.conftest import write_run
@@ -112,8 +113,9 @@ def test_a_figure_drawn_later_is_on_the_page(tmp_path):
     assert all(figure["source"].startswith("data:image/webp;base64,") for figure in found)
 
 
-def test_what_is_filled_in_is_not_filled_again():
-    assert report.fill("{{a}} {{b}}", {"a": "{{b}}", "b": "x"}) == "{{b}} x"
+def test_inserted_text_is_escaped_and_not_searched_for_placeholders():
+    page = templates().from_string("{{ a }} {{ b }}").render(a="{{ b }}", b="<x> \"'")
+    assert page == "{{ b }} &lt;x&gt; &quot;&#x27;"
 
 
 def test_bad_arguments_are_errors_for_people(tmp_path, capsys):
