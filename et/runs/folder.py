@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from et.runs.checkpoint_files import RESUME_KEYS, best_of, load_best, load_checkpoint
 from et.runs.record import read_result
@@ -41,22 +41,15 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UserError: The folder cannot be written, or another process holds it.
     """
+    patience = 60 if int(os.environ.get("SLURM_RESTART_COUNT", "0")) else 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
+        lock = FileLock(folder / ".lock", timeout=patience).acquire(poll_interval=1)
+    except Timeout as error:
+        raise UserError(f"another process is running {folder}; wait for it, or change the seed") from error
     except OSError as error:
         raise UserError(f"cannot write the run folder {folder}: {error.strerror}; set paths.runs elsewhere") from error
-    with file:
-        patience = time.monotonic() + (60 if int(os.environ.get("SLURM_RESTART_COUNT", "0")) else 0)
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if time.monotonic() >= patience:
-                    message = f"another process is running {folder}; wait for it, or change the seed"
-                    raise UserError(message) from error
-                time.sleep(1)
+    with lock:
         try:
             yield
         except BaseException:
