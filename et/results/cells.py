@@ -1,4 +1,7 @@
-"""Measured values of the cells of a table: means over runs, comparisons, and missing runs."""
+"""Measured values of the cells of a table: means over runs, comparisons, and missing runs.
+
+Not pandas: a cell keeps its runs, which the report page opens, and the average itself is two calls of ``statistics``.
+"""
 
 from __future__ import annotations
 

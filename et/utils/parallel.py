@@ -1,4 +1,8 @@
-"""Work on many graphs, over all cores where there is much of it, with a progress bar."""
+"""Apply a function to many graphs, on all cores if there are many, with a progress bar.
+
+Not joblib: its loky workers stay alive for minutes after the last call and keep their memory during training; its
+multiprocessing backend forks, which is unsafe once torch has started threads.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +21,15 @@ def cores() -> int:
 
 
 def mapped(function: Callable, *work: Sequence[Any], what: str, parallel: bool, bar: bool, together: int = 64) -> list:
-    """``function`` of each of ``work``, in order.
+    """Results of ``function``, in the order of ``work``.
 
     Args:
-        function: At a module's top level, since processes import it.
-        work: Sequences of equal length, one an argument of ``function``.
-        what: Said beside the bar.
-        parallel: In a process a core, each with one thread for its linear algebra.
-        bar: Show how far it is.
-        together: How many pieces of work a process is given at a time.
+        function: A function at the top level of a module, which worker processes import.
+        work: Sequences of equal length, one per argument of ``function``.
+        what: Label of the progress bar.
+        parallel: If True, use one process per core, each with one thread for its linear algebra.
+        bar: If True, show a progress bar.
+        together: Number of items that a process gets at a time.
     """
     from rich.progress import track
 
