@@ -16,7 +16,7 @@ from torch import Tensor
 from et.core import EdgeTopology
 from et.core.sparse import edge_aggregate, edge_scores
 
-WHOLE = 2**17  # nodes of a graph that is scored in one piece
+WHOLE = 2**17  # maximum number of nodes of a graph that is scored in one piece
 BLOCK = 2**13  # nodes at a time of a larger one: few enough that what one operation leaves is in the cache for the next
 SLICE = 64  # of the Y components of queries and keys
 

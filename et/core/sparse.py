@@ -211,9 +211,9 @@ def edge_scores(q: Tensor, k: Tensor, edges: SortedEdges, backend: str | None = 
 def edge_aggregate(
     weight: Tensor, x: Tensor, edges: SortedEdges, to_keys: bool = False, backend: str | None = None
 ) -> Tensor:
-    """Sums over edges of weight (E, H) times x (N, H, Y): (N, H, Y) in x's dtype.
+    """Sum of weight (E, H) times x (N, H, Y) over edges, (N, H, Y) in the dtype of ``x``.
 
-    By default what a query collects from its keys, sum_B weight_CB x_B; with ``to_keys`` what a key collects from the
+    By default the sum at each query over its keys, sum_B weight_CB x_B. With ``to_keys``, the sum at each key over the
     queries that attend to it, sum_C weight_CB x_C.
     """
     values = at_least_float32(x)
@@ -224,7 +224,7 @@ def edge_aggregate(
 
 
 def segment_logsumexp(scores: Tensor, edges: SortedEdges, backend: str | None = None) -> Tensor:
-    """log of the sum over each query's edges of exp(scores): (E, H) -> (N, H); 0 for a query without keys."""
+    """Logsumexp of the scores of each query's edges: (E, H) -> (N, H); 0 for a query without keys."""
     values = at_least_float32(scores)
     if select_backend(backend, scores) is kernels_reference:
         return kernels_reference.segment_logsumexp(values, edges).to(scores.dtype)

@@ -55,14 +55,14 @@ def _update_weights(p: Tensor, ahat: Tensor, beta: Tensor, head_mix: Tensor | No
 
 
 class WeightedEdges:
-    """Weighted attention along the edges of a graph: memory grows with E x H, never with N x N or E x H x Y.
+    """Weighted attention along the edges of a graph; memory grows with E x H, never with N x N or E x H x Y.
 
     Args:
-        edges: (2, E) integers as in PyG, row 0 the key B, row 1 the query C; or edges sorted already, whose ``weight``
-            is then expected in their order.
-        weight: ahat on the edges, (E, H); an edge is switched off in a head where it is exactly 0.
-        num_nodes: N; needed with an edge_index.
-        head_mix: (H, H), or None for the identity.
+        edges: (2, E) integers as in PyG, row 0 the key B, row 1 the query C; or sorted edges, in whose order ``weight``
+            is given.
+        weight: ahat on the edges, (E, H). An edge whose weight in a head is exactly 0 is ignored in that head.
+        num_nodes: Number of nodes N; needed with an edge_index.
+        head_mix: Mixing matrix of the heads, (H, H). If None, the identity.
     """
 
     def __init__(
@@ -103,14 +103,14 @@ class WeightedEdges:
 def _weighted_attention(
     q: Tensor, k: Tensor, beta: Tensor, ahat: Tensor, head_mix: Tensor | None, edges: SortedEdges
 ) -> tuple[Tensor, Tensor]:
-    """Both terms of the update, composed of operations that can be differentiated any number of times."""
+    """Both terms of the update from operations that are differentiable any number of times."""
     scores = _weighted_scores(edge_scores(q, k, edges), ahat, beta, head_mix)
     c = _update_weights(segment_softmax(scores, edges), ahat, beta, head_mix)
     return edge_aggregate(c, k, edges), edge_aggregate(c, q, edges, to_keys=True)
 
 
 def _has_kernels(tensor: Tensor) -> bool:
-    """Whether the compiled kernels of weighted attention run where ``tensor`` is."""
+    """True if the compiled kernels of weighted attention run on the device of ``tensor``."""
     return select_backend(None, tensor).__name__ == "et.core.kernels.numba.sparse"
 
 
@@ -164,7 +164,7 @@ class _CrossProducts(Function):
 
 
 def _cross_products(x: Tensor, edges: SortedEdges) -> Tensor:
-    """The same, composed."""
+    """:class:`_CrossProducts` from plain operations."""
     rows = x.shape[1]
     products = edge_scores(x.repeat_interleave(rows, dim=1), x.repeat(1, rows, 1), edges)
     return products.unflatten(1, (rows, rows))
@@ -173,11 +173,11 @@ def _cross_products(x: Tensor, edges: SortedEdges) -> Tensor:
 class WeightedPairs:
     """Weighted attention between all pairs of tokens: the dense counterpart, and the released code's padded form.
 
-    Its update has gradients of first order only.
+    Its update has first-order gradients only.
 
     Args:
-        ahat: (..., N, N, H), query before key; a pair is no edge where it is exactly 0.
-        head_mix: (H, H), or None for the identity.
+        ahat: Parameterised adjacency, (..., N, N, H), query before key. A pair whose value is exactly 0 is not an edge.
+        head_mix: Mixing matrix of the heads, (H, H). If None, the identity.
     """
 
     def __init__(self, ahat: Tensor, head_mix: Tensor | None = None):
@@ -201,9 +201,10 @@ class WeightedPairs:
 
 
 class _PairsAttention(Function):
-    """Both terms of the update for graphs (G, H, N, Y), a few at a time, so that their maps stay in the cache.
+    """Both terms of the update for graphs (G, H, N, Y), a few at a time, so that their attention matrices stay in the
+    cache.
 
-    The backward pass computes the maps again: nothing of size N x N is kept but ahat.
+    The backward pass recomputes the matrices: nothing of size N x N is stored but ahat.
     """
 
     @staticmethod

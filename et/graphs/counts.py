@@ -9,7 +9,7 @@ import torch
 from et.graphs.batch import GraphBatch
 from et.utils.errors import UserError
 
-OWN_SOURCES = ("tu", "file")  # whose files hold graphs of every class that there is
+OWN_SOURCES = ("tu", "file")  # their files hold graphs of all classes
 
 
 def counts_of(graphs: GraphBatch, name: str, source: str, num_classes: int | None) -> dict[str, int]:

@@ -26,7 +26,7 @@ from et.utils.parallel import mapped
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray | None, Any]  # x, edge_index, edge_attr, y of one graph
 
 BLOCK_MODEL_SIZES = {name: PUBLISHED_PARTS[name] for name in ("PATTERN", "CLUSTER")}
-PATTERNS, PATTERN_NODES = 100, 20  # of PATTERN: so many of this size, each in a hundredth of all graphs
+PATTERNS, PATTERN_NODES = 100, 20  # PATTERN has 100 patterns of 20 nodes, each in 1 % of the graphs
 MNIST_SIZES = PUBLISHED_PARTS["MNIST"]
 
 
@@ -142,7 +142,7 @@ def superpixel_graph(image_and_label: tuple[np.ndarray, int], segments: int = 75
     image, label = image_and_label
     image = image.astype(np.float64) / 255
     asked = segments
-    while True:  # SLIC may give more than it is asked for; the published graphs have at most 75
+    while True:  # SLIC may return more segments than requested; the published graphs have at most 75
         segment = slic(image, n_segments=asked, compactness=0.25, channel_axis=None, start_label=0).ravel()
         if segment.max() < segments:
             break

@@ -20,7 +20,7 @@ from et.inpainting.patches import unpatchify
 from et.inpainting.pictures import complete, draw_completions
 from et.inpainting.pixels import to_pixels
 
-TOLERANCE = 0.01  # speed, in units of g per unit of time, at which an image counts as come to rest
+TOLERANCE = 0.01  # speed in units of g per unit of time below which an image counts as converged
 MOST_STATES = 13  # columns of figure 4, which are all of the paper's T = 12
 PAST_T = 8  # how many times T the descent is followed for its fixed point
 

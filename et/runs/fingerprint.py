@@ -10,9 +10,9 @@ from typing import Any
 from et.runs.record import USER_DATA
 from et.utils.errors import UserError, unwrapped
 
-# Data sets that contain test samples of others, whatever part they have them in.
+# Data sets that contain test samples of other data sets, in any part.
 OVERLAPS = {"ZINC-variant": ("ZINC", "ZINC12k")}
-_HASHES: dict[str, str] = {}  # of data that were read for another run of this process
+_HASHES: dict[str, str] = {}  # hashes of the data read so far by this process
 
 
 def of_user_data(record: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from et.runs.checkpoint_files import RESUME_KEYS, best_of, load_best, load_check
 from et.runs.record import read_result
 from et.utils.errors import UserError
 
-SCORES = "scores.json"  # what a repeated test keeps in the run's folder until the run is finished
+SCORES = "scores.json"  # scores of a repeated test, kept in the run folder until the run is finished
 
 
 @dataclass(frozen=True)

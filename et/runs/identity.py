@@ -22,16 +22,16 @@ from et.runs.record import hashed_config, run_id
 from et.utils.errors import UserError, unwrapped
 from et.utils.paths import CONF
 
-# What has a value in the files and does nothing under fidelity=released, by model; beside its section `released`.
+# Keys without effect under fidelity=released, by model, in addition to those of its section `released`.
 _UNUSED_BY_RELEASED = {"et.anomaly.model.AnomalyTransformer": ("step_size", "mlp_dim")}
 
-# Plain values: setting them after composition gives what an override gives, for a hundredth of the time.
+# Keys that can be set after composition with the same result as an override, which takes 100x as long.
 _PLAIN = ("seed", "data.fold", "protocol", "fidelity")
 
 
-# What a network is built from and a user's own data say themselves, where a configuration has null.
+# Counts that the network is built from. If null in the configuration, they are read from the user's data.
 COUNTS = ("num_nodes", "num_features", "num_relations", "num_edge_features", "num_classes")
-_COUNTS_READ: dict[str, dict[str, int]] = {}  # of data that were read for another configuration of this process
+_COUNTS_READ: dict[str, dict[str, int]] = {}  # counts of the data read so far by this process
 
 
 @dataclass(frozen=True, order=True)
@@ -101,7 +101,7 @@ def _check_kind(override: str, overrides: Sequence[str], config: Mapping[str, An
         return
     try:
         usual = leaves(config_of(o for o in overrides if o != override)).get(key)
-    except UserError:  # nothing composes without it: it has no usual value
+    except UserError:  # the configuration does not compose without it, so there is no default
         return
     if isinstance(usual, bool | int | float):
         kind = "true or false belongs" if isinstance(usual, bool) else "a number belongs"
@@ -118,7 +118,7 @@ def with_counts(cfg: DictConfig) -> DictConfig:
     open_keys = [key for key in COUNTS if isinstance(data, DictConfig) and key in data and data.get(key, 0) is None]
     if not open_keys:
         return cfg
-    if open_keys == ["num_relations"] and data.get("merge"):  # one graph of all: nothing need be read for that
+    if open_keys == ["num_relations"] and data.get("merge"):  # merged relations are one graph: no need to read the data
         cfg = cfg.copy()
         cfg.data.num_relations = 1
         return cfg

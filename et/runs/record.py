@@ -21,31 +21,31 @@ RESULT_KEYS = (
     "seconds", "peak_memory_mb", "device", "git_commit", "versions",
 )  # fmt: skip
 
-# Keys that records have had only since they were added: a record without them is whole.
+# Keys that were added later; older records without them are complete.
 LATER_KEYS = ("machine", "uncommitted_changes")
 
 LIBRARIES = (
     "torch", "pytorch-lightning", "hydra-core", "torch-geometric", "timm", "numpy", "scipy", "scikit-learn",
 )  # fmt: skip
-# What else than a mapping of anything the values of these keys are.
+# Types of the values of these keys.
 _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "experiment": str, "run_id": str, "seed": int, "fidelity": str, "protocol": str, "task": str, "num_params": int,
     "epochs": int, "seconds": (int, float), "peak_memory_mb": (int, float), "device": str, "git_commit": str,
 }  # fmt: skip
-_CHECKSUM = "record_sha256"  # in result.json only: of the rest of the record
+_CHECKSUM = "record_sha256"  # in result.json only: checksum of the other keys
 
-# What a record calls data that are nobody's published ones, and that may change under the same name.
+# Variant of the user's own data, which may change under the same name.
 USER_DATA = "user data"
-# What it calls data that are as large as the published ones, and of whose contents no hash is known.
+# Variant of data with the published sizes whose hash is unknown.
 COUNTS_ONLY = "exact in its counts, contents not checked"
 
-# Flags of /proc/cpuinfo that numerical libraries choose their code by.
+# Flags of /proc/cpuinfo by which numerical libraries select kernels.
 INSTRUCTION_SETS = (
     "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16",
     "amx_int8", "asimd", "sve", "sve2", "bf16",
 )  # fmt: skip
 
-# What does not change a run's result, and so has no part in its id: where things are, what is shown, what it runs on.
+# Keys that do not change a result and are left out of the id: paths, display, hardware. None: the whole section.
 NOT_IN_ID: Mapping[str, tuple[str, ...] | None] = {
     "paths": None,
     "logger": None,
@@ -58,9 +58,9 @@ NOT_IN_ID: Mapping[str, tuple[str, ...] | None] = {
     "callbacks": ("progress", "save_every_n_epochs", "pictures"),
 }
 
-# Keys that came after recorded results: for each fidelity, the value at which a run is what it was before the key
-# existed. A run id leaves the key out at that value, so that a new option changes no recorded run. Where a fidelity is
-# absent, its runs were something else before, and the key always counts.
+# Keys that were added after results had been recorded: for each fidelity, the value that reproduces the former
+# behaviour. At that value a run id leaves the key out, so that a new option keeps all recorded ids. Without an entry
+# for a fidelity the former behaviour is gone, and the key is always hashed.
 ADDED_KEYS: Mapping[str, Mapping[str, Any]] = {
     "model.affine_init_std": {"paper": None},
     "task.mask_first_patch": {"paper": None},

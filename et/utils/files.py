@@ -10,7 +10,7 @@ from pathlib import Path
 
 from et.utils.errors import UserError, disk_problem
 
-# What an OSError has where disk space, open files or memory ran out, which says nothing about the file.
+# errno of an OSError when disk space, file handles or memory ran out, which says nothing about the file.
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from et.utils.errors import UserError
 
-# What tensors, arrays and containers are rebuilt with; nothing here does more than hold data.
+# Constructors of tensors, arrays and containers; none of them executes code.
 PLAIN = {
     ("collections", "OrderedDict"),
     ("torch._utils", "_rebuild_tensor_v2"),

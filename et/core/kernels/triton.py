@@ -1,7 +1,7 @@
-"""GPU kernels in Triton: one program a row and head, no atomics, so that results are the same from run to run.
+"""GPU kernels in Triton: one program per row and head, no atomics, so results are reproducible.
 
-The algorithm is that of the numba kernels: the softmax P is computed again in every pass from q, k and two numbers a
-query. Without a GPU they run in Triton's interpreter (TRITON_INTERPRET=1 before triton is imported), for tests.
+The algorithm is that of the numba kernels: every pass recomputes the softmax P from q, k and two numbers per query.
+Without a GPU they run in Triton's interpreter for tests (set TRITON_INTERPRET=1 before importing triton).
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def _key_gradient_kernel(
 
 
 def _on_its_device(function: Callable[P, R]) -> Callable[P, R]:
-    """``function`` with the device of its first argument as the current one, on which Triton launches."""
+    """Run ``function`` with the device of its first argument as the current one, on which Triton launches."""
 
     @wraps(function)
     def launch(*args: P.args, **kwargs: P.kwargs) -> R:
