@@ -31,9 +31,10 @@ demo: setup ## complete photographs with the authors' model, then train a small 
 test: setup ## run all tests; those on real data need ET_DATA_DIR
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile
 
-lint: setup ## check style and format
+lint: setup ## check style, format and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 tables: setup ## render every table from the recorded results
 	$(RUN) -m et.results.tables
@@ -46,4 +47,4 @@ report: setup ## build/report.html: all tables on one page, with the runs, curve
 	$(RUN) -m et.results.report --runs $(RUNS)
 
 clean: ## remove the environment and caches, not the runs
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -152,7 +152,7 @@ class NodeDataModule(pl.LightningDataModule):
         for warning in self._description.get("warnings", ()):
             warnings.warn(warning, stacklevel=2)
         anomalous = int((graph.labels[split.train] == 1).sum())
-        nodes = nearby_order(edges.values(), graph.num_nodes)
+        nodes = reverse_cuthill_mckee_order(edges.values(), graph.num_nodes)
         place = torch.empty_like(nodes)
         place[nodes] = torch.arange(graph.num_nodes)
         self.whole = NodeBatch(
@@ -277,14 +277,14 @@ class NodeDataModule(pl.LightningDataModule):
         self._moved = None
 
 
-def nearby_order(relations: Iterable[Tensor], num_nodes: int) -> Tensor:
+def reverse_cuthill_mckee_order(relations: Iterable[Tensor], num_nodes: int) -> Tensor:
     """(N,) the nodes in an order where neighbours stand near each other: reverse Cuthill-McKee of all edges (2, E).
 
     Rows that are gathered one after another then lie in the same pages of memory, which pays where a graph has
     communities.
     """
-    edges = np.concatenate([edge_index.numpy().astype(np.int32) for edge_index in relations], axis=1)
-    return torch.from_numpy(reverse_cuthill_mckee(*edges, num_nodes))
+    source, target = np.concatenate([edge_index.numpy().astype(np.int32) for edge_index in relations], axis=1)
+    return torch.from_numpy(reverse_cuthill_mckee(source, target, num_nodes))
 
 
 def whole_graph_loader(batch: NodeBatch) -> DataLoader:

@@ -1,4 +1,4 @@
-"""What an Energy Transformer does on a graph of nodes: whom a node attends to, and which nodes have low energy."""
+"""Figures of an Energy Transformer on a graph of nodes: attention on neighbours, and energies of the nodes."""
 
 from __future__ import annotations
 
@@ -22,26 +22,27 @@ COLOURS = {0: "C0", 1: "C3"}
 
 
 def neighbour_attention(block: EnergyTransformerBlock, g: Tensor, topology: EdgeTopology) -> Tensor:
-    """Softmax over each query's neighbours, as the update mixes their keys (eq. 17): (E, H), edges in sorted order."""
+    """Attention of each query on its neighbours, as in the update (eq. 17): (E, H), edges in sorted order."""
     attention = block.attention
     q, k = attention.split_heads(F.linear(g, attention.stacked_weights(), attention.stacked_bias()))
     return segment_softmax(edge_scores(q, k, topology.edges) * attention.beta, topology.edges)
 
 
 def share_of(weights: Tensor, chosen: Tensor, topology: EdgeTopology) -> Tensor:
-    """How much of each node's attention lies on neighbours in ``chosen``: weights (E,), chosen (N,) bool -> (N,)."""
+    """Share of each node's attention on neighbours in ``chosen``: weights (E,), chosen (N,) bool -> (N,)."""
     total = weights.new_zeros(topology.num_nodes)
     return total.index_add_(0, topology.edges.query.long(), weights * chosen[topology.edges.key])
 
 
 @dataclass(frozen=True)
 class NodesSeen:
-    """Where a descent along one relation's edges ends. N nodes, E edges.
+    """Final state of a descent along the edges of one relation. N nodes, E edges.
 
     Attributes:
-        attention: each query's attention on its neighbours, mean over the heads, (E,); None without the module.
-        uniform: what the attention would be if it saw no difference, 1 / number of neighbours, (E,).
-        energies: each node's share of the energy, (N,), by module.
+        attention: Attention of each query on its neighbours, mean over the heads, (E,). None without the attention
+            module.
+        uniform: Uniform attention, 1 / number of neighbours, (E,).
+        energies: Share of each node in the energy, (N,), by module.
     """
 
     attention: Tensor | None
@@ -51,7 +52,7 @@ class NodesSeen:
 
 @torch.no_grad()
 def look(network: AnomalyTransformer, batch: NodeBatch, relation: int = 0) -> NodesSeen:
-    """Descend on the whole graph and look at the last state."""
+    """Descend on the whole graph and record the final state."""
     dynamics, topology = network.dynamics, batch.topologies[relation]
     x = descend(
         dynamics.block, network.tokens(batch.features, batch.nodes), dynamics.steps, dynamics.step_size, topology
@@ -69,8 +70,11 @@ def look(network: AnomalyTransformer, batch: NodeBatch, relation: int = 0) -> No
 
 
 def numbers_of(seen: NodesSeen, labels: Tensor, topology: EdgeTopology) -> dict[str, Any]:
-    """What the figures show in sum: mean share of attention on anomalous neighbours by kind of node, beside the share
-    of such neighbours; of each energy the means and the AUC with which a *low* energy tells anomalous nodes.
+    """Summary of the figures.
+
+    Returns:
+        Mean share of attention on anomalous neighbours by kind of node, beside the share of such neighbours; for each
+        energy the means and the AUC with which a *low* energy detects anomalous nodes.
     """
     from torchmetrics.functional.classification import binary_auroc
 
@@ -95,9 +99,15 @@ def numbers_of(seen: NodesSeen, labels: Tensor, topology: EdgeTopology) -> dict[
 def draw_neighbours(
     seen: NodesSeen, labels: Tensor, topology: EdgeTopology, nodes: Tensor, path: Path, each: int = 3
 ) -> None:
-    """Whom some anomalous and some benign nodes attend to: a bar a neighbour, its colour the neighbour's label.
+    """Draw the attention of some anomalous and benign nodes: one bar per neighbour, coloured by the neighbour's label.
 
-    ``nodes`` (N,) are the ids that the nodes have in the graph's file.
+    Args:
+        seen: The final state.
+        labels: Labels, (N,).
+        topology: Edges of the relation.
+        nodes: Node ids in the graph's file, (N,).
+        path: The picture.
+        each: Number of nodes of each kind.
     """
     from matplotlib.figure import Figure
 
@@ -126,7 +136,7 @@ def draw_neighbours(
 
 
 def draw_energies(seen: NodesSeen, labels: Tensor, numbers: dict[str, Any], path: Path) -> None:
-    """Histograms of the nodes' shares of the energy after the descent, anomalous against benign."""
+    """Draw histograms of the nodes' shares of the energy after the descent, anomalous against benign."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.8 * len(seen.energies), 3.2), layout="constrained")
@@ -144,10 +154,10 @@ def draw_energies(seen: NodesSeen, labels: Tensor, numbers: dict[str, Any], path
 
 
 def draw_figures(network: torch.nn.Module, data: NodeDataModule, folder: Path) -> dict[str, Any]:
-    """neighbours.png and energies.png of the first relation; returns :func:`numbers_of`.
+    """Draw neighbours.png and energies.png of the first relation; returns :func:`numbers_of`.
 
     Raises:
-        UserError: the network has no energy: a baseline, or the released model.
+        UserError: The network has no energy: a baseline, or the released model.
     """
     if not isinstance(getattr(network, "dynamics", None), PaperDynamics):
         raise UserError("only an Energy Transformer with fidelity=paper has an energy to draw")

@@ -1,4 +1,4 @@
-"""A graph of nodes to be judged: what every source of data is read into, checked, and turned into neighbourhoods."""
+"""Graph for node anomaly detection: its fields, checks, and the neighbourhoods of the model's attention."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ UNLABELLED = -1
 
 @dataclass(frozen=True)
 class NodeGraph:
-    """Nodes with features, labels, and one or more kinds of edges.
+    """Nodes with features and labels, and edges of one or more relations.
 
     Attributes:
-        name: what to call it.
-        features: (N, F) float32, or float64 where float32 would lose a column's variation beside its offset.
+        name: Name of the data set.
+        features: (N, F) float32, or float64 if float32 would lose a column's variation beside its offset.
         labels: (N,) int64: 0 benign, 1 anomalous, -1 unlabelled.
-        relations: edge_index (2, E) of each relation, row 0 source and row 1 target; an undirected edge stands there
+        relations: Edges of each relation, (2, E); row 0 is the source, row 1 the target. An undirected edge is listed
             in both directions.
-        variant: "exact" where this is the published data set, else what it is instead.
+        variant: ``exact`` for the published data set, else a description of the difference.
     """
 
     name: str
@@ -40,7 +40,7 @@ class NodeGraph:
         return self.features.shape[0]
 
     def sha256(self) -> str:
-        """Hash of features, labels and edges: the same whatever file format they came in."""
+        """Hash of features, labels and edges, independent of the file format."""
         digest = hashlib.sha256()
         for tensor in (self.features, self.labels):
             digest.update(np.ascontiguousarray(tensor.numpy()))
@@ -51,11 +51,11 @@ class NodeGraph:
 
 
 def check_graph(graph: NodeGraph) -> None:
-    """Look for everything that would otherwise surface later as NaN, an index error or a wrong number.
+    """Check everything that would otherwise surface later as NaN, an index error or a wrong number.
 
     Raises:
-        UserError: wrong shapes; features that are not finite; labels outside {0, 1, -1}, or of one class; no relation,
-            an empty one, or one that names nodes the graph does not have.
+        UserError: A shape is wrong; features are not finite; labels are outside {0, 1, -1} or of one class; there is no
+            relation, or one that is empty or has a node index out of range.
     """
     features, labels, where = graph.features, graph.labels, f"the graph {graph.name!r}"
     if features.dim() != 2 or labels.shape != features.shape[:1]:
@@ -101,7 +101,7 @@ def check_graph(graph: NodeGraph) -> None:
 
 
 def edge_keys(edge_index: Tensor, num_nodes: int) -> np.ndarray:
-    """Sorted numbers target * N + source, one an edge: (E,) int64."""
+    """Sorted keys target * N + source, one per edge, (E,) int64."""
     keys = edge_index[1].numpy().astype(np.int64)
     keys *= num_nodes
     keys += edge_index[0].numpy()
@@ -110,29 +110,29 @@ def edge_keys(edge_index: Tensor, num_nodes: int) -> np.ndarray:
 
 
 def from_keys(keys: np.ndarray, num_nodes: int) -> Tensor:
-    """Undo :func:`edge_keys`: (2, E) int32, sorted by target."""
+    """Inverse of :func:`edge_keys`: (2, E) int32, sorted by target."""
     edge_index = np.empty((2, len(keys)), dtype=np.int32)
     np.divmod(keys, num_nodes, out=(edge_index[1], edge_index[0]), casting="same_kind")
     return torch.from_numpy(edge_index)
 
 
 def without_repeats(keys: np.ndarray) -> np.ndarray:
-    """Sorted keys, each once."""
+    """Unique values of sorted keys."""
     return keys[np.concatenate([[True], keys[1:] != keys[:-1]])] if len(keys) else keys
 
 
 def make_undirected(edge_index: Tensor, num_nodes: int, name: str, treatment: str) -> Tensor:
-    """Hold a relation to the promise that its edges go both ways.
+    """Check, or restore, the reverse of every edge of a relation.
 
     Args:
-        edge_index: (2, E).
-        num_nodes: N.
-        name: of the relation, for the message.
-        treatment: of edges without their reverse. ``error``; ``mirror``: the reverse of every edge is added and
-            repeated edges are merged; ``keep``: the graph is directed, and a node attends to the sources of its edges.
+        edge_index: Edges, (2, E).
+        num_nodes: Number of nodes N.
+        name: Name of the relation in error messages.
+        treatment: Treatment of edges without their reverse. ``error``: raise. ``mirror``: add the reverse of every edge
+            and merge repeated edges. ``keep``: the graph is directed, and a node attends to the sources of its edges.
 
     Raises:
-        UserError: some edges lack their reverse and ``treatment`` is ``error``; an unknown treatment.
+        UserError: Some edges lack their reverse and ``treatment`` is ``error``, or ``treatment`` is unknown.
     """
     if treatment not in ("error", "mirror", "keep"):
         raise UserError(f"data.one_way_edges must be error, mirror or keep, not {treatment!r}")
@@ -157,13 +157,14 @@ def make_undirected(edge_index: Tensor, num_nodes: int, name: str, treatment: st
 
 
 def neighbourhoods(graph: NodeGraph, merge: bool, self_loops: bool, repeated_edges: bool) -> dict[str, Tensor]:
-    """The edge_index of each attention of the model.
+    """Edges of each attention of the model.
 
     Args:
-        graph: checked, with edges in both directions.
-        merge: one neighbourhood out of all relations (table 1) instead of one a relation (table 12).
-        self_loops: every node is its own neighbour, once; False: no node is.
-        repeated_edges: an edge counts as often as it occurs; False: once.
+        graph: Checked graph with edges in both directions.
+        merge: If True, merge all relations into one neighbourhood (table 1). If False, one neighbourhood per relation
+            (table 12).
+        self_loops: If True, every node is its own neighbour, once. If False, no node is.
+        repeated_edges: If True, repeated edges count with their multiplicity. If False, once.
     """
     relations = graph.relations
     if merge:
@@ -220,7 +221,7 @@ def reverse_cuthill_mckee(source: np.ndarray, target: np.ndarray, num_nodes: int
 
 
 def _next_level(graph: csr_matrix, level: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Neighbours of the nodes ``level`` that were not seen before, once each, in the order in which they are met."""
+    """Unseen neighbours of the nodes ``level``, without repetition, in the order of discovery."""
     first = graph.indptr[level]
     count = graph.indptr[level + 1] - first
     offset = np.repeat(first - (np.cumsum(count) - count), count)

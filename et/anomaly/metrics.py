@@ -1,4 +1,4 @@
-"""How well scores tell anomalous nodes from benign ones: macro-F1 at a threshold, and measures without one."""
+"""Metrics of anomaly detection: macro-F1 at a threshold, and measures without a threshold."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ THRESHOLDS = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
 
 
 def macro_f1(probabilities: Tensor, labels: Tensor, thresholds: Tensor = THRESHOLDS) -> Tensor:
-    """Unweighted mean of the F1 of both classes, deciding for an anomaly where probability > threshold.
+    """Unweighted mean of the F1 of both classes; a node is predicted anomalous if its probability exceeds the
+    threshold.
 
     Args:
-        probabilities: (n,) of being anomalous.
-        labels: (n,) 0 or 1.
-        thresholds: (k,) ascending.
+        probabilities: Probabilities of an anomaly, (n,).
+        labels: Labels 0 or 1, (n,).
+        thresholds: Ascending thresholds, (k,).
 
     Returns:
-        (k,) float64, one value a threshold. A class that is neither there nor predicted has F1 0.
+        One value per threshold, (k,) float64. A class that is neither present nor predicted has F1 0.
     """
     anomalous = labels == 1
     # A node in bin b exceeds the first b thresholds, so a reversed running sum counts who exceeds each of them.
@@ -36,19 +37,19 @@ def _f1(right: Tensor, wrong: Tensor) -> Tensor:
 
 
 def best_threshold(probabilities: Tensor, labels: Tensor) -> tuple[float, float]:
-    """The lowest of :data:`THRESHOLDS` with the best macro-F1, and that macro-F1."""
+    """Lowest of :data:`THRESHOLDS` with the best macro-F1, and that macro-F1."""
     scores = macro_f1(probabilities, labels)
     index = int(scores.argmax())
     return float(THRESHOLDS[index]), float(scores[index])
 
 
 def measure(log_odds: Tensor, labels: Tensor, threshold: float) -> dict[str, float]:
-    """All measures of a part: f1_macro, auc, average_precision, recall_at_k (k: the number of anomalies), each in 0..1.
+    """All metrics of one part: f1_macro, auc, average_precision, recall_at_k (k is the number of anomalies), in 0 .. 1.
 
     Args:
-        log_odds: (n,) of being anomalous.
-        labels: (n,) 0 or 1, both there.
-        threshold: of the probability, for f1_macro.
+        log_odds: Log-odds of an anomaly, (n,).
+        labels: Labels 0 or 1, (n,); both classes are present.
+        threshold: Probability threshold of f1_macro.
     """
     from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
@@ -64,10 +65,10 @@ def measure(log_odds: Tensor, labels: Tensor, threshold: float) -> dict[str, flo
 
 
 def relative_ranks(scores: Tensor) -> Tensor:
-    """The order of ``scores`` (n,) as numbers from 0 to 1, equal where they are; (n,) float64.
+    """Ranks of ``scores`` (n,) scaled to 0 .. 1, equal for ties; (n,) float64.
 
-    Measures without a threshold see nothing else of scores. Probabilities would not do: in float32 all log-odds from 17
-    on are 1, which a badly calibrated network easily has.
+    Measures without a threshold depend on the ranks alone. Probabilities would not do: in float32 all log-odds of at
+    least 17 become 1, and a badly calibrated network reaches that easily.
     """
     place = scores.unique(return_inverse=True)[1].double()
     return place / place.max().clamp(min=1)

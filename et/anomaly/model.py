@@ -17,42 +17,44 @@ from et.core.sparse import segment_softmax
 
 
 class AnomalyTransformer(nn.Module):
-    """Node features to the log-odds log(p / (1 - p)) that a node is anomalous.
+    """Maps node features to the log-odds log(p / (1 - p)) that a node is anomalous. https://arxiv.org/abs/2302.07253
 
-    ``fidelity=paper`` follows eq. 10-22: tokens E y + lambda, T steps of one block of size 1 along the edges (eq. 19),
-    g_1 || g_T into an MLP with one hidden layer, beta trained. Two details of the text are read as follows. Eq. 20
-    halves the Hopfield energy while eq. 17 does not halve its gradient; the update, which is what the forward pass
-    takes, is eq. 17's. Appendix E aggregates "the final representations" of the relations: that is done to g_T, and
-    g_1, which all relations share, stands once beside the aggregate. The one beta of eq. 18 and 20 is one a head.
+    ``fidelity=paper`` follows eq. 10-22: tokens E y + lambda, T steps of one block with step size 1 along the edges
+    (eq. 19), and an MLP with one hidden layer on g_1 || g_T; beta is trained. The text is ambiguous in three places.
+    Eq. 20 halves the Hopfield energy but eq. 17 does not halve its gradient; the update is that of eq. 17. Appendix E
+    aggregates "the final representations" of the relations; g_T is aggregated, and g_1, which all relations share, is
+    concatenated once. Eq. 18 and 20 have one beta; here each head has its own.
 
-    ``fidelity=released`` is what the authors' code computes: T - 1 steps of one :class:`ReleasedBlock` and a last
-    step of another with its own weights, no position embedding, one linear layer with two outputs, whose difference
-    is the log-odds, on [x_1 || x_T] without a layer norm. If trained on subgraphs the layer sees x_T alone. Over
-    several relations the layer sees the element-wise maximum of the x_T and x_1. (Concatenation stands there only in a
-    comment; here it is [x_1 || x_T of each relation].) The relations share the node data: a node without an edge in a
-    relation takes, in every step, the attention update that the last relation with an edge at that node left there, in
-    its last step. If there is none, x_T is 0. The order of the relations therefore matters. The unused parameters that
-    the code allocates are left out.
+    ``fidelity=released`` is the authors' code: T - 1 steps of one :class:`ReleasedBlock` and a last step of another
+    with its own weights; no position embedding; one linear layer with two outputs on [x_1 || x_T] without a layer norm,
+    whose difference is the log-odds. If trained on subgraphs, the layer's input is x_T. Over several relations it is
+    the element-wise maximum of the x_T and x_1. (The released code has concatenation in a comment; here it is [x_1 ||
+    x_T of each relation].) The relations share the node data: a node without an edge in a relation takes, in every
+    step, the attention update that the last relation with an edge at that node computed in its last step. Without such
+    a relation, x_T is 0. The order of the relations therefore matters. Unused parameters of the released code are not
+    allocated.
 
     Args:
-        in_features: F.
-        dim: token dimension D.
-        num_heads: H.
-        head_dim: Y.
-        num_memories: M (the paper's K); None: ``memories_per_dim`` times Y, as table 6 ranges over it.
-        memories_per_dim: M / Y where ``num_memories`` is None.
-        steps: T.
-        step_size: of the descent, under ``paper``.
+        in_features: Number of node features F.
+        dim: Token dimension D.
+        num_heads: Number of heads H.
+        head_dim: Head dimension Y.
+        num_memories: Number of memories M (the paper's K). If None, ``memories_per_dim`` times Y, as table 6 searches
+            it.
+        memories_per_dim: M / Y if ``num_memories`` is None.
+        steps: Number of steps T.
+        step_size: Step size alpha of the descent under ``paper``.
         fidelity: ``paper`` or ``released``.
-        num_relations: R; one ET, with shared weights, runs over each (appendix E).
-        combine: ``max`` or ``concat``: how the results of several relations become one (table 12).
-        num_nodes: N, for the position embedding.
-        position_embedding: learn lambda, a vector for every node (eq. 10); None: as ``fidelity`` has it (paper: yes).
-        sample_ratio: share of the nodes in the subgraphs it is trained on, if it is; matters under ``released`` only.
-        mlp_dim: width of the head's hidden layer under ``paper``; None: D; 0: no hidden layer.
-        dropout: ``released``: on the Hopfield network's hidden layer (0.3 there). ``paper``: on the input of the head,
-            where the text has none.
-        use_attention, use_hopfield: leave a module out (table 13).
+        num_relations: Number of relations R. One ET with shared weights runs over each (appendix E).
+        combine: ``max`` or ``concat``: how the results of several relations are combined (table 12).
+        num_nodes: Number of nodes N, for the position embedding.
+        position_embedding: If True, learn a vector lambda for every node (eq. 10). If None, as ``fidelity`` has it
+            (paper: yes).
+        sample_ratio: Share of the nodes in the training subgraphs, if any. Used under ``released`` only.
+        mlp_dim: Width of the head's hidden layer under ``paper``. If None, D; 0 means no hidden layer.
+        dropout: Dropout probability. ``released``: on the Hopfield network's hidden layer (0.3 there). ``paper``: on
+            the input of the head; the paper has none.
+        use_attention, use_hopfield: If False, leave the module out (table 13).
     """
 
     def __init__(
@@ -111,7 +113,7 @@ class AnomalyTransformer(nn.Module):
             self.head = mlp_head(width, dim if mlp_dim is None else mlp_dim, dropout)
 
     def reset_parameters(self) -> None:
-        """Initialise all parameters again, with the random numbers that a new model would draw."""
+        """Initialise all parameters again, with the same random draws as a new model."""
         self.embed.reset_parameters()
         if self.position is not None:
             nn.init.normal_(self.position, std=0.02)
@@ -121,19 +123,30 @@ class AnomalyTransformer(nn.Module):
                 layer.reset_parameters()
 
     def tokens(self, features: Tensor, nodes: Tensor | None = None) -> Tensor:
-        """x_1 (eq. 10): (n, F) -> (n, D); ``nodes`` (n,) are ids in the whole graph, for the position embedding."""
+        """Initial tokens x_1 (eq. 10).
+
+        Args:
+            features: Node features, (n, F).
+            nodes: Node ids in the whole graph for the position embedding, (n,). If None, 0 .. N-1.
+
+        Returns:
+            Tokens, (n, D).
+        """
         x = self.embed(features)
         if self.position is None:
             return x
         return x + (self.position if nodes is None else self.position[nodes])
 
     def forward(self, features: Tensor, topologies: Sequence[EdgeTopology], nodes: Tensor | None = None) -> Tensor:
-        """Log-odds of an anomaly, (n,).
+        """Log-odds of an anomaly.
 
         Args:
-            features: (n, F).
-            topologies: one, or one a relation.
-            nodes: (n,) ids in the whole graph; None: 0 .. N-1.
+            features: Node features, (n, F).
+            topologies: One topology, or one per relation.
+            nodes: Node ids in the whole graph, (n,). If None, 0 .. N-1.
+
+        Returns:
+            Log-odds, (n,).
         """
         x = self.tokens(features, nodes)
         return self.classify(self.dynamics.first(x), self.dynamics(x, topologies))
@@ -146,9 +159,12 @@ class AnomalyTransformer(nn.Module):
         nodes: Tensor | None = None,
         block: int | None = None,
     ) -> Tensor:
-        """:meth:`forward` without gradients, for graphs of any size: ``block`` nodes at a time.
+        """:meth:`forward` without gradients, for graphs of any size.
 
-        By default a graph of up to ``WHOLE`` nodes is scored in one piece, a larger one ``BLOCK`` nodes at a time.
+        Args:
+            features, topologies, nodes: See :meth:`forward`.
+            block: Number of nodes processed at a time. If None, a graph of up to ``WHOLE`` nodes is scored in one
+                piece, and a larger one in blocks of ``BLOCK`` nodes.
         """
         if block is None:
             block = len(features) if len(features) <= WHOLE else BLOCK
@@ -172,12 +188,12 @@ class AnomalyTransformer(nn.Module):
         return log_odds
 
     def classify(self, first: Tensor, finals: list[Tensor]) -> Tensor:
-        """Log-odds from the representation before the first step and, of each relation, after the last: (n, D) each."""
+        """Log-odds from the tokens before the first step and, for each relation, after the last: (n, D) each."""
         logits = self.head(self.merge(first, finals))
         return logits[:, 1] - logits[:, 0] if self.released else logits[:, 0]
 
     def merge(self, first: Tensor, finals: list[Tensor]) -> Tensor:
-        """What the head sees, (n, a multiple of D) (eq. 11 and 21, appendix E)."""
+        """Input of the head, (n, a multiple of D) (eq. 11 and 21, appendix E)."""
         if len(finals) != self.num_relations:
             raise ValueError(f"built for {self.num_relations} relations, called with {len(finals)}")
         if len(finals) > 1 and self.combine == "max":
@@ -188,19 +204,19 @@ class AnomalyTransformer(nn.Module):
 
 
 def mlp_head(width: int, hidden: int, dropout: float) -> nn.Sequential:
-    """The MLP of section 4, without its sigmoid: (n, width) -> (n, 1)."""
+    """MLP of section 4 without its sigmoid: (n, width) -> (n, 1)."""
     if hidden == 0:
         return nn.Sequential(nn.Dropout(dropout), nn.Linear(width, 1))
     return nn.Sequential(nn.Dropout(dropout), nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
 
 def reached_nodes(topologies: Sequence[EdgeTopology]) -> list[Tensor]:
-    """Of each relation, the nodes with an edge in it or in one before it, (N,) bool."""
+    """For each relation, mask of the nodes with an edge in it or in an earlier one, (N,) bool."""
     return list(accumulate((topology.edges.degree > 0 for topology in topologies), torch.logical_or))
 
 
 class PaperDynamics(nn.Module):
-    """T steps x <- x - dE/dg along the edges and a last layer norm (eq. 15-20)."""
+    """T steps x <- x - dE/dg along the edges, then a layer norm (eq. 15-20)."""
 
     def __init__(
         self, dim: int, num_heads: int, head_dim: int, num_memories: int, *, steps: int, step_size: float, **parts: bool
@@ -214,15 +230,15 @@ class PaperDynamics(nn.Module):
         self.block.reset_parameters()
 
     def forward(self, x: Tensor, topologies: Sequence[EdgeTopology]) -> list[Tensor]:
-        """x_1 -> g_T of each relation, (n, D)."""
+        """g_T of each relation, (n, D), from x_1."""
         return [self.last(descend(self.block, x, self.steps, self.step_size, topology).x) for topology in topologies]
 
     def first(self, x: Tensor) -> Tensor:
-        """x_1 -> g_1, (n, D)."""
+        """g_1 of x_1, (n, D)."""
         return self.block.norm(x)
 
     def last(self, x: Tensor, reached: Tensor | None = None) -> Tensor:
-        """x_T -> g_T, (n, D)."""
+        """g_T of x_T, (n, D)."""
         return self.block.norm(x)
 
     def taken_apart(self) -> list[Step]:
@@ -270,7 +286,9 @@ class ReleasedDynamics(nn.Module):
         return [self.block] * (self.steps - 1) + [self.last_block]
 
     def forward(self, x: Tensor, topologies: Sequence[EdgeTopology]) -> list[Tensor]:
-        """x_1 -> x_T of each relation, (n, D); each starts from x_1, and from what the one before left on the nodes."""
+        """x_T of each relation, (n, D). Each relation starts from x_1 and from the attention updates kept by the
+        previous ones.
+        """
         finals, kept = [], None
         for topology, reached in zip(topologies, reached_nodes(topologies), strict=True):
             after = x
@@ -280,11 +298,11 @@ class ReleasedDynamics(nn.Module):
         return finals
 
     def first(self, x: Tensor) -> Tensor:
-        """x_1, as it is."""
+        """x_1, unchanged."""
         return x
 
     def last(self, x: Tensor, reached: Tensor) -> Tensor:
-        """x_T (n, D), 0 for a node that no relation has ``reached`` (n,): the released code divides 0 by 0 there."""
+        """x_T (n, D); 0 for a node that no relation has ``reached`` (n,), where the released code divides 0 by 0."""
         if self.last_block.w_query is None or reached.all():
             return x
         return torch.where(reached[:, None], x, torch.zeros_like(x))

@@ -1,4 +1,4 @@
-"""What is known of the graphs of nodes that live in files: origin, sizes, hashes of contents."""
+"""Origin, sizes and content hashes of the published graphs of nodes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from et.anomaly.graph import NodeGraph, edge_keys, without_repeats
 
 @dataclass(frozen=True)
 class Published:
-    """A data set that lives in a file: what it is called there, where that is from, and how large it is.
+    """A published data set: its file, address and sizes.
 
-    A file of other sizes or contents is recorded as such, with a warning.
+    A file with other sizes or contents is recorded as a variant, with a warning.
 
     Attributes:
-        file: name under ``<data root>/node/``.
-        address: where to get it.
-        nodes, edges: number of nodes and of distinct undirected edges (table 5), None where the paper has no such data.
-        features, anomalies: number of columns, and share of anomalous nodes in percent with two decimals (table 5).
-        unlabelled: the first so many nodes have no label.
-        sha256: :meth:`et.anomaly.graph.NodeGraph.sha256` of the published contents, None if not known.
-        variant: what it is instead of one of the paper's data sets.
+        file: File name under ``<data root>/node/``.
+        address: Download address.
+        nodes, edges: Number of nodes and of distinct undirected edges (table 5). None if the paper does not use the
+            data.
+        features, anomalies: Number of columns, and share of anomalous nodes in percent with two decimals (table 5).
+        unlabelled: Number of nodes without a label, at the start of the file.
+        sha256: :meth:`et.anomaly.graph.NodeGraph.sha256` of the published contents, or None if unknown.
+        variant: Description, if the data are not a data set of the paper.
     """
 
     file: str
@@ -36,7 +37,7 @@ class Published:
     sha256: str | None = None
 
     def differences(self, graph: NodeGraph) -> str:
-        """In words what tells ``graph`` from the published one; empty if nothing that is known does."""
+        """Description of the known differences of ``graph`` from the published one; empty if there are none."""
         if self.nodes is not None:
             keys = np.concatenate([edge_keys(edges, graph.num_nodes) for edges in graph.relations.values()])
             keys.sort()

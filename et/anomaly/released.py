@@ -17,27 +17,27 @@ CLAMP = 5.0
 
 
 class ReleasedBlock(nn.Module):
-    """x -> g + attention(g) + Hopfield(g) with g = LayerNorm(x).
+    """x -> g + attention(g) + Hopfield(g) with g = LayerNorm(x), as in the released code.
 
-    What the released code computes, and where eq. 15-19 differ: the residual is the *normalised* token; the layer
-    norm has a gain for every element; one trained scalar beta, shared by the heads, *divides* the scores and starts
-    at sqrt(Y); the exponent is clamped to [-5, 5], so that an edge never outweighs another by more than exp(10) and
-    no gradient passes where the clamp holds; the Hopfield network has dropout on its hidden layer.
+    Differences from eq. 15-19: the residual is the *normalised* token; the layer norm has a gain for every element; one
+    trained scalar beta, shared by the heads, *divides* the scores and starts at sqrt(Y); the exponent is clamped to
+    [-5, 5], so that an edge never outweighs another by more than exp(10) and no gradient passes where it is clamped;
+    the Hopfield network has dropout on its hidden layer.
 
     Both terms of eq. 17 are computed explicitly, from weights w_CB = exp(clamp(K_B . Q_C / beta)) normalised by their
-    sum z_C over C's edges: first sum_B W^Q K_B w_CB / z_C, then, by messages that run from each node A along its
-    edges to its neighbours, sum_A W^K Q_A w_AB / z_A. On an undirected graph the edges out of A are the reverse of
-    those into A, so the weights of the second term are those of the first: its transpose. Gradients pass through
-    both terms and through z. Neither term is the gradient of an energy once the clamp holds somewhere.
+    sum z_C over C's edges: first sum_B W^Q K_B w_CB / z_C, then, by messages from each node A along its edges to its
+    neighbours, sum_A W^K Q_A w_AB / z_A. On an undirected graph the edges out of A are the reverse of those into A, so
+    the weights of the second term are the transpose of those of the first. Gradients pass through both terms and
+    through z. Neither term is the gradient of an energy if the clamp is active.
 
-    The gradients are those of the formula. The released code addresses an edge by its two ends, and dgl then counts
-    the gradient through the scores of an edge that stands m times m^2 times too often for queries, keys and tokens, and
-    m times for beta. Without repeated edges the two agree.
+    The gradients are those of the formula. The released code addresses an edge by its two ends, and dgl then counts the
+    gradient through the scores of an edge of multiplicity m, m^2 times too often for queries, keys and tokens, and m
+    times for beta. Without repeated edges the two agree.
 
     Args:
         dim, num_heads, head_dim, num_memories: D, H, Y, M (the paper's K).
-        dropout: on the Hopfield network's hidden layer, in training.
-        use_attention, use_hopfield: leave a module out (table 13).
+        dropout: Dropout probability of the Hopfield network's hidden layer.
+        use_attention, use_hopfield: If False, leave the module out (table 13).
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class ReleasedBlock(nn.Module):
         Args:
             x: Tokens, (N, D).
             topology: Edges of the relation.
-            kept: Attention updates that the relations before left, (N, D). A node without an edge takes its update from
-                there. If None, that update is 0.
+            kept: Attention updates of the earlier relations, (N, D). A node without an edge takes its update from here.
+                If None, that update is 0.
 
         Returns:
-            Tokens after the step and the attention updates that it took, (N, D) each; None without attention.
+            Tokens after the step and the attention updates that were used, (N, D) each; None without attention.
         """
         g = self.norm(x)
         out = g
@@ -111,12 +111,14 @@ class ReleasedBlock(nn.Module):
         return to_query.flatten(-2) @ w_query + to_key.flatten(-2) @ w_key
 
     def edge_weights(self, scores: Tensor, topology: EdgeTopology, head: int) -> Tensor:
-        """w_CB / z_C of the edges from the inner products of a head, (E, 1) -> (E, 1); all heads share beta."""
+        """Attention weights w_CB / z_C of the edges, (E, 1), from the inner products of one head, (E, 1); all heads
+        share beta.
+        """
         scores = (scores / self.beta).clamp(-CLAMP, CLAMP)
         return segment_softmax(scores, topology.edges)
 
     def remember(self, g: Tensor) -> Tensor:
-        """The Hopfield network's update, (N, D)."""
+        """Update of the Hopfield network, (N, D)."""
         if not (self.training and self.dropout > 0):
             return relu_response(g, self.memories)
         kept = draw_kept((len(g), len(self.memories)), self.dropout, g.device)
@@ -124,10 +126,10 @@ class ReleasedBlock(nn.Module):
 
 
 def draw_kept(shape: tuple[int, int], p: float, device: torch.device) -> Tensor:
-    """What dropout at rate p leaves, ``shape`` bool, with p rounded to a multiple of 2^-16.
+    """Dropout mask at rate p, ``shape`` bool, with p rounded to a multiple of 2^-16.
 
-    On the CPU torch draws its Bernoulli numbers one by one, which takes a sixth of a whole training step here. Four
-    pieces of 16 bits from each number of the same generator do as well and take half of that time.
+    On the CPU torch draws Bernoulli numbers one by one, which takes a sixth of a training step here. Splitting each
+    number of the same generator into four pieces of 16 bits takes half of that time.
     """
     if device.type != "cpu":
         return torch.rand(shape, device=device) >= p

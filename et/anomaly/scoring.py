@@ -1,8 +1,8 @@
-"""Scoring a graph of millions of nodes on one machine: the same numbers as the forward pass, a piece at a time.
+"""Scoring of a graph of millions of nodes on one machine: the numbers of the forward pass, computed in pieces.
 
-A step moves all nodes at once, so the tokens before and after it are kept, 2 N D numbers. The rest comes in pieces: the
-layer norm and the projections for a block of nodes, the attention for one head at a time and, of queries and keys, only
-for a slice of their Y components. Beside the tokens there are at most two tensors of N x (slice of Y), and a few of E.
+A step moves all nodes at once, so the tokens before and after it are kept, 2 N D numbers. Everything else is computed
+in pieces: layer norm and projections for a block of nodes, attention for one head at a time and for a slice of the Y
+components of queries and keys. Beside the tokens there are at most two tensors of N x (slice of Y), and a few of E.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch import Tensor
 from et.core import EdgeTopology
 from et.core.sparse import edge_aggregate, edge_scores
 
-WHOLE = 2**17  # nodes of a graph that is scored in one piece
+WHOLE = 2**17  # maximum number of nodes of a graph that is scored in one piece
 BLOCK = 2**13  # nodes at a time of a larger one: few enough that what one operation leaves is in the cache for the next
 SLICE = 64  # of the Y components of queries and keys
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the dynamics, taken apart.
+    """The parts of one step of the dynamics.
 
     Attributes:
-        norm: (n, D) -> g (n, D).
-        w_query, w_key: (H, Y, D), or None without attention.
-        edge_weights: inner products K_B . Q_C (E, 1) of a head, topology, head -> softmax weights (E, 1).
-        hopfield: g (n, D) -> (n, D), or None without Hopfield network.
-        step_size: what the update is multiplied with.
-        from_normalised: the update is added to g instead of x.
+        norm: Layer norm, (n, D) -> g (n, D).
+        w_query, w_key: Projections, (H, Y, D), or None without attention.
+        edge_weights: Maps (inner products K_B . Q_C (E, 1), topology, head) to attention weights (E, 1).
+        hopfield: Update of the Hopfield network, g (n, D) -> (n, D), or None without it.
+        step_size: Factor of the update.
+        from_normalised: If True, the update is added to g instead of x.
     """
 
     norm: Callable[[Tensor], Tensor]
@@ -44,7 +44,7 @@ class Step:
 
 
 def blocks(num_nodes: int, size: int) -> Iterator[slice]:
-    """Slices of 0 .. num_nodes - 1 of at most ``size``."""
+    """Slices of 0 .. num_nodes - 1 with at most ``size`` elements."""
     return (slice(first, min(first + size, num_nodes)) for first in range(0, num_nodes, size))
 
 
@@ -56,13 +56,16 @@ def take_step(
     width: int = SLICE,
     kept: Tensor | None = None,
 ) -> Tensor:
-    """x after one step, (N, D) -> (N, D); without gradients.
+    """Tokens x after one step, (N, D), without gradients.
 
     Args:
-        block: nodes at a time.
-        width: components of queries and keys at a time.
-        kept: Attention updates that earlier relations left, (N, D), changed in place. A node with an edge replaces its
-            own; a node without an edge takes what stands there. If None, a node without an edge has no such update.
+        step: Parts of the step.
+        x: Tokens, (N, D).
+        topology: Edges.
+        block: Number of nodes at a time.
+        width: Number of components of queries and keys at a time.
+        kept: Attention updates of the earlier relations, (N, D), changed in place. A node with an edge replaces its
+            own; a node without an edge uses it. If None, a node without an edge has no such update.
     """
     after = torch.empty_like(x)
     for part in blocks(len(x), block):
@@ -80,7 +83,7 @@ def take_step(
 
 
 def _attend(step: Step, head: int, x: Tensor, total: Tensor, topology: EdgeTopology, block: int, width: int) -> None:
-    """Add what one head contributes to ``total``, (N, D), in place."""
+    """Add the contribution of one head to ``total``, (N, D), in place."""
     edges = topology.edges
     slices = list(zip(step.w_query[head].split(width), step.w_key[head].split(width), strict=True))
     scores = None

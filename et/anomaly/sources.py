@@ -1,7 +1,6 @@
-"""Where graphs come from: the published files of each data set, a user's own file, and one that ships with a library.
+"""Readers of graphs of nodes: published files, the user's own file, and a data set that ships with scikit-learn.
 
-No reader executes what a file contains: .npz without pickles, .pt with weights_only, dgl's graph files are plain
-arrays.
+No reader executes anything in a file: .npz without pickles, .pt with weights_only, dgl's graph files are plain arrays.
 """
 
 from __future__ import annotations
@@ -31,13 +30,14 @@ def load_graph(source: str, root: str | Path, path: str | Path | None = None, ne
     """Read one graph.
 
     Args:
-        source: one of :data:`SOURCES`.
-        root: the data root; published files are looked for in ``<root>/node/``.
-        path: the file, for source ``file``: .npz, .mat, .pt or .pth (see the readers for their keys).
+        source: One of :data:`SOURCES`.
+        root: The data root; published files are in ``<root>/node/``.
+        path: The file of source ``file``: .npz, .mat, .pt or .pth (see the readers for their keys).
         neighbours: k of the kNN graph of ``breast_cancer``.
 
     Raises:
-        UserError: unknown source; the file is missing (the message says where to get it), damaged or lacks a key.
+        UserError: The source is unknown, or the file is missing (the message says where to get it), damaged or lacks a
+            key.
     """
     if source == "breast_cancer":
         return breast_cancer(neighbours)
@@ -54,7 +54,7 @@ def load_graph(source: str, root: str | Path, path: str | Path | None = None, ne
 
 
 def published_graph(name: str, folder: Path) -> NodeGraph:
-    """A data set of :data:`PUBLISHED` from its file, compared with what is known of it."""
+    """Read a data set of :data:`PUBLISHED` and compare it with the published sizes and hash."""
     about = PUBLISHED[name]
     path = find_or_download(name, folder)
     read = read_dgl if name in ("tfinance", "tsocial") else read_graph_file
@@ -74,16 +74,18 @@ def published_graph(name: str, folder: Path) -> NodeGraph:
 
 
 def existing_file(name: str, folder: Path) -> Path | None:
-    """Where the file of a published data set lies: in ``folder``, or below it, where dgl puts what it fetches."""
+    """Path of a published data set's file in ``folder`` or below it, where dgl puts its downloads; None if there is
+    none.
+    """
     file = PUBLISHED[name].file
     return next((path for path in (folder / file, *sorted(folder.glob(f"*/**/{file}"))) if path.is_file()), None)
 
 
 def find_or_download(name: str, folder: Path) -> Path:
-    """The file of a published data set; Amazon and Yelp are fetched by dgl where it and the network are there.
+    """File of a published data set; Amazon and Yelp are downloaded by dgl if it is installed.
 
     Raises:
-        UserError: the file is not there and cannot be fetched.
+        UserError: The file does not exist and cannot be downloaded.
     """
     about = PUBLISHED[name]
     path = existing_file(name, folder)
@@ -116,7 +118,7 @@ def read_graph_file(path: Path) -> Parts:
     """Read a .npz, .mat, .pt or .pth file.
 
     Raises:
-        UserError: another ending; the file is damaged, lacks a key, or would have to execute code to be read.
+        UserError: The file has another suffix, is damaged, lacks a key, or would have to execute code to be read.
     """
     readers = {".npz": read_npz, ".mat": read_mat, ".pt": read_pyg, ".pth": read_pyg}
     if path.suffix not in readers:
@@ -140,7 +142,7 @@ def read_npz(path: Path) -> Parts:
     """Keys: features (N, F), labels (N,), edge_index (2, E) or one edge_index_<relation> (2, E) each.
 
     Files of the heterophilous-graphs collection (node_features, node_labels, and edges (E, 2), each edge once) are read
-    too; their edges get their reverse.
+    too; the reverse of each edge is added.
     """
     with np.load(path, allow_pickle=False) as file:
         if "node_features" in file:
@@ -157,7 +159,7 @@ def read_npz(path: Path) -> Parts:
 def read_mat(path: Path) -> Parts:
     """Keys: features (N, F) sparse or dense, label (1, N), and a sparse adjacency matrix net_<relation> (N, N) each.
 
-    Where there is no net_<relation>, the matrix ``homo`` is the one relation.
+    Without net_<relation>, the matrix ``homo`` is the only relation.
     """
     from scipy.io import loadmat
     from scipy.sparse import coo_array
@@ -175,7 +177,7 @@ def read_mat(path: Path) -> Parts:
 
 
 def read_pyg(path: Path) -> Parts:
-    """A torch_geometric Data, or a dictionary, with x (N, F), y (N,) and edge_index (2, E); saved by torch.save.
+    """A torch_geometric Data, or a dictionary, with x (N, F), y (N,) and edge_index (2, E), saved by torch.save.
 
     Only tensors and PyG's own containers are unpickled (weights_only).
     """
@@ -212,7 +214,7 @@ def breast_cancer(neighbours: int) -> NodeGraph:
     """scikit-learn's 569 tumours as nodes; malignant ones (212) are the anomalies.
 
     An edge joins two tumours if one is among the ``neighbours`` nearest of the other in the 30 standardised
-    measurements. Nothing but measurements goes into the graph.
+    measurements. The graph is built from measurements alone.
     """
     from sklearn.datasets import load_breast_cancer
     from sklearn.neighbors import kneighbors_graph
@@ -226,18 +228,18 @@ def breast_cancer(neighbours: int) -> NodeGraph:
 
 
 def features_of(array: np.ndarray | Tensor) -> Tensor:
-    """(N, F) float32, or float64 where float32 would lose them (:func:`et.utils.features.as_features`)."""
+    """(N, F) float32, or float64 if float32 would lose their variation (:func:`et.utils.features.as_features`)."""
     return as_features(array)
 
 
 def edges_of(array: np.ndarray | Tensor) -> Tensor:
-    """(2, E) int32 or int64; other whole numbers, which torch does not index with, become int64."""
+    """(2, E) int32 or int64; other integer types, which torch cannot index with, become int64."""
     edges = torch.as_tensor(array)
     return edges.long() if is_whole(edges) and edges.dtype not in (torch.int32, torch.int64) else edges
 
 
 def labels_of(array: np.ndarray | Tensor) -> Tensor:
-    """(N,) int64; a label that is no whole number is left to :func:`et.anomaly.graph.check_graph` to report."""
+    """(N,) int64; labels that are not integers are left to :func:`et.anomaly.graph.check_graph`."""
     labels = torch.as_tensor(array).reshape(-1)
     if labels.is_floating_point():
         whole = labels == labels.round()

@@ -1,4 +1,4 @@
-"""Which nodes train, which choose, which judge: stratified splits, reproducible from a seed."""
+"""Stratified splits of nodes into training, validation and test part, reproducible from a seed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ FEW_ANOMALIES = 10  # in a part, below which its scores come with a warning
 
 @dataclass(frozen=True)
 class Split:
-    """Node ids, sorted, each part (n,) int64; no id is in two of them."""
+    """Sorted node ids of each part, (n,) int64; the parts are disjoint."""
 
     train: np.ndarray
     val: np.ndarray
     test: np.ndarray
 
     def parts(self, num_nodes: int) -> np.ndarray:
-        """(N,) uint8: 0 in no part, 1 train, 2 validation, 3 test."""
+        """Part of each node, (N,) uint8: 0 none, 1 train, 2 validation, 3 test."""
         parts = np.zeros(num_nodes, dtype=np.uint8)
         for code, ids in enumerate((self.train, self.val, self.test), start=1):
             parts[ids] = code
@@ -35,22 +35,22 @@ class Split:
         return hashlib.sha256(self.parts(num_nodes)).hexdigest()
 
     def save(self, path: Path, num_nodes: int) -> None:
-        """Write ``parts`` (see :meth:`parts`) as .npz."""
+        """Write :meth:`parts` as .npz."""
         np.savez_compressed(path, parts=self.parts(num_nodes))
 
 
 def make_split(labels: np.ndarray, train_ratio: float, seed: int, protocol: str) -> Split:
-    """Split the labelled nodes, every part with the same share of anomalies.
+    """Split the labelled nodes so that every part has the same share of anomalies.
 
     Args:
-        labels: (N,) 0, 1 or -1; nodes with -1 are in no part.
-        train_ratio: share of the labelled nodes for training; the rest is cut 1 : 2 into validation : test.
-        seed: of the draw under ``held_out``.
-        protocol: ``held_out``: another split for every seed, as the paper's text has it. ``released``: one split
-            whatever the seed, its rest cut 33 : 67, as the released code has it.
+        labels: Labels 0, 1 or -1, (N,); nodes with -1 are in no part.
+        train_ratio: Share of the labelled nodes for training. The rest is split 1 : 2 into validation and test.
+        seed: Seed of the split under ``held_out``.
+        protocol: ``held_out``: another split for every seed, as in the paper's text. ``released``: one split for all
+            seeds, whose rest is split 33 : 67, as in the released code.
 
     Raises:
-        UserError: the ratio is not between 0 and 1; a part would lack one of the two classes.
+        UserError: The ratio is not between 0 and 1, or a part would lack one of the two classes.
     """
     from sklearn.model_selection import train_test_split
 
@@ -78,7 +78,7 @@ def make_split(labels: np.ndarray, train_ratio: float, seed: int, protocol: str)
 
 
 def few_anomalies(labels: np.ndarray, split: Split) -> list[str]:
-    """A warning for validation and test part where so few nodes are anomalous that their scores mean little."""
+    """Warnings for a validation or test part with so few anomalies that its scores are unreliable."""
     found = []
     for part, uses in (("val", "threshold and epoch are chosen"), ("test", "test/auc and test/f1_macro are measured")):
         count = int((labels[getattr(split, part)] == 1).sum())

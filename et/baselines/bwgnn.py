@@ -40,13 +40,13 @@ def laplacian_times(x: Tensor, topology: EdgeTopology) -> Tensor:
 
 
 class BWGNN(nn.Module):
-    """An MLP on each node, band-pass filters over the graph, an MLP on their outputs.
+    """An MLP on each node, band-pass filters over the graph, and an MLP on their outputs.
 
-    Over several relations the outputs of each, through the same linear layer, are summed before the last layer.
+    The filter outputs of several relations pass through the same linear layer and are summed before the last layer.
 
     Args:
-        in_features: F.
-        hidden: width.
+        in_features: Number of node features F.
+        hidden: Width.
         order: C of the wavelets; there are C + 1 of them.
     """
 
@@ -60,19 +60,19 @@ class BWGNN(nn.Module):
         self.register_buffer("wavelets", beta_wavelets(order))
 
     def reset_parameters(self) -> None:
-        """Initialise all parameters again, and the wavelets."""
+        """Initialise all parameters and the wavelets again."""
         for layer in (*self.encode, self.mix, *self.head):
             if isinstance(layer, nn.Linear):
                 layer.reset_parameters()
         self.wavelets.copy_(beta_wavelets(len(self.wavelets) - 1))
 
     def forward(self, features: Tensor, topologies: Sequence[EdgeTopology], nodes: Tensor | None = None) -> Tensor:
-        """(n, F) -> log-odds (n,); node ids play no part."""
+        """Log-odds (n,) of features (n, F); ``nodes`` is ignored."""
         x = self.encode(features)
         return self.head(sum(self.mix(self.filtered(x, topology)) for topology in topologies))[:, 0]
 
     def filtered(self, x: Tensor, topology: EdgeTopology) -> Tensor:
-        """All wavelets of x beside each other, (n, (C + 1) hidden)."""
+        """Concatenated outputs of all wavelets, (n, (C + 1) hidden)."""
         powers = [x]
         for _ in range(len(self.wavelets) - 1):
             powers.append(laplacian_times(powers[-1], topology))

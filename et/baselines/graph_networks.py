@@ -1,7 +1,7 @@
 """Baselines for graphs and their nodes: GIN, GAT and a graph transformer, from torch_geometric's layers.
 
-All take a :class:`et.graphs.batch.GraphBatch` and give (G, num_outputs), or with ``readout="nodes"`` (N, num_outputs),
-like the Energy Transformer.
+All take a :class:`et.graphs.batch.GraphBatch` and return (G, num_outputs), or (N, num_outputs) with
+``readout="nodes"``, like the Energy Transformer.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from et.graphs.positional import flip_signs
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch norm over the nodes of a batch, (N, D), that takes a batch of one node too.
+    """Batch norm over the nodes of a batch, (N, D), that also accepts a batch of one node.
 
-    One node has no variance. In training it is normalised by the running mean and variance, which stay as they are.
+    One node has no variance. In training it is normalised by the running mean and variance, which are not updated.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,15 +31,15 @@ class BatchNorm(nn.BatchNorm1d):
 class GIN(nn.Module):
     """Graph isomorphism network (Xu et al. 2019): sums over neighbours, and a readout from every layer's sum.
 
-    Edge features play no part.
+    Edge features are ignored.
 
     Args:
-        in_features: F.
-        num_outputs: classes, or 1 for a regression.
+        in_features: Number of node features F.
+        num_outputs: Number of classes, or 1 for a regression.
         readout: ``graph`` or ``nodes``.
-        hidden: width of every layer.
-        num_layers: layers of message passing.
-        dropout: of each layer's outputs, before they are added up.
+        hidden: Width of every layer.
+        num_layers: Number of message passing layers.
+        dropout: Dropout probability of each layer's outputs, before they are summed.
     """
 
     def __init__(
@@ -73,15 +73,15 @@ class GIN(nn.Module):
 
 
 class GAT(nn.Module):
-    """Graph attention network (Velickovic et al. 2018) with residuals and the mean over the nodes as readout.
+    """Graph attention network (Velickovic et al. 2018) with residuals; the readout is the mean over the nodes.
 
     Args:
-        in_features, edge_features: F and P'; 0 edge features where edges have none.
-        num_outputs: classes, or 1 for a regression.
+        in_features, edge_features: F and P'; 0 edge features if edges have none.
+        num_outputs: Number of classes, or 1 for a regression.
         readout: ``graph`` or ``nodes``.
-        hidden: width, shared by the heads.
-        num_heads, num_layers: per layer, and of layers.
-        dropout: of features and of attention.
+        hidden: Width, shared by the heads.
+        num_heads, num_layers: Heads per layer, and number of layers.
+        dropout: Dropout probability of features and of attention.
     """
 
     def __init__(
@@ -122,14 +122,14 @@ class GraphTransformer(nn.Module):
     """Graph transformer (Dwivedi and Bresson 2021): dot-product attention along the edges, Laplacian positions.
 
     Args:
-        in_features, edge_features: F and P'; 0 edge features where edges have none.
-        num_outputs: classes, or 1 for a regression.
-        num_eigenvectors: columns of the batch's ``pe``, whose signs are flipped at random in training. They are of the
-            graph with its CLS token, as the Energy Transformer has them.
+        in_features, edge_features: F and P'; 0 edge features if edges have none.
+        num_outputs: Number of classes, or 1 for a regression.
+        num_eigenvectors: Number of columns of the batch's ``pe``, whose signs are flipped at random in training. They
+            belong to the graph with its CLS token, as in the Energy Transformer.
         readout: ``graph`` or ``nodes``.
-        hidden: width, shared by the heads.
-        num_heads, num_layers: per layer, and of layers.
-        dropout: after attention and feed-forward.
+        hidden: Width, shared by the heads.
+        num_heads, num_layers: Heads per layer, and number of layers.
+        dropout: Dropout probability after attention and feed-forward network.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class GraphTransformer(nn.Module):
 
 
 def check_heads(hidden: int, num_heads: int) -> None:
-    """Raise ValueError unless the heads share ``hidden`` evenly."""
+    """Raise ValueError unless ``hidden`` is a multiple of ``num_heads``."""
     check_sizes(hidden=hidden, num_heads=num_heads)
     if hidden % num_heads:
         raise ValueError(f"hidden {hidden} must be a multiple of num_heads {num_heads}")
@@ -195,7 +195,7 @@ def _known(readout: str) -> str:
 
 
 def _pooled(x: Tensor, batch: GraphBatch, readout: str, reduce: str) -> Tensor:
-    """What is read out: the nodes (N, D) as they are, or reduced to one vector a graph, (G, D)."""
+    """Nodes (N, D) unchanged, or reduced to one vector per graph, (G, D)."""
     if readout == "nodes":
         return x
     from torch_geometric.utils import scatter

@@ -1,4 +1,4 @@
-"""Gradient-boosted trees on a node's features and the means over its neighbours: simple, and hard to beat."""
+"""Gradient-boosted trees on the features of a node and the means over its neighbours."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from et.core.arguments import check_sizes
 class NeighbourTrees(nn.Module):
     """scikit-learn's HistGradientBoosting on [x | mean over neighbours | mean over the neighbours' means].
 
-    It has no parameters to train by gradient: :meth:`fit` grows the trees in one go. The trees do not depend on the
+    There are no parameters to train by gradient: :meth:`fit` grows all trees at once. The trees do not depend on the
     order of the nodes: splits of equal gain are common, and rounding that depends on the order would choose among them.
 
     Args:
-        hops: how far the means reach; 0: the node's own features only.
-        rounds: number of boosting rounds.
-        learning_rate, max_leaf_nodes, min_samples_leaf, l2: of each round.
-        balanced: weigh both classes alike.
-        seed: of scikit-learn's choices, of which there are none but on large data, whose bins come from a sample.
+        hops: Number of neighbourhood hops; 0 uses the node's own features only.
+        rounds: Number of boosting rounds.
+        learning_rate, max_leaf_nodes, min_samples_leaf, l2: Settings of each round.
+        balanced: If True, weight both classes equally.
+        seed: Seed of scikit-learn, which draws random numbers on large data only, to sample the bins.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class NeighbourTrees(nn.Module):
         return self.trees is not None
 
     def inputs(self, features: Tensor, topologies: Sequence[EdgeTopology]) -> Tensor:
-        """(n, F) -> (n, F (1 + hops R)): the features, then for each relation the means over 1, 2 ... hops."""
+        """Inputs of the trees: features, then for each relation the means over 1, 2 ... hops: (n, F (1 + hops R))."""
         columns = [features]
         for topology in topologies:
             mean = features
@@ -69,7 +69,7 @@ class NeighbourTrees(nn.Module):
         return torch.cat(columns, dim=1)
 
     def fit(self, features: Tensor, topologies: Sequence[EdgeTopology], labels: Tensor, train: Tensor) -> None:
-        """Grow the trees on the nodes ``train`` (m,); ``labels`` (n,) of other nodes are not looked at."""
+        """Grow the trees on the nodes ``train`` (m,); ``labels`` (n,) of other nodes are ignored."""
         from sklearn.ensemble import HistGradientBoostingClassifier
 
         inputs, known = self.inputs(features, topologies)[train].cpu().numpy(), labels[train].cpu().numpy()
@@ -77,16 +77,16 @@ class NeighbourTrees(nn.Module):
         self.trees = HistGradientBoostingClassifier(**self.settings).fit(inputs[order], known[order])
 
     def forward(self, features: Tensor, topologies: Sequence[EdgeTopology], nodes: Tensor | None = None) -> Tensor:
-        """Log-odds (n,); after :meth:`fit`."""
+        """Log-odds (n,); requires :meth:`fit`."""
         raw = self.trees.decision_function(self.inputs(features, topologies).cpu().numpy())
         return torch.from_numpy(raw).to(features)
 
 
 def neighbour_mean(x: Tensor, topology: EdgeTopology) -> Tensor:
-    """Mean over each node's neighbours, (n, F) -> (n, F); 0 for a node without any.
+    """Mean over each node's neighbours, (n, F) -> (n, F); 0 for a node without neighbours.
 
-    Summed in float64, where float32 features add up without rounding for all practical purposes: the mean does not
-    depend on the order of the neighbours, and nodes with the same neighbours have the same mean.
+    The sum is in float64, where adding float32 features is practically exact. The mean therefore does not depend on the
+    order of the neighbours, and nodes with the same neighbours have the same mean.
     """
     edges = topology.edges
     ones = np.ones(edges.num_edges)

@@ -1,4 +1,4 @@
-"""A multi-layer perceptron on each node's own features: what can be told without the graph."""
+"""A multi-layer perceptron on the features of each node: the baseline that ignores the graph."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from et.core.arguments import check_sizes
 
 
 class NodeMLP(nn.Module):
-    """Features to log-odds, one node at a time.
+    """Maps the features of a node to log-odds.
 
     Args:
-        in_features: F.
-        hidden: width of the hidden layers.
-        layers: number of linear layers, at least 1.
-        dropout: after every hidden layer.
+        in_features: Number of node features F.
+        hidden: Width of the hidden layers.
+        layers: Number of linear layers, at least 1.
+        dropout: Dropout probability after every hidden layer.
     """
 
     def __init__(self, in_features: int, hidden: int = 64, layers: int = 3, dropout: float = 0.0):
@@ -31,5 +31,5 @@ class NodeMLP(nn.Module):
         self.stages = nn.Sequential(*stages, nn.Linear(widths[-1], 1))
 
     def forward(self, features: Tensor, topologies: Sequence[EdgeTopology], nodes: Tensor | None = None) -> Tensor:
-        """(n, F) -> (n,); topologies and node ids play no part."""
+        """Log-odds (n,) of features (n, F); ``topologies`` and ``nodes`` are ignored."""
         return self.stages(features)[:, 0]

@@ -17,14 +17,14 @@ from et.utils.errors import UserError
 class NodeTransformer(nn.Module):
     """Linear embedding, layers of attention along the edges and feed-forward networks, linear head.
 
-    Laplacian eigenvectors, which the original adds to the nodes as positions, are left out.
+    The Laplacian eigenvectors that the original adds to the nodes as positions are left out.
 
     Args:
-        in_features: F.
-        dim: token dimension.
-        num_heads: heads; they share ``dim`` among them.
-        layers: number of layers.
-        dropout: after attention, feed-forward network and embedding.
+        in_features: Number of node features F.
+        dim: Token dimension D.
+        num_heads: Number of heads, which share ``dim``.
+        layers: Number of layers.
+        dropout: Dropout probability after attention, feed-forward network and embedding.
     """
 
     def __init__(self, in_features: int, dim: int = 64, num_heads: int = 4, layers: int = 2, dropout: float = 0.0):
@@ -37,10 +37,10 @@ class NodeTransformer(nn.Module):
         self.head = nn.Linear(dim, 1)
 
     def forward(self, features: Tensor, topologies: Sequence[EdgeTopology], nodes: Tensor | None = None) -> Tensor:
-        """(n, F) -> log-odds (n,); node ids play no part.
+        """Log-odds (n,) of features (n, F); ``nodes`` is ignored.
 
         Raises:
-            UserError: there is more than one topology.
+            UserError: There is more than one topology.
         """
         if len(topologies) != 1:
             raise UserError("the graph transformer runs on one merged graph: set data.merge=true")
@@ -51,7 +51,7 @@ class NodeTransformer(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Attention over the neighbours, then a feed-forward network, each with residual and a layer norm after it."""
+    """Attention over the neighbours, then a feed-forward network, each with a residual followed by a layer norm."""
 
     def __init__(self, dim: int, num_heads: int, dropout: float):
         super().__init__()
@@ -63,7 +63,7 @@ class TransformerLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, topology: EdgeTopology) -> Tensor:
-        """(n, D) -> (n, D)."""
+        """Tokens after the layer, (n, D) -> (n, D)."""
         edges = topology.edges
         q, k, v = self.to_qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
         scores = edge_scores(q / math.sqrt(q.shape[-1]), k, edges)

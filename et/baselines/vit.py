@@ -1,4 +1,4 @@
-"""Vision transformers that complete images, from timm's modules: feed-forward, and with one block for all layers."""
+"""Vision transformers for image completion, from timm's modules: independent layers, or one shared block."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from et.inpainting.patches import fill, grid_shape, pair
 
 
 class InpaintingViT(nn.Module):
-    """A ViT (Dosovitskiy et al. 2021) in the place of :class:`et.inpainting.model.InpaintingET` (tables 15 and 16).
+    """A ViT (Dosovitskiy et al. 2021) with the interface of :class:`et.inpainting.model.InpaintingET` (tables 15 and
+    16).
 
-    CLS and MASK tokens, trained positions, a final layer norm and an affine decoder are as there; between them stand
-    ``depth`` pre-norm blocks of timm's VisionTransformer instead of the descent. With ``shared``, one block is applied
-    ``depth`` times, as in ALBERT (Lan et al. 2020).
+    CLS and MASK tokens, trained positions, final layer norm and affine decoder are the same. Instead of the descent
+    there are ``depth`` pre-norm blocks of timm's VisionTransformer. With ``shared``, one block is applied ``depth``
+    times, as in ALBERT (Lan et al. 2020).
 
     Args:
-        image_size, patch_size: in pixels, one number or (height, width); the image a multiple of the patch.
-        channels: colour channels of the image.
-        dim: token dimension D.
-        depth: blocks that a token passes.
-        num_heads: of D / num_heads dimensions each.
-        mlp_ratio: hidden width of the blocks' feed-forward networks, as a multiple of D.
-        shared: one block's weights for all layers.
-        bias: ``False`` takes the bias off every operation, as table 15 counts.
-        position_init, position_std: initial position biases, as InpaintingET has them.
+        image_size, patch_size: Size in pixels, one number or (height, width). The image is a multiple of the patch.
+        channels: Number of colour channels.
+        dim: Token dimension D.
+        depth: Number of block applications.
+        num_heads: Number of heads of dimension D / num_heads.
+        mlp_ratio: Hidden width of the feed-forward networks as a multiple of D.
+        shared: If True, all layers share the weights of one block.
+        bias: If False, no operation has a bias, as table 15 counts parameters.
+        position_init, position_std: Initial position biases, as in InpaintingET.
 
     Raises:
-        ValueError: the image is no multiple of the patch; ``position_init`` is unknown.
+        ValueError: The image is not a multiple of the patch, or ``position_init`` is unknown.
     """
 
     def __init__(
@@ -78,23 +79,23 @@ class InpaintingViT(nn.Module):
 
     @property
     def blocks(self) -> nn.Sequential:
-        """The blocks that have weights of their own: ``depth`` of them, or one."""
+        """Blocks with their own weights: ``depth`` of them, or one if shared."""
         return self.vit.blocks
 
     def embed(self, images: Tensor, masked: Tensor) -> Tensor:
-        """Initial tokens of images (B, C, H, W), of which patches ``masked`` (B, N) bool are hidden: (B, 1 + N, D)."""
+        """Initial tokens (B, 1 + N, D) of images (B, C, H, W) whose patches ``masked`` (B, N) bool are hidden."""
         tokens = self.vit.patch_embed(images)
         tokens = torch.where(masked[..., None], self.mask_token.to(tokens.dtype), tokens)
         cls = self.vit.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1)
         return torch.cat([cls, tokens], dim=1) + self.vit.pos_embed
 
     def forward(self, images: Tensor, masked: Tensor) -> Tensor:
-        """Reconstruction of every patch: images (B, C, H, W), masked (B, N) bool -> (B, N, P)."""
+        """Reconstruction of every patch, (B, N, P), from images (B, C, H, W) and masked (B, N) bool."""
         tokens = self.embed(images, masked)
         for block in [self.blocks[0]] * self.depth if self.shared else self.blocks:
             tokens = block(tokens)
         return self.decoder(self.vit.norm(tokens[:, 1:]))
 
     def complete(self, images: Tensor, masked: Tensor) -> Tensor:
-        """The images with their masked patches replaced by the reconstruction: (B, C, H, W)."""
+        """Images whose masked patches are replaced by the reconstruction, (B, C, H, W)."""
         return fill(images, self(images, masked), masked, self.patch_size)

@@ -89,7 +89,7 @@ class EnergyAttention(nn.Module):
         """Draw the projections from a normal distribution; set the biases to 0 and beta to its initial value."""
         nn.init.normal_(self.w_query, std=self.init_std)
         nn.init.normal_(self.w_key, std=self.init_std)
-        if self.b_query is not None:
+        if self.b_query is not None and self.b_key is not None:
             nn.init.zeros_(self.b_query)
             nn.init.zeros_(self.b_key)
         nn.init.constant_(self.beta, self.init_beta)
@@ -100,7 +100,9 @@ class EnergyAttention(nn.Module):
 
     def stacked_bias(self) -> Tensor | None:
         """Biases of queries and keys, (2HY,), or None."""
-        return None if self.b_query is None else torch.cat([self.b_query.flatten(), self.b_key.flatten()])
+        if self.b_query is None or self.b_key is None:
+            return None
+        return torch.cat([self.b_query.flatten(), self.b_key.flatten()])
 
     def split_heads(self, qk: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys, each (..., N, H, Y), of their projections (..., N, 2HY)."""

@@ -146,7 +146,7 @@ class EnergyTransformerBlock(nn.Module):
     def _direction(
         self, x: Tensor, topology: Topology | None, weights: StackedWeights, query_index: Tensor | None
     ) -> Tensor:
-        matrix, _ = weights.attention or weights.hopfield
+        matrix, _ = weights.attention or weights.hopfield  # type: ignore[misc]  # one of the two is there
         return self.update(self.norm(x).to(matrix.dtype), topology, weights, query_index)
 
     def update(
@@ -172,7 +172,7 @@ class EnergyTransformerBlock(nn.Module):
         selected = g if query_index is None else g.index_select(-2, query_index)  # (..., n, D)
         # Modules are called, not their update, so that forward hooks see every step.
         if self.attention is None:
-            return self.hopfield(selected, None, hopfield_weights)
+            return self.hopfield(selected, None, hopfield_weights)  # type: ignore[misc]  # then it is there
         update = self.attention(g, topology, attention_weights, query_index)  # (..., n, D)
         return update if self.hopfield is None else update + self.hopfield(selected, None, hopfield_weights)
 
@@ -189,7 +189,7 @@ class EnergyTransformerBlock(nn.Module):
         attention = self.attention.energy(g, topology) if self.attention else None
         hopfield = self.hopfield.energy(g) if self.hopfield else None
         if attention is None:
-            attention = torch.zeros_like(hopfield)
+            attention = torch.zeros_like(hopfield)  # type: ignore[arg-type]  # one of the two is there
         return attention, torch.zeros_like(attention) if hopfield is None else hopfield
 
     def energy(self, g: Tensor, topology: Topology | None = None) -> Tensor:

@@ -70,7 +70,7 @@ class SortedEdges:
 
     @classmethod
     def _traced(cls, key: Tensor, query: Tensor, num_nodes: int) -> SortedEdges:
-        """The same of operations that ONNX and the meta device have: no stable sort, 64-bit indices."""
+        """:meth:`from_edge_index` by operations that ONNX and the meta device have: no stable sort, 64-bit indices."""
         key, query = key.long(), query.long()
         order = torch.argsort(query * num_nodes + key)
         count = torch.zeros(num_nodes, dtype=torch.int64, device=key.device).index_add(0, query, torch.ones_like(query))
@@ -150,24 +150,24 @@ def check_edge_index(edge_index: Tensor, num_nodes: int) -> None:
 
 
 def is_whole(values: Tensor) -> bool:
-    """Whether ``values`` are of an integer type, signed or not."""
+    """True if ``values`` have an integer type, signed or unsigned."""
     return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
 
 
 def _has_no_values(tensor: Tensor) -> bool:
-    """True where only shapes are known: under torch.compile or export, and on the meta device."""
+    """True if only shapes are known: under torch.compile or export, and on the meta device."""
     return torch.compiler.is_compiling() or tensor.is_meta
 
 
 def pointers(node: Tensor, num_nodes: int) -> Tensor:
-    """Where each node's run starts once ``node`` (E,) is sorted, and where the last ends: (N + 1,) int64."""
+    """Start of each node's range in the sorted ``node`` (E,), and the end of the last: (N + 1,) int64."""
     start = torch.zeros(num_nodes + 1, dtype=torch.int64, device=node.device)
     start[1:] = torch.bincount(node, minlength=num_nodes).cumsum(0)
     return start
 
 
 def compiled_orders(device: torch.device) -> ModuleType | None:
-    """What sorts edges on ``device`` in compiled code: None but on the CPU with numba, and None in a compiler."""
+    """Module that sorts edges on ``device`` in compiled code; None unless on the CPU with numba, not traced."""
     if device.type != "cpu" or torch.compiler.is_compiling():
         return None
     try:

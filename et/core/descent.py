@@ -141,7 +141,7 @@ def descend(
         for number, size in enumerate(sizes, start=1):
             arguments = (x, size, query_index if number == steps else None)
             moved = recompute_in_backward(step, *arguments, use_reentrant=False) if checkpoint else step(*arguments)
-            if moving is None:
+            if tol is None or moving is None or taken is None:
                 x = moved
             else:
                 with torch.no_grad():
@@ -188,8 +188,9 @@ def step_sizes(step_size: float | Sequence[float] | Tensor, steps: int) -> list[
     Raises:
         ValueError: There are several, but not ``steps`` of them.
     """
-    several = step_size.dim() > 0 if isinstance(step_size, Tensor) else isinstance(step_size, Sequence)
-    if not several:
+    if isinstance(step_size, Tensor) and step_size.dim() == 0:
+        return [step_size] * steps
+    if not isinstance(step_size, Tensor) and not isinstance(step_size, Sequence):
         return [step_size] * steps
     if len(step_size) != steps:
         raise ValueError(f"{len(step_size)} step sizes for {steps} steps")

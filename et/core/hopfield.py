@@ -187,12 +187,12 @@ class _ReluResponse(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        g, memories, bias, response = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: this gradient will itself be differentiated
-            inputs = ctx.saved_tensors[:3]
-            outputs = _plain_relu_response(*inputs, ctx.kept)
-            return *differentiable_gradient(outputs, inputs, ctx.needs_input_grad[:3], grad), None
+            outputs = _plain_relu_response(g, memories, bias, ctx.kept)
+            return *differentiable_gradient(outputs, (g, memories, bias), ctx.needs_input_grad[:3], grad), None
         with no_autocast(grad):
-            return *_relu_response_gradient(*ctx.saved_tensors, grad, ctx.needs_input_grad), None
+            return *_relu_response_gradient(g, memories, bias, response, grad, ctx.needs_input_grad), None
 
 
 def _relu_response_gradient(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ def restore_dtype(result: Tensor, x: Tensor) -> Tensor:
     return result if autocast_enabled(x) else result.to(x.dtype)
 
 
-def no_autocast(x: Tensor) -> AbstractContextManager:
+def no_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """Context that disables autocast on the device of ``x``.
 
     The core chooses its dtypes itself: autocast would cast the weights at every step of the descent and would run the
@@ -72,8 +73,11 @@ def needs_plain_operations(x: Tensor) -> bool:
 
 
 def differentiable_gradient(
-    outputs: Tensor | tuple[Tensor, ...], inputs: tuple, needed: tuple[bool, ...], grads: Tensor | tuple[Tensor, ...]
-) -> tuple:
+    outputs: Tensor | tuple[Tensor, ...],
+    inputs: tuple[Tensor, ...],
+    needed: tuple[bool, ...],
+    grads: Tensor | tuple[Tensor, ...],
+) -> tuple[Tensor | None, ...]:
     """Gradients of the ``inputs`` that are ``needed`` (None for the others), with a graph of their own."""
     selected = [x for x, need in zip(inputs, needed, strict=True) if need]
     found = iter(torch.autograd.grad(outputs, selected, grads, create_graph=True))

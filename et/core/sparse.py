@@ -170,7 +170,7 @@ class _Attention(Function):
         return u, kernels.key_term(q, q, k, beta, peak, total, edges)
 
     @staticmethod
-    def backward(ctx: Any, grad_u: Tensor, grad_v: Tensor) -> tuple:
+    def backward(ctx: Any, grad_u: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
         q, k, beta, peak, total = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: this gradient will itself be differentiated
             outputs = _attention_by_primitives(q, k, beta, ctx.edges, None, ctx.backend)
@@ -189,7 +189,7 @@ class _LogPartition(Function):
         return peak + total.log()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, beta, peak, total = ctx.saved_tensors
         if torch.is_grad_enabled():
             outputs = segment_logsumexp(edge_scores(q, k, ctx.edges, ctx.backend) * beta, ctx.edges, ctx.backend)
@@ -216,9 +216,9 @@ def edge_scores(q: Tensor, k: Tensor, edges: SortedEdges, backend: str | None = 
 def edge_aggregate(
     weight: Tensor, x: Tensor, edges: SortedEdges, to_keys: bool = False, backend: str | None = None
 ) -> Tensor:
-    """Sums over edges of weight (E, H) times x (N, H, Y): (N, H, Y) in x's dtype.
+    """Sum of weight (E, H) times x (N, H, Y) over edges, (N, H, Y) in the dtype of ``x``.
 
-    By default what a query collects from its keys, sum_B weight_CB x_B; with ``to_keys`` what a key collects from the
+    By default the sum at each query over its keys, sum_B weight_CB x_B. With ``to_keys``, the sum at each key over the
     queries that attend to it, sum_C weight_CB x_C.
     """
     values = at_least_float32(x)
@@ -229,7 +229,7 @@ def edge_aggregate(
 
 
 def segment_logsumexp(scores: Tensor, edges: SortedEdges, backend: str | None = None) -> Tensor:
-    """log of the sum over each query's edges of exp(scores): (E, H) -> (N, H); 0 for a query without keys."""
+    """Logsumexp of the scores of each query's edges: (E, H) -> (N, H); 0 for a query without keys."""
     values = at_least_float32(scores)
     if select_backend(backend, scores) is kernels_reference:
         return kernels_reference.segment_logsumexp(values, edges).to(scores.dtype)
@@ -249,7 +249,7 @@ class _EdgeScores(Function):
         return select_backend(backend, q).edge_scores(q, k, edges)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k = ctx.saved_tensors
         grad_q = edge_aggregate(grad, k, ctx.edges, False, ctx.backend) if ctx.needs_input_grad[0] else None
         grad_k = edge_aggregate(grad, q, ctx.edges, True, ctx.backend) if ctx.needs_input_grad[1] else None
@@ -264,7 +264,7 @@ class _EdgeAggregate(Function):
         return select_backend(backend, x).edge_aggregate(weight, x, edges, to_keys)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (weight, x), grad_weight, grad_x = ctx.saved_tensors, None, None
         if ctx.needs_input_grad[0]:
             at_query, at_key = (x, grad) if ctx.to_keys else (grad, x)
@@ -283,6 +283,6 @@ class _SegmentLogsumexp(Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scores, result = ctx.saved_tensors
         return (scores - result[ctx.edges.query]).exp() * grad[ctx.edges.query], None, None

@@ -49,7 +49,8 @@ class AllPairs:
         return kernels_dense.log_partition(q, k, beta, self.self_attention)
 
     def attend(self, q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-        return self.attend_packed(torch.stack([q, k], dim=-3), beta).unbind(-3)
+        u, v = self.attend_packed(torch.stack([q, k], dim=-3), beta).unbind(-3)
+        return u, v
 
     def attend_packed(self, qk: Tensor, beta: Tensor) -> Tensor:
         """:meth:`attend` of queries and keys packed in one tensor, (..., N, 2, H, Y), into one of the same shape."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from et.core.block import EnergyTransformerBlock
@@ -51,7 +53,7 @@ class EnergyTransformer(nn.Module):
         step_size: float,
         noise_std: float = 0.0,
         checkpoint: bool = False,
-        **block: object,
+        **block: Any,
     ):
         super().__init__()
         self.steps, self.step_size, self.noise_std, self.checkpoint = steps, step_size, noise_std, checkpoint

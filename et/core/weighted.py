@@ -55,14 +55,14 @@ def _update_weights(p: Tensor, ahat: Tensor, beta: Tensor, head_mix: Tensor | No
 
 
 class WeightedEdges:
-    """Weighted attention along the edges of a graph: memory grows with E x H, never with N x N or E x H x Y.
+    """Weighted attention along the edges of a graph; memory grows with E x H, never with N x N or E x H x Y.
 
     Args:
-        edges: (2, E) integers as in PyG, row 0 the key B, row 1 the query C; or edges sorted already, whose ``weight``
-            is then expected in their order.
-        weight: ahat on the edges, (E, H); an edge is switched off in a head where it is exactly 0.
-        num_nodes: N; needed with an edge_index.
-        head_mix: (H, H), or None for the identity.
+        edges: (2, E) integers as in PyG, row 0 the key B, row 1 the query C; or sorted edges, in whose order ``weight``
+            is given.
+        weight: ahat on the edges, (E, H). An edge whose weight in a head is exactly 0 is ignored in that head.
+        num_nodes: Number of nodes N; needed with an edge_index.
+        head_mix: Mixing matrix of the heads, (H, H). If None, the identity.
     """
 
     def __init__(
@@ -103,14 +103,14 @@ class WeightedEdges:
 def _weighted_attention(
     q: Tensor, k: Tensor, beta: Tensor, ahat: Tensor, head_mix: Tensor | None, edges: SortedEdges
 ) -> tuple[Tensor, Tensor]:
-    """Both terms of the update, composed of operations that can be differentiated any number of times."""
+    """Both terms of the update from operations that are differentiable any number of times."""
     scores = _weighted_scores(edge_scores(q, k, edges), ahat, beta, head_mix)
     c = _update_weights(segment_softmax(scores, edges), ahat, beta, head_mix)
     return edge_aggregate(c, k, edges), edge_aggregate(c, q, edges, to_keys=True)
 
 
 def _has_kernels(tensor: Tensor) -> bool:
-    """Whether the compiled kernels of weighted attention run where ``tensor`` is."""
+    """True if the compiled kernels of weighted attention run on the device of ``tensor``."""
     return select_backend(None, tensor).__name__ == "et.core.kernels.numba.sparse"
 
 
@@ -129,14 +129,16 @@ class _WeightedAttention(Function):
         return u, v
 
     @staticmethod
-    def backward(ctx: Any, grad_u: Tensor, grad_v: Tensor) -> tuple:
+    def backward(ctx: Any, grad_u: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
         from et.core.kernels.numba import weighted as kernels_weighted
 
         if torch.is_grad_enabled():  # create_graph=True: this gradient will itself be differentiated
-            inputs = ctx.saved_tensors[:4]
-            outputs = _weighted_attention(*inputs, None, ctx.edges)
+            inputs = q, k, beta, ahat = ctx.saved_tensors[:4]
+            outputs = _weighted_attention(q, k, beta, ahat, None, ctx.edges)
             return *differentiable_gradient(outputs, inputs, ctx.needs_input_grad[:4], (grad_u, grad_v)), None
-        return *kernels_weighted.attention_gradient(*ctx.saved_tensors, grad_u, grad_v, ctx.edges), None
+        q, k, beta, ahat, products, p = ctx.saved_tensors
+        gradients = kernels_weighted.attention_gradient(q, k, beta, ahat, products, p, grad_u, grad_v, ctx.edges)
+        return *gradients, None
 
 
 class _CrossProducts(Function):
@@ -151,17 +153,18 @@ class _CrossProducts(Function):
         return kernels_weighted.cross_products(x, edges)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         from et.core.kernels.numba import weighted as kernels_weighted
 
+        (x,) = ctx.saved_tensors
         if torch.is_grad_enabled():
-            outputs = _cross_products(*ctx.saved_tensors, ctx.edges)
-            return *differentiable_gradient(outputs, ctx.saved_tensors, ctx.needs_input_grad[:1], grad), None
-        return kernels_weighted.cross_products_gradient(grad, *ctx.saved_tensors, ctx.edges), None
+            outputs = _cross_products(x, ctx.edges)
+            return *differentiable_gradient(outputs, (x,), ctx.needs_input_grad[:1], grad), None
+        return kernels_weighted.cross_products_gradient(grad, x, ctx.edges), None
 
 
 def _cross_products(x: Tensor, edges: SortedEdges) -> Tensor:
-    """The same, composed."""
+    """:class:`_CrossProducts` from plain operations."""
     rows = x.shape[1]
     products = edge_scores(x.repeat_interleave(rows, dim=1), x.repeat(1, rows, 1), edges)
     return products.unflatten(1, (rows, rows))
@@ -170,11 +173,11 @@ def _cross_products(x: Tensor, edges: SortedEdges) -> Tensor:
 class WeightedPairs:
     """Weighted attention between all pairs of tokens: the dense counterpart, and the released code's padded form.
 
-    Its update has gradients of first order only.
+    Its update has first-order gradients only.
 
     Args:
-        ahat: (..., N, N, H), query before key; a pair is no edge where it is exactly 0.
-        head_mix: (H, H), or None for the identity.
+        ahat: Parameterised adjacency, (..., N, N, H), query before key. A pair whose value is exactly 0 is not an edge.
+        head_mix: Mixing matrix of the heads, (H, H). If None, the identity.
     """
 
     def __init__(self, ahat: Tensor, head_mix: Tensor | None = None):
@@ -198,9 +201,10 @@ class WeightedPairs:
 
 
 class _PairsAttention(Function):
-    """Both terms of the update for graphs (G, H, N, Y), a few at a time, so that their maps stay in the cache.
+    """Both terms of the update for graphs (G, H, N, Y), a few at a time, so that their attention matrices stay in the
+    cache.
 
-    The backward pass computes the maps again: nothing of size N x N is kept but ahat.
+    The backward pass recomputes the matrices: nothing of size N x N is stored but ahat.
     """
 
     @staticmethod
@@ -216,7 +220,7 @@ class _PairsAttention(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_u: Tensor, grad_v: Tensor) -> tuple:
+    def backward(ctx: Any, grad_u: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
         q, k, beta, ahat, head_mix = ctx.saved_tensors
         gq, gk, gahat = (torch.empty_like(x) for x in (q, k, ahat))
         gbeta, gmix = (torch.zeros_like(at_least_float32(x)) for x in (beta, head_mix))  # sums over all graphs
@@ -257,7 +261,14 @@ def _pair_maps(q: Tensor, k: Tensor, beta: Tensor, ahat: Tensor, head_mix: Tenso
 
 
 def _pair_gradients(
-    q: Tensor, k: Tensor, beta: Tensor, ahat: Tensor, head_mix: Tensor, grad_u: Tensor, grad_v: Tensor, into: tuple
+    q: Tensor,
+    k: Tensor,
+    beta: Tensor,
+    ahat: Tensor,
+    head_mix: Tensor,
+    grad_u: Tensor,
+    grad_v: Tensor,
+    into: tuple[Tensor, ...],
 ) -> None:
     """Write the gradients of q, k and ahat, and add those of beta and head_mix, to ``into`` (q, k, beta, ...)."""
     products, mixed, p = _pair_maps(q, k, beta, ahat, head_mix)

@@ -1,4 +1,4 @@
-"""Many graphs as one: nodes and edges laid one after the other, so that a batch is one big sparse graph."""
+"""Batches of graphs: the nodes and edges of all graphs are concatenated into one large sparse graph."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from et.utils.features import as_features
 
 @dataclass(frozen=True)
 class GraphBatch:
-    """G graphs with N nodes and E edges altogether; a whole data set and a batch of it alike.
+    """G graphs with N nodes and E edges in total. A whole data set and a batch of it have the same form.
 
     Attributes:
-        x: node features, (N, F) float; float32 in a batch.
-        edge_index: (2, E) in numbers 0 .. N-1; row 0 the key (PyG's source), row 1 the query (target). The edges of a
-            graph lie side by side, in the order of the graphs. int32 in a whole data set, int64 in a batch.
-        edge_attr: edge features, (E, P) float, or None.
-        y: (G,) for graph tasks, (N,) for node tasks; int64 classes or float targets.
-        ptr: (G + 1,) int64, the first node of each graph, and N.
-        edge_ptr: (G + 1,) int64, the first edge of each graph, and E.
-        pe: Laplacian eigenvectors of the tokens, (N + G, k): for each graph its CLS token, then its nodes. Or None.
-        level: whether ``y`` speaks of graphs or of nodes.
+        x: Node features, (N, F) float; float32 in a batch.
+        edge_index: Node indices, (2, E); row 0 is the key (PyG's source), row 1 the query (target). Edges are grouped
+            by graph, in the order of the graphs. int32 in a whole data set, int64 in a batch.
+        edge_attr: Edge features, (E, P) float, or None.
+        y: Targets, (G,) for graph tasks, (N,) for node tasks; int64 classes or float regression targets.
+        ptr: Index of the first node of each graph, then N, (G + 1,) int64.
+        edge_ptr: Index of the first edge of each graph, then E, (G + 1,) int64.
+        pe: Laplacian eigenvectors of the tokens, (N + G, k): for each graph its CLS token, then its nodes. None if not
+            computed.
+        level: ``graph`` or ``node``: what a target belongs to.
     """
 
     x: Tensor
@@ -51,24 +52,24 @@ class GraphBatch:
 
     @property
     def sizes(self) -> Tensor:
-        """Nodes of each graph, (G,)."""
+        """Number of nodes of each graph, (G,)."""
         return self.ptr.diff()
 
     @property
     def graph_of_node(self) -> Tensor:
-        """(N,) int64: what PyG calls ``batch``."""
+        """Graph index of each node, (N,) int64; PyG calls it ``batch``."""
         if len(self) == 1:
             return torch.zeros(self.num_nodes, dtype=torch.int64, device=self.ptr.device)
         return torch.repeat_interleave(self.sizes, output_size=self.num_nodes)
 
     @property
     def cls_tokens(self) -> Tensor:
-        """(G,) positions of the CLS tokens among all N + G tokens; each graph's stands in front of its nodes."""
+        """Indices of the CLS tokens among all N + G tokens, (G,). The CLS token of a graph precedes its nodes."""
         return self.ptr[:-1] + torch.arange(len(self), device=self.ptr.device)
 
     @property
     def node_tokens(self) -> Tensor:
-        """(N,) positions of the nodes among all N + G tokens."""
+        """Indices of the nodes among all N + G tokens, (N,)."""
         return torch.arange(self.num_nodes, device=self.ptr.device) + self.graph_of_node + 1
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> GraphBatch:
@@ -79,7 +80,7 @@ class GraphBatch:
         return replace(self, **{name: function(v) for name, v in values.items() if isinstance(v, Tensor)})
 
     def select(self, graphs: Sequence[int] | Tensor) -> GraphBatch:
-        """The graphs with these numbers, in this order, as a batch of their own."""
+        """Batch of the graphs with the given indices, in the given order."""
         graphs = torch.as_tensor(graphs, dtype=torch.long)
         nodes, ptr = _ranges(self.ptr, graphs)
         edges, edge_ptr = _ranges(self.edge_ptr, graphs)
@@ -97,10 +98,10 @@ class GraphBatch:
         )
 
     def truncate(self, max_nodes: int) -> GraphBatch:
-        """Drop the nodes beyond the first ``max_nodes`` of each graph with all their edges, as the released code does.
+        """Keep the first ``max_nodes`` nodes of each graph and the edges among them, as the released code does.
 
         Raises:
-            UserError: the task is about nodes, so that none may go.
+            UserError: Targets belong to nodes, which cannot be removed.
         """
         if int(self.sizes.max()) <= max_nodes:
             return self
@@ -121,7 +122,7 @@ class GraphBatch:
         )
 
     def permute_nodes(self, generator: torch.Generator) -> GraphBatch:
-        """The same graphs with the nodes of each in a random order; features, edges and eigenvectors go with them."""
+        """Copy with the nodes of each graph in random order; features, edges and eigenvectors are permuted alike."""
         keys = self.graph_of_node + torch.rand(self.num_nodes, generator=generator, dtype=torch.float64)
         order = torch.argsort(keys)
         number = torch.empty_like(order)
@@ -143,13 +144,22 @@ def pack(
     y: Tensor,
     level: Literal["graph", "node"] = "graph",
 ) -> GraphBatch:
-    """Graphs from concatenated arrays in which each graph numbers its nodes from 0.
+    """Build a batch from concatenated arrays in which the node indices of each graph start at 0.
 
-    Node features are float32, or float64 where float32 would lose them (:func:`et.utils.features.as_features`).
+    Node features become float32, or float64 if float32 would lose their variation
+    (:func:`et.utils.features.as_features`).
+
+    Args:
+        sizes: Number of nodes of each graph, (G,).
+        edge_counts: Number of edges of each graph, (G,).
+        x: Node features, (N, F).
+        edge_index: Edges, (2, E).
+        edge_attr: Edge features, (E, P), or None.
+        y: Targets, (G,) or (N,).
+        level: ``graph`` or ``node``: what a target belongs to.
 
     Raises:
-        UserError: a graph has no nodes, an edge names a node that its graph does not have, or an array is too short or
-            too long.
+        UserError: A graph has no nodes, an edge has a node index outside its graph, or an array has the wrong length.
     """
     nodes, edges = int(sizes.sum()), int(edge_counts.sum())
     lengths = {"x": (len(x), nodes), "edge_index": (edge_index.shape[1], edges)}
@@ -185,7 +195,9 @@ def _pointers(counts: Tensor) -> Tensor:
 
 
 def _ranges(ptr: Tensor, graphs: Tensor) -> tuple[Tensor, Tensor]:
-    """All positions ptr[g] .. ptr[g + 1] - 1 for g in graphs, one after the other, and the pointers of the result."""
+    """Concatenate the ranges ptr[g] .. ptr[g + 1] - 1 of ``graphs``; returns the indices and the pointers of the
+    result.
+    """
     counts = ptr[graphs + 1] - ptr[graphs]
     new = _pointers(counts)
     return torch.arange(int(new[-1])) + torch.repeat_interleave(ptr[graphs] - new[:-1], counts), new

@@ -1,4 +1,4 @@
-"""How many features and classes graphs have, and what to say of a configuration that has other numbers."""
+"""Numbers of features and classes of a data set, compared with those that the configuration states."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import torch
 from et.graphs.batch import GraphBatch
 from et.utils.errors import UserError
 
-OWN_SOURCES = ("tu", "file")  # whose files hold graphs of every class that there is
+OWN_SOURCES = ("tu", "file")  # their files hold graphs of all classes
 
 
 def counts_of(graphs: GraphBatch, name: str, source: str, num_classes: int | None) -> dict[str, int]:
     """``num_features``, ``num_edge_features`` and ``num_classes`` of ``graphs``.
 
     Args:
-        name: What messages call the data set.
-        source: Where it comes from. Made and official data may lack a class where few graphs are taken.
-        num_classes: What the configuration says, which counts for made and official data; None if it says nothing.
+        graphs: The data set.
+        name: Name of the data set in error messages.
+        source: Source of the data set. Generated and official data may lack a class if only few graphs are read.
+        num_classes: Number in the configuration, used for generated and official data. None if it states none.
 
     Raises:
-        UserError: Labels of the user's own data are not 0, 1, ... without a gap, or all the same.
+        UserError: Labels of the user's own data are not 0, 1, ... without a gap, or are all equal.
     """
     edge_features = 0 if graphs.edge_attr is None else graphs.edge_attr.shape[1]
     classes = _count_classes(graphs, name, source, num_classes)
@@ -29,7 +30,7 @@ def counts_of(graphs: GraphBatch, name: str, source: str, num_classes: int | Non
 
 
 def _count_classes(graphs: GraphBatch, name: str, source: str, num_classes: int | None) -> int:
-    """The number of classes, 1 for a regression."""
+    """Number of classes; 1 for a regression."""
     if graphs.y.is_floating_point():
         return 1
     classes = graphs.y.unique().tolist()
@@ -54,10 +55,17 @@ def _count_classes(graphs: GraphBatch, name: str, source: str, num_classes: int 
 
 
 def check_counts(graphs: GraphBatch, name: str, source: str, stated: Mapping[str, int | None]) -> dict[str, int]:
-    """The counts of ``graphs``, which ``stated`` has to agree with; None there agrees with any number.
+    """Counts of ``graphs``, compared with the configuration.
+
+    Args:
+        graphs: The data set.
+        name: Name of the data set in error messages.
+        source: Source of the data set.
+        stated: Counts in the configuration by key; None agrees with any number.
 
     Raises:
-        UserError: Numbers are not finite, or counts are not those stated; the message has all the right ones.
+        UserError: A feature is not finite, or a count differs from the stated one. The message lists all correct
+            counts.
     """
     for key, values in (("node features", graphs.x), ("edge features", graphs.edge_attr), ("targets", graphs.y)):
         if values is not None and not torch.isfinite(values).all():
@@ -79,7 +87,7 @@ def check_counts(graphs: GraphBatch, name: str, source: str, stated: Mapping[str
 def _contradiction(
     graphs: GraphBatch, name: str, source: str, stated: Mapping[str, int | None], wrong: Mapping[str, int]
 ) -> str:
-    """What to say of the counts ``wrong``, which are the right ones, by key."""
+    """Error message about the counts ``wrong``: the correct numbers, by key."""
     settings = " ".join(f"data.{key}={count}" for key, count in wrong.items())
     says = ", ".join(f"{key}={stated[key]}" for key in wrong)
     text = f"the configuration does not fit {name}, it says {says}: set {settings}"
@@ -94,5 +102,5 @@ def _contradiction(
 
 
 def _first(values: Sequence[int]) -> str:
-    """The first few of ``values``."""
+    """Text with the first few of ``values``."""
     return ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")

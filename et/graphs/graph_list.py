@@ -1,4 +1,4 @@
-"""Graphs of one's own: a file with a list of torch_geometric graphs."""
+"""The user's own graphs: a file with a list of torch_geometric graphs."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ from et.utils.pyg_file import load_pyg
 
 
 def load_graph_list(path: str | Path | None, *, drop_empty: bool = False) -> Source:
-    """Graphs that ``torch.save`` wrote: a list of torch_geometric Data, or such lists by ``train``, ``val``, ``test``.
+    """Read a file of ``torch.save``: a list of torch_geometric Data, or such lists under ``train``, ``val`` and
+    ``test``.
 
-    Each Data has ``y`` and ``edge_index`` (2, E) with both directions of every edge; ``x`` (n, F), else the nodes'
-    degrees are the features; and, in all of them or in none, ``edge_attr`` (E, P). ``y`` is one number, or one a node:
-    whole numbers are classes, real ones targets of a regression. As with TUDataset, edges of a node to itself are left
-    out and repeated edges count once, with the sum of their features.
+    Each Data has ``y`` and ``edge_index`` (2, E) with both directions of every edge. ``x`` (n, F) is optional; without
+    it, node degrees are the features. ``edge_attr`` (E, P) must be in all graphs or in none. ``y`` has one value per
+    graph or per node: integers are classes, floats are regression targets. As with TUDataset, self-loops are removed,
+    and repeated edges are merged with the sum of their features.
 
     Args:
-        drop_empty: Leave out graphs without nodes, which are an error otherwise.
+        path: The file.
+        drop_empty: Leave out graphs without nodes. If False, such a graph is an error.
 
     Raises:
-        UserError: no such file, not of that form, or something in it that no graph has.
+        UserError: The file does not exist, has another form, or holds an invalid graph.
     """
     if path is None:
         raise UserError("data.path names the file with the list of graphs: set it")
@@ -54,7 +56,7 @@ def load_graph_list(path: str | Path | None, *, drop_empty: bool = False) -> Sou
 
 
 def without_empty(content: Any) -> tuple[Any, int]:
-    """``content`` without the graphs that have no nodes, and how many these were; other content as it is."""
+    """``content`` without graphs that have no nodes, and their number; other content is returned unchanged."""
     if isinstance(content, dict):
         parts = {key: without_empty(value) for key, value in content.items()}
         return {key: kept for key, (kept, _) in parts.items()}, sum(dropped for _, dropped in parts.values())
@@ -65,11 +67,15 @@ def without_empty(content: Any) -> tuple[Any, int]:
 
 
 def pack_list(graphs: Sequence[Any], where: str) -> GraphBatch:
-    """A list of torch_geometric Data as one batch.
+    """Build a batch from a list of torch_geometric Data.
+
+    Args:
+        graphs: The list.
+        where: Name of the list in error messages.
 
     Raises:
-        UserError: a graph lacks what others have, has edges one way only, or arrays of other shapes than it or others
-            need.
+        UserError: A graph lacks a field that others have, has an edge in one direction only, or has an array of the
+            wrong shape.
     """
     for number, graph in enumerate(graphs):
         check_graph(graph, f"graph {number} of {where}")
@@ -99,7 +105,7 @@ def pack_list(graphs: Sequence[Any], where: str) -> GraphBatch:
 
 
 def check_graph(graph: Any, where: str) -> None:
-    """Raise UserError unless ``graph`` is a torch_geometric Data whose arrays fit each other."""
+    """Raise UserError unless ``graph`` is a torch_geometric Data with consistent arrays."""
     for key, needed in (("y", True), ("edge_index", True), ("x", False), ("edge_attr", False)):
         value = getattr(graph, key, None)
         if value is None and needed:
@@ -125,7 +131,7 @@ def check_graph(graph: Any, where: str) -> None:
 
 
 def simple_edges(graph: Any, where: str) -> tuple[Tensor, Tensor | None]:
-    """Edges (2, E) without loops and repetitions, and their features (E, ...)."""
+    """Edges (2, E) without self-loops and repetitions, and their features (E, ...)."""
     from torch_geometric.utils import coalesce, is_undirected, remove_self_loops
 
     if graph.edge_index.numel() == 0:
@@ -141,10 +147,10 @@ def simple_edges(graph: Any, where: str) -> tuple[Tensor, Tensor | None]:
 
 
 def stacked(values: Sequence[Tensor | None], counts: Tensor, key: str, where: str) -> Tensor | None:
-    """Rows of all graphs as one array (rows, columns); None where no graph has any.
+    """Concatenate the rows of all graphs, (rows, columns); None if no graph has any.
 
     Raises:
-        UserError: a graph lacks its rows, or has them of another width than others.
+        UserError: A graph lacks its rows, or its rows have another width.
     """
     widths = {value[0].numel() for value in values if value is not None and len(value)}
     if not widths or widths == {0}:

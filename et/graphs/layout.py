@@ -1,7 +1,7 @@
-"""How a batch of graphs is laid out for attention: as one sparse graph, or padded to the largest graph and dense.
+"""Layouts of a batch of graphs for attention: one sparse graph, or dense matrices padded to the largest graph.
 
-Both answer the same questions, so that the model does not know which of them it has. ``tokens`` are always given
-and taken as (N + G, D): for each graph its CLS token, then its nodes, in the order of the data.
+Both layouts have the same interface, so the model does not depend on the choice. ``tokens`` are always passed and
+returned as (N + G, D): for each graph its CLS token, then its nodes, in the order of the data.
 """
 
 from __future__ import annotations
@@ -20,31 +20,34 @@ from et.graphs.batch import GraphBatch
 
 class Layout(Protocol):
     def place(self, tokens: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Tokens (N + G, D) in the layout's own shape; ``padding`` (D,) is the token that fills the gaps, if any."""
+        """Arrange tokens (N + G, D) in the shape of the layout; ``padding`` (D,) fills the gaps, if there are any."""
 
     def tokens(self, x: Tensor) -> Tensor:
-        """The way back: (N + G, D)."""
+        """Inverse of :meth:`place`: tokens (N + G, D)."""
 
     @property
     def cls(self) -> Tensor:
-        """Where the CLS tokens are along the layout's axis of tokens."""
+        """Indices of the CLS tokens along the layout's token axis."""
 
     def adjacency(self, x: Tensor, projection: nn.Linear, kernel: Tensor | None) -> Tensor:
-        """ahat of eq. 24: Conv3x3(X X^T) * A', or A' alone without a ``kernel``; A' = projection of the edges."""
+        """Parameterised adjacency ahat = Conv3x3(X X^T) * A' (eq. 24), or A' if ``kernel`` is None; A' projects the
+        edge features.
+        """
 
     def attention(self, ahat: Tensor, head_mix: Tensor | None) -> Topology:
-        """Attention weighted by ``ahat``."""
+        """Topology of attention weighted by ``ahat``."""
 
     def edge_errors(self, ahat: Tensor, decoder: nn.Linear) -> Tensor:
-        """How well ``decoder`` (H -> P) rebuilds each graph's edge features from ``ahat``: squared error, (G,)."""
+        """Squared error of edge features reconstructed from ``ahat`` by ``decoder`` (H -> P), for each graph, (G,)."""
 
 
 def token_edges(batch: GraphBatch) -> tuple[Tensor, Tensor]:
-    """Edges among the tokens, the first row and column of A-tilde included (eq. 23), and their features.
+    """Edges among the tokens, with the first row and column of A-tilde (eq. 23), and their features.
 
     Returns:
-        (2, E + 2N + G) and (E + 2N + G, P). The graphs' own edges come first; then each CLS token with its nodes, both
-        ways, and with itself. Features of these are ones, and of all edges (P = 1) where the data has none.
+        (2, E + 2N + G) and (E + 2N + G, P). The edges of the graphs come first, then the edges between each CLS token
+        and its nodes in both directions, then the self-loops of the CLS tokens. The features of the added edges are
+        ones; if the data have no edge features, all features are ones and P = 1.
     """
     node, cls = batch.node_tokens, batch.cls_tokens
     cls_of_node = cls[batch.graph_of_node]
@@ -57,9 +60,9 @@ def token_edges(batch: GraphBatch) -> tuple[Tensor, Tensor]:
 
 
 class SparseLayout:
-    """All graphs of the batch as one graph without edges between them; no padding, no truncation.
+    """The batch as one graph without edges between its graphs; no padding, no truncation.
 
-    What a graph is given does not depend on the batch it is in.
+    The result for a graph does not depend on the other graphs of the batch.
     """
 
     def __init__(self, batch: GraphBatch):
@@ -70,7 +73,7 @@ class SparseLayout:
 
     @cached_property
     def ends(self) -> tuple[Tensor, Tensor]:
-        """Which tokens are the first and which the last of their graph, each (N + G,) bool."""
+        """Masks of the first and the last token of each graph, each (N + G,) bool."""
         first = torch.zeros(self.edges.num_nodes, dtype=torch.bool, device=self.batch.x.device)
         first[self.batch.cls_tokens] = True
         return first, first.roll(-1)
@@ -86,7 +89,9 @@ class SparseLayout:
         return self.batch.cls_tokens
 
     def adjacency(self, x: Tensor, projection: nn.Linear, kernel: Tensor | None) -> Tensor:
-        """(E + 2N + G, H), on the edges only: what is no edge stays none, whatever bias the projection has."""
+        """ahat on the edges, (E + 2N + G, H). Pairs without an edge stay without one, even if the projection has a
+        bias.
+        """
         projected = projection(self.features.to(projection.weight.dtype))
         return projected if kernel is None else edge_outer_convolution(x, kernel, self.edges, *self.ends) * projected
 
@@ -94,21 +99,22 @@ class SparseLayout:
         return WeightedEdges(self.edges, ahat, head_mix=head_mix)
 
     def edge_errors(self, ahat: Tensor, decoder: nn.Linear) -> Tensor:
-        """Mean over a graph's own edges; elsewhere both sides are 0."""
+        """Mean over the edges of each graph, (G,); both sides are 0 elsewhere."""
         own = self.edges.order < self.batch.num_edges
         errors = (decoder(ahat[own]) - self.features[own]).square().mean(-1)
         return _mean_over_edges(errors, self.edges.order[own], self.batch)
 
 
 class PaddedLayout:
-    """Each graph of the batch as a dense matrix of the size of the largest: the reference, and the released form.
+    """Each graph of the batch as a dense matrix with the size of the largest graph: the reference, and the released
+    form.
 
     Args:
-        batch: the graphs; no graph may hold an edge twice.
-        sinks: If True, pad as the released code does: a padded token attends to every real token of its graph, and
-            the CLS token attends to every padded token. A real node attends to no padded token unless the adjacency
-            projection has a bias. The result for a graph then depends on the batch it is in. If False, padded tokens
-            are zero and are ignored, whatever the bias.
+        batch: The graphs, without repeated edges.
+        sinks: If True, pad as the released code does: a padded token attends to every real token of its graph, and the
+            CLS token attends to every padded token. A real node attends to no padded token unless the adjacency
+            projection has a bias. The result for a graph then depends on the batch. If False, padded tokens are zero
+            and are ignored, whatever the bias.
     """
 
     def __init__(self, batch: GraphBatch, sinks: bool):
@@ -143,7 +149,9 @@ class PaddedLayout:
         return self.position[:1]  # the first token of each graph
 
     def adjacency(self, x: Tensor, projection: nn.Linear, kernel: Tensor | None) -> Tensor:
-        """(G, n, n, H) with n the largest graph's tokens; a bias in ``projection`` reaches non-edges too."""
+        """ahat of all pairs, (G, n, n, H), n the number of tokens of the largest graph. A bias in ``projection``
+        reaches non-edges.
+        """
         features = self.features.to(projection.weight.dtype).movedim(-1, 1)
         # Heads come first in memory, as the convolution and the attention have them.
         projected = (projection.weight @ features.flatten(2)).unflatten(2, features.shape[2:])
@@ -158,10 +166,10 @@ class PaddedLayout:
         return WeightedPairs(ahat, head_mix)
 
     def edge_errors(self, ahat: Tensor, decoder: nn.Linear) -> Tensor:
-        """Mean over a graph's own edges.
+        """Mean over the edges of each graph, (G,).
 
-        With ``sinks`` as in the released code: the sum over all pairs, padding and CLS among them, divided by how many
-        features are not 0.
+        With ``sinks``, as in the released code: the sum over all pairs, padding and CLS included, divided by the number
+        of nonzero features.
         """
         if self.sinks:
             errors = (decoder(ahat) - self.features).square().flatten(1).sum(1)
@@ -172,17 +180,17 @@ class PaddedLayout:
 
 
 def _mean_over_edges(errors: Tensor, numbers: Tensor, batch: GraphBatch) -> Tensor:
-    """(E,) errors of the edges ``numbers`` -> (G,) means; 0 for a graph without edges."""
+    """Mean error of each graph's edges, (G,), of ``errors`` (E,) at the edge indices ``numbers``; 0 without edges."""
     graph = batch.graph_of_node[batch.edge_index[1]]
     counts = torch.bincount(graph, minlength=len(batch)).clamp(min=1)
     return errors.new_zeros(len(batch)).index_add(0, graph[numbers], errors) / counts
 
 
 def make_layout(batch: GraphBatch, name: str, sinks: bool) -> Layout:
-    """``sparse`` or ``padded``.
+    """Build the layout ``sparse`` or ``padded``.
 
     Raises:
-        ValueError: there is no layout of that name, or sink-padding is asked of the sparse one.
+        ValueError: The name is unknown, or ``sinks`` is set for the sparse layout.
     """
     if name == "sparse":
         if sinks:

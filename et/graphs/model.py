@@ -18,46 +18,48 @@ from et.graphs.positional import flip_signs
 
 
 class GraphEnergyTransformer(nn.Module):
-    """S blocks of T steps each over [CLS; nodes], weighted attention along the edges, readout from CLS or the nodes.
+    """S blocks of T steps each over [CLS; nodes]: weighted attention along the edges, readout from CLS or from the
+    nodes.
 
-    A graph's tokens are X = [CLS; W y] + W_pe lambda, with node features y and Laplacian eigenvectors lambda (eq. 23).
-    From them ahat = Conv3x3(X X^T) * A' is made once (eq. 24); it weights the attention (eq. 25) of every block. Each
-    block descends its energy (eq. 27) from where the one before ended, with a layer norm of its own (eq. 26).
+    The tokens of a graph are X = [CLS; W y] + W_pe lambda, with node features y and Laplacian eigenvectors lambda (eq.
+    23). ahat = Conv3x3(X X^T) * A' is computed once (eq. 24) and weights the attention (eq. 25) of every block. Each
+    block has its own layer norm (eq. 26) and descends its energy (eq. 27) from the final tokens of the previous block.
 
-    The convolution runs over the *positions* of the nodes in the file. With it the model's output depends on the order
-    in which a graph's nodes are numbered, which the paper does not say: ``python -m et.graphs.node_order`` measures how
-    much. ``conv="none"`` leaves it out (ahat = A'), and then the output does not depend on the order,
-    given the eigenvectors.
+    The convolution runs over the node indices of the file. With it the output depends on the order of a graph's nodes,
+    which the paper does not state: ``python -m et.graphs.node_order`` measures the effect. With ``conv="none"`` (ahat =
+    A') the output does not depend on the order, given the eigenvectors. Paper: https://arxiv.org/abs/2302.07253
 
     Args:
-        in_features: F.
-        edge_features: P', or 0 where edges have no features (A' is then a projection of the adjacency itself).
-        num_outputs: classes, or 1 for a regression.
-        readout: ``cls``, one output a graph, or ``nodes``, one a node.
+        in_features: Number of node features F.
+        edge_features: Number of edge features P'; 0 if edges have none (A' then projects the adjacency itself).
+        num_outputs: Number of classes, or 1 for a regression.
+        readout: ``cls`` for one output per graph, ``nodes`` for one per node.
         dim, num_heads, head_dim, num_memories: D, H, Y, M of a block.
         num_blocks, steps: S and T.
-        activation, beta, train_beta: of a block; see :class:`et.core.EnergyTransformerBlock`.
+        activation, beta, train_beta: See :class:`et.core.EnergyTransformerBlock`.
         step_size: alpha of eq. 27.
-        noise_std: sigma of eq. 27, in training, and with ``noise_in_evaluation`` always.
+        noise_std: sigma of eq. 27, used in training, and in evaluation if ``noise_in_evaluation``.
         num_eigenvectors: k of eq. 23.
-        flips: signs of the eigenvectors in training: ``vectors``, ``entries`` (see
-            :func:`et.graphs.positional.flip_signs`), or None to leave them as they are.
+        flips: Random signs of the eigenvectors in training: ``vectors`` or ``entries`` (see
+            :func:`et.graphs.positional.flip_signs`). If None, signs are kept.
         conv: ``3x3`` (eq. 24) or ``none``.
-        head_mix: mix the scores over the heads by a matrix (H, H) in each block (released code).
-        adjacency_bias: a bias in the projection A'. In the padded layout it turns non-edges into edges.
-        layout: ``sparse`` or ``padded`` (see et/graphs/layout.py).
+        head_mix: If True, mix the scores over the heads by a matrix (H, H) in each block (released code).
+        adjacency_bias: If True, the projection A' has a bias. In the padded layout it turns non-edges into edges.
+        layout: ``sparse`` or ``padded`` (see :mod:`et.graphs.layout`).
         sink_padding: If True, padded tokens attend to the real ones and CLS attends to them (appendix D.3 and released
             code). Needs ``layout="padded"``.
-        noise_in_evaluation: see ``noise_std``.
-        edge_reconstruction: learn to rebuild the edge features from ahat (MNIST and CIFAR10, appendix D.3).
-        edge_decoder_init_std: of the layer that does so. It starts at 0, rebuilding nothing: ahat is of the size of D,
-            and the error of a random layer is some hundred times the classification's, so that the first hundreds of
-            steps would learn from it alone. None: 1/sqrt(H), as the released code has it.
-        attention_init_std: of queries, keys and head mix. The images' 0.02 (algorithm 1) saturates the softmax here,
-            where inner products of whole tokens multiply the scores; the released code has 0.002.
-        memory_init_std: of the Hopfield network's memories (algorithm 1: 0.02; released code: 1/sqrt(D)).
-        flax_layout: centralise gradients as the released code does, whose layers hold their weights the other way
-            round (see :meth:`centralized_axes`).
+        noise_in_evaluation: If True, ``noise_std`` also applies in evaluation.
+        edge_reconstruction: If True, learn to reconstruct the edge features from ahat (MNIST and CIFAR10, appendix
+            D.3).
+        edge_decoder_init_std: Initial standard deviation of the reconstruction layer. The default 0 predicts zeros:
+            ahat grows with D, and the error of a random layer is some hundred times the classification loss. If None,
+            1/sqrt(H), as in the released code.
+        attention_init_std: Initial standard deviation of queries, keys and head mix. The image model's 0.02 (algorithm
+            1) saturates the softmax here, because inner products of whole tokens multiply the scores; the released code
+            has 0.002.
+        memory_init_std: Initial standard deviation of the memories (algorithm 1: 0.02; released code: 1/sqrt(D)).
+        flax_layout: If True, centralise gradients over the axes of the released Flax weights, whose layout is
+            transposed (see :meth:`centralized_axes`).
     """
 
     def __init__(
@@ -136,7 +138,7 @@ class GraphEnergyTransformer(nn.Module):
         self.head = ScaledLinear(dim, num_outputs)
 
     def reset_parameters(self) -> None:
-        """Initialise all parameters again, with the random numbers that a new model would draw."""
+        """Initialise all parameters again, with the same random draws as a new model."""
         self.encoder.reset_parameters()
         self.position.reset_parameters()
         self._reset_cls()
@@ -170,20 +172,26 @@ class GraphEnergyTransformer(nn.Module):
     def of_fidelity(
         cls, fidelity: Literal["paper", "released"], released: Mapping[str, Any] | None = None, **arguments: Any
     ) -> GraphEnergyTransformer:
-        """The model of the paper's equations, or with ``released`` replacing arguments, that of the authors' code.
+        """Build the model of the paper's equations, or that of the released code.
+
+        Args:
+            fidelity: ``paper`` or ``released``.
+            released: Arguments that replace others under ``fidelity="released"``. If None, none are replaced.
+            **arguments: Arguments of the constructor.
 
         Raises:
-            ValueError: ``fidelity`` is neither.
+            ValueError: ``fidelity`` is unknown.
         """
         if fidelity not in ("paper", "released"):
             raise ValueError(f"fidelity must be 'paper' or 'released', not {fidelity!r}")
         return cls(**(arguments | dict(released or {}) if fidelity == "released" else arguments))
 
     def centralized_axes(self) -> dict[str, tuple[int, ...]]:
-        """Axes over which gradient centralisation takes the mean, for parameters that are not by the usual rule.
+        """Axes over which gradient centralisation averages, for parameters that deviate from the default rule.
 
-        The rule keeps a mean for each index of the first axis. In the released code that is the first axis of Flax's
-        layers: inputs before outputs, rows of the convolution's kernel before its heads, and a CLS token of (1, D).
+        By default there is one mean for each index of the first axis. In the released code this is the first axis of
+        the Flax weights: inputs before outputs, rows of the convolution kernel before its heads, and a CLS token of
+        shape (1, D).
         """
         if not self.flax_layout:
             return {}
@@ -192,16 +200,16 @@ class GraphEnergyTransformer(nn.Module):
         return layers | memories | {"kernel": (0, 2), "cls": (0,)}
 
     def forward(self, batch: GraphBatch) -> Tensor:
-        """Outputs (G, num_outputs), or (N, num_outputs) with readout from the nodes."""
+        """Outputs (G, num_outputs), or (N, num_outputs) with ``readout="nodes"``."""
         return self.head(self.read_out(batch)[0])
 
     def forward_with_edges(self, batch: GraphBatch) -> tuple[Tensor, Tensor]:
-        """Outputs, and for each graph the error of its edge features rebuilt from ahat, (G,) (appendix D.3)."""
+        """Outputs, and the reconstruction error of each graph's edge features, (G,) (appendix D.3)."""
         tokens, layout, ahat = self.read_out(batch)
         return self.head(tokens), layout.edge_errors(ahat, self.edge_decoder)
 
     def initial(self, batch: GraphBatch) -> tuple[Tensor, Layout, Tensor]:
-        """Initial tokens in the batch's layout, that layout, and ahat (eq. 23, 24); in float32 or better."""
+        """Initial tokens in the layout of the batch, the layout, and ahat (eq. 23, 24), in at least float32."""
         with no_autocast(batch.x):
             pe = batch.pe
             if self.training and self.flips is not None:
@@ -218,7 +226,7 @@ class GraphEnergyTransformer(nn.Module):
             return x, layout, layout.adjacency(x, self.adjacency, kernel)
 
     def read_out(self, batch: GraphBatch) -> tuple[Tensor, Layout, Tensor]:
-        """What the head reads after all blocks (eq. 27), (G, D) or (N, D), the layout it was computed in, and ahat."""
+        """Input of the head after all blocks (eq. 27), (G, D) or (N, D), the layout, and ahat."""
         x, layout, ahat = self.initial(batch)
         noise = self.noise_std if self.training or self.noise_in_evaluation else 0.0
         for index, block in enumerate(self.blocks):
@@ -231,10 +239,10 @@ class GraphEnergyTransformer(nn.Module):
 
     @torch.no_grad()
     def energies(self, batch: GraphBatch) -> Tensor:
-        """Energy of each graph before the first and after every step of each block: (S, T + 1, G) (eq. 6, 25).
+        """Energy of each graph before the first and after every step of each block, (S, T + 1, G) (eq. 6, 25).
 
-        Blocks have energies of their own, so the last number of one and the first of the next differ. Only real tokens
-        count, not their padding.
+        Each block has its own energy function, so the last value of a block differs from the first of the next. Padding
+        is ignored.
         """
         x, layout, ahat = self.initial(batch)
         noise = self.noise_std if self.training or self.noise_in_evaluation else 0.0

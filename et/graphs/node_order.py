@@ -23,15 +23,16 @@ from et.utils.files import write_atomically
 
 @torch.no_grad()
 def spread(network: nn.Module, data: GraphData, orders: int, seed: int = 0) -> dict[str, Any]:
-    """Scores of the test graphs in the order of the data and in random orders of the nodes.
+    """Score the test graphs with their nodes in the order of the data and in random orders.
 
-    Eigenvectors move with their nodes: only what the network makes of the order differs. Noise in evaluation, where a
-    network has it, is the same for every order as far as it can be (the same seed).
+    Eigenvectors are permuted with their nodes, so only the network's dependence on the order changes the score. A
+    network with noise in evaluation uses the same seed for every order.
 
     Args:
-        network: in evaluation mode afterwards.
-        data: set up.
-        orders: how many random orders.
+        network: The network; left in evaluation mode.
+        data: The data module, set up.
+        orders: Number of random orders.
+        seed: Seed of the orders and of the noise.
     """
     network.eval()
     generator = torch.Generator().manual_seed(seed)
@@ -60,10 +61,10 @@ def spread(network: nn.Module, data: GraphData, orders: int, seed: int = 0) -> d
 
 
 def main(arguments: list[str]) -> None:
-    """Print the spread for a run and write it into the run's folder as node_order.json.
+    """Print the spread of a run's score and write it to node_order.json in the run's folder.
 
     Raises:
-        UserError: no such run, it is not one of graphs, or ``orders`` is no number of orders.
+        UserError: There is no such run, the run is not of graphs, or ``orders`` is not a number.
     """
     from hydra.utils import instantiate
 

@@ -1,4 +1,4 @@
-"""Positions of the tokens: eigenvectors of the normalised Laplacian of the graph with its CLS token (paper eq. 23)."""
+"""Position encodings: eigenvectors of the normalised Laplacian of the graph with its CLS token (paper eq. 23)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ WORTH_A_BAR, WORTH_PROCESSES = 1e9, 2e10
 def laplacian_eigenvectors(edge_index: np.ndarray, num_nodes: int, k: int) -> np.ndarray:
     """The k eigenvectors after the first of I - D^-1/2 A D^-1/2, for the CLS token and then the nodes.
 
-    A is the adjacency with a first row and column of ones for the CLS token, itself included (eq. 23). It is made
-    symmetric (an edge in one direction counts for both) and repeated edges and self-loops of nodes count once.
+    A is the adjacency matrix with a first row and column of ones for the CLS token (eq. 23). It is made symmetric: an
+    edge in one direction counts for both. Repeated edges and self-loops of nodes count once.
 
     Args:
-        edge_index: (2, E) integers below ``num_nodes``.
-        num_nodes: n >= 0.
-        k: eigenvectors wanted; a graph of fewer tokens gets columns of zeros on the right.
+        edge_index: Node indices below ``num_nodes``, (2, E) integers.
+        num_nodes: Number of nodes n >= 0.
+        k: Number of eigenvectors. If the graph has too few tokens, columns of zeros follow.
 
     Returns:
         (n + 1, k) float32. Signs are arbitrary, and so is the basis of a repeated eigenvalue.
@@ -51,9 +51,14 @@ def laplacian_eigenvectors(edge_index: np.ndarray, num_nodes: int, k: int) -> np
 
 
 def with_eigenvectors(graphs: GraphBatch, k: int, cache: Path | None = None, progress: bool = True) -> GraphBatch:
-    """``graphs`` with their tokens' eigenvectors (``pe``), computed once and then read from ``cache``.
+    """``graphs`` with the Laplacian eigenvectors of their tokens as ``pe``.
 
-    The file's name is a hash of the graphs' structure and of k, so that no other data can be taken for these.
+    Args:
+        graphs: The graphs.
+        k: Number of eigenvectors.
+        cache: Folder of the cache file, whose name is a hash of the structure of the graphs and of k. If None, nothing
+            is cached.
+        progress: Show a progress bar for large data sets.
     """
     path = None if cache is None else cache / "laplacian" / f"{_structure_hash(graphs)}-k{k}-v{VERSION}.npy"
     if path is not None and path.exists():
@@ -72,12 +77,16 @@ def with_eigenvectors(graphs: GraphBatch, k: int, cache: Path | None = None, pro
 
 
 def flip_signs(pe: Tensor, sizes: Tensor, flips: str = "vectors") -> Tensor:
-    """Random signs for the eigenvectors, in training only (appendix D.3): (N + G, k) -> the same.
+    """Multiply the eigenvectors by random signs, for training (appendix D.3).
 
     Args:
-        sizes: (G,) tokens of each graph, N + G together.
-        flips: ``vectors``, a sign for each eigenvector of each graph; or ``entries``, as the released code has it: a
-            sign for each place in a graph and each column, the same in all graphs of the batch.
+        pe: Eigenvectors, (N + G, k).
+        sizes: Number of tokens of each graph, (G,).
+        flips: ``vectors``: one sign per eigenvector and graph. ``entries``, as in the released code: one sign per token
+            position and column, shared by all graphs of the batch.
+
+    Returns:
+        The eigenvectors with their new signs, (N + G, k).
     """
     graph_of_token = torch.repeat_interleave(sizes, output_size=len(pe))
     if flips == "vectors":

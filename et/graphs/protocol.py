@@ -1,4 +1,4 @@
-"""Which graphs are trained on and which are scored: the honest protocol and the released code's."""
+"""Splits of graph data sets: the held-out protocol and the one of the released code."""
 
 from __future__ import annotations
 
@@ -15,22 +15,25 @@ RELEASED_BATCH = 64
 
 
 def held_out_split(labels: Tensor, fold: int, folds: int, seed: int, stratified: bool = True) -> dict[str, Tensor]:
-    """Cross-validation with an inner validation part.
+    """Cross-validation split with an inner validation part.
 
-    The test part is fold number ``fold`` of ``folds``; of the rest a tenth validates (it chooses the epoch) and nine
-    tenths train. The same seed gives the same folds to every model.
+    The test part is fold ``fold`` of ``folds``. A tenth of the remaining graphs chooses the epoch and the others train.
+    The same seed gives the same folds to every model.
 
     Args:
-        labels: (G,) int64 classes.
-        stratified: Whether each part holds the classes in the shares that all graphs have. Of a class with few graphs
-            the validation part may have none; training and test part have some. False: parts are drawn without regard
-            to classes, and any of them may lack one.
+        labels: Classes, (G,) int64.
+        fold: Index of the test fold.
+        folds: Number of folds.
+        seed: Seed of the split.
+        stratified: If True, each part has the class proportions of the whole data set. A class with few graphs may be
+            missing from the validation part, but not from training and test part. If False, classes are ignored and any
+            part may lack one.
 
     Returns:
-        Graph numbers, ascending, of ``train``, ``val`` and ``test``.
+        Sorted graph indices of ``train``, ``val`` and ``test``.
 
     Raises:
-        UserError: ``fold`` is not one of the folds, there are too few graphs for them, or there are no classes.
+        UserError: ``fold`` is out of range, there are too few graphs, or there are no classes.
     """
     from sklearn.model_selection import KFold, StratifiedKFold, train_test_split
 
@@ -68,7 +71,7 @@ def _check_classes(labels: np.ndarray, folds: int) -> None:
 
 
 def _stratified_tenth(rest: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """``rest`` without a stratified tenth, and that tenth; where classes are too small, all of them are trained on."""
+    """``rest`` without a stratified tenth, and that tenth. If a class is too small, one graph of each class trains."""
     from sklearn.model_selection import train_test_split
 
     try:
@@ -87,16 +90,16 @@ def _stratified_tenth(rest: np.ndarray, labels: np.ndarray, seed: int) -> tuple[
 
 
 def everything_split(num_graphs: int) -> dict[str, Tensor]:
-    """The released protocol's parts: all graphs train, none chooses the epoch, and all are looked at again."""
+    """Split of the released protocol: all graphs train, none validates, and all are tested."""
     every = torch.arange(num_graphs)
     return {"train": every, "val": every[:0], "test": every}
 
 
 def released_fold(num_graphs: int, seed: int, folds: int = 10) -> list[Tensor]:
-    """What one repetition of the released 10-fold loop scores: for each fold the numbers of the graphs it looks at.
+    """Graph indices that one repetition of the released 10-fold loop scores, for each fold.
 
-    With the larger part of a fold in ascending order and n a tenth of its length, these are the first n graphs of the
-    larger part (nearly always the first of the data set) and the first n of the smaller.
+    Let n be a tenth of the larger part of a fold. The scored graphs are the first n of the larger part in ascending
+    order (nearly always the first graphs of the data set) and the first n of the smaller part.
     """
     order = np.random.default_rng(seed).permutation(num_graphs)
     looked_at = []
@@ -111,11 +114,11 @@ def released_fold(num_graphs: int, seed: int, folds: int = 10) -> list[Tensor]:
 def released_accuracy(correct: Callable[[Tensor], Tensor], num_graphs: int, seed: int) -> float:
     """Score of one repetition of the released 10-fold loop, which never refits the model.
 
-    An accuracy is a mean over batches of 64, a repetition a mean over its ten folds.
+    An accuracy is a mean over batches of 64; the score is the mean over ten folds.
 
     Args:
-        correct: Takes graph indices (n,) and says which of them the model classifies correctly, (n,) bool. It is asked
-            again in every batch, because noise and padding make the released model's answer vary.
+        correct: Maps graph indices (n,) to whether the model classifies them correctly, (n,) bool. It is called again
+            for every batch, because noise and padding make the released model's predictions vary.
         num_graphs: Number of graphs of the data set.
         seed: Seed of the repetition's folds.
     """

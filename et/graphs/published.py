@@ -1,4 +1,4 @@
-"""What is known of the published graph data sets: their sizes, and hashes of their contents. Imports no torch."""
+"""Sizes and content hashes of the published graph data sets. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ ZINC_VARIANT_SHA256 = "49887b782c46c9d30377c2d00d8463388e9f39d7a1954d920feec3bf5
 
 @dataclass(frozen=True)
 class PublishedTU:
-    """A data set of table 2 as it was published (table 8).
+    """A data set of table 2 as published (table 8).
 
     Attributes:
         graphs: Number of graphs.
-        nodes, edges: Nodes and undirected edges of a graph on average, with two decimals.
-        features: Columns of attributes and one-hot labels.
-        sha256: :func:`et.graphs.synthetic.hash_graphs` of the graphs as they are read; None if not known.
+        nodes, edges: Mean number of nodes and of undirected edges per graph, with two decimals.
+        features: Number of columns of attributes and one-hot labels.
+        sha256: :func:`et.graphs.synthetic.hash_graphs` of the graphs, or None if unknown.
     """
 
     graphs: int
@@ -55,10 +55,10 @@ PUBLISHED_TU = {
 
 
 def standardize_by_default(source: str, name: str | None) -> bool | None:
-    """Value of ``data.standardize`` where a configuration leaves it open.
+    """Value of ``data.standardize`` if the configuration has null.
 
     Returns:
-        False for data sets whose published configuration is recorded so. None, which :class:`et.graphs.data.GraphData`
-        takes as yes, for a folder of the user's own in TUDataset's form.
+        False for data sets whose published configuration is recorded so. None for the user's own folder in TUDataset's
+        format, which :class:`et.graphs.data.GraphData` treats as True.
     """
     return None if source == "tu" and name not in PUBLISHED_TU else False

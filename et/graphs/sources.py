@@ -1,4 +1,4 @@
-"""GNNBenchmark and ZINC through torch_geometric's classes, offline first, and what all sources of graphs share."""
+"""Readers of GNNBenchmark and ZINC, offline first, and helpers shared by all readers of graphs."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ FILES = {
 
 
 def files_of(source: str, name: str, root: Path) -> list[Path]:
-    """The files that ``source`` cannot do without for the data set ``name``; none for what is made or embedded.
+    """Files that ``source`` needs for the data set ``name``; empty for generated and embedded data.
 
     Raises:
-        UserError: ``name`` would lead out of the folder of the collection.
+        UserError: ``name`` leads out of the folder of the collection.
     """
     files = FILES.get(source, [])
     if any("{name}" in file for file in files):
@@ -50,14 +50,14 @@ def files_of(source: str, name: str, root: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as it was read.
+    """A data set as read.
 
     Attributes:
-        graphs: all of its graphs.
-        variant: ``exact``, or in words what differs from the published data set of that name.
-        sha256: of the files it was read from, or of the graphs where they were generated.
-        split: numbers of the graphs in ``train``, ``val`` and ``test`` where the data set has an official split.
-        dropped_empty: how many graphs without nodes were left out.
+        graphs: All graphs.
+        variant: ``exact``, or a description of the difference from the published data set of that name.
+        sha256: Hash of the files, or of the graphs if they were generated.
+        split: Graph indices of the official ``train``, ``val`` and ``test`` parts. None without an official split.
+        dropped_empty: Number of graphs without nodes that were left out.
     """
 
     graphs: GraphBatch
@@ -68,13 +68,13 @@ class Source:
 
 
 def warn_of_variant(name: str, variant: str) -> str:
-    """``variant``, after a warning that the data saved as ``name`` are not the published ones."""
+    """Warn that the data saved as ``name`` are not the published ones; returns ``variant``."""
     warnings.warn(f"{name} is not the published data set of that name: recorded as {variant!r}", stacklevel=3)
     return variant
 
 
 def counted_variant(name: str, split: dict[str, Tensor], where: str) -> str:
-    """What files that carry a published data set's name are, by their numbers of graphs; no hash of them is known."""
+    """Variant of files with a published data set's name whose hash is unknown, by their numbers of graphs."""
     found, published = tuple(len(split[part]) for part in SPLITS), PUBLISHED_PARTS.get(name)
     if published is None or found == published:
         return COUNTS_ONLY
@@ -83,9 +83,9 @@ def counted_variant(name: str, split: dict[str, Tensor], where: str) -> str:
 
 
 def load_gnn_benchmark(name: str, root: Path, cache: Path) -> Source:
-    """MNIST, CIFAR10, PATTERN or CLUSTER from <root>/gnnbench/NAME/raw with its official split.
+    """Read MNIST, CIFAR10, PATTERN or CLUSTER with its official split from <root>/gnnbench/NAME/raw.
 
-    For the two image data sets the superpixels' coordinates are appended to their intensities (appendix D.3).
+    For the two image data sets the coordinates of the superpixels are appended to their intensities (appendix D.3).
     """
     from torch_geometric.datasets import GNNBenchmarkDataset
 
@@ -110,9 +110,9 @@ def load_gnn_benchmark(name: str, root: Path, cache: Path) -> Source:
 
 
 def load_zinc(name: str, root: Path, cache: Path) -> Source:
-    """ZINC (250k molecules), or its published subset of 12k for ``name="ZINC12k"``, from <root>/zinc/raw.
+    """Read ZINC (250k molecules), or the published subset of 12k for ``name="ZINC12k"``, from <root>/zinc/raw.
 
-    Atom and bond types are one number each, as the released code feeds them.
+    Atom and bond types are one integer feature each, as in the released code.
     """
     from torch_geometric.datasets import ZINC
 
@@ -140,10 +140,11 @@ def load_zinc(name: str, root: Path, cache: Path) -> Source:
 
 
 def rebuilt_variant(path: Path, name: str) -> str | None:
-    """What scripts/build_zinc.py wrote about the data set ``name``; None if the files are not from that script.
+    """Description that scripts/build_zinc.py wrote for the data set ``name``; None if the script did not write the
+    files.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: The file is damaged.
     """
     if not path.exists():
         return None
@@ -154,10 +155,10 @@ def rebuilt_variant(path: Path, name: str) -> str | None:
 
 
 def hash_files(paths: Iterable[Path]) -> str:
-    """SHA-256 over the names and contents of files, in the order given.
+    """SHA-256 over the names and contents of files, in the given order.
 
     Raises:
-        UserError: one of them is a folder, or may not be read.
+        UserError: A path is a folder or cannot be read.
     """
     digest = hashlib.sha256()
     for path in paths:
@@ -174,18 +175,22 @@ def hash_files(paths: Iterable[Path]) -> str:
 
 
 def of_the_machine(error: BaseException) -> bool:
-    """Whether memory, disk space or open files ran out, which says nothing about the file that was being read."""
+    """True if ``error`` says that memory, disk space or file handles ran out, which says nothing about the file being
+    read.
+    """
     of_torch = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     return of_torch or isinstance(error, MemoryError) or getattr(error, "errno", None) in MACHINE_ERRORS
 
 
 def consecutive(counts: Sequence[int]) -> dict[str, Tensor]:
-    """Numbers of the graphs in train, val and test where these, of so many graphs each, follow one another."""
+    """Graph indices of train, val and test parts of the given sizes that follow one another."""
     return dict(zip(SPLITS, torch.arange(sum(counts)).split(list(counts)), strict=True))
 
 
 def cache_folder(root: Path, cache: str | Path | None = None) -> Path:
-    """Where derived files go: ``cache``, else <root>/cache, else (with a read-only root) the user's cache folder."""
+    """Folder of derived files: ``cache`` if given, else <root>/cache, else (if ``root`` is read-only) the user's cache
+    folder.
+    """
     if cache is not None:
         return Path(cache)
     folder = root / "cache"
@@ -200,7 +205,7 @@ def cache_folder(root: Path, cache: str | Path | None = None) -> Path:
 
 
 def download(attempt: Callable[[], Any], files: str, address: str, folder: Path) -> None:
-    """Let torch_geometric download; where that fails say what is needed, from where, and where it belongs."""
+    """Let torch_geometric download; if that fails, raise an error with the files, their address and their folder."""
     existed = folder.parent.exists()
     try:
         attempt()
@@ -216,14 +221,14 @@ def download(attempt: Callable[[], Any], files: str, address: str, folder: Path)
 
 
 def fresh_read(read: Callable[[Path], list[Any]], cache: Path) -> list[tuple[Any, dict[str, Tensor]]]:
-    """(data, slices) of the InMemoryDatasets that ``read`` makes from raw files.
+    """(data, slices) of the InMemoryDatasets that ``read`` builds from raw files.
 
-    torch_geometric unpickles ``pre_transform.pt`` and ``pre_filter.pt`` of a folder of processed files, which may
-    execute code. It is therefore only ever given an empty folder, which is removed again.
+    torch_geometric unpickles ``pre_transform.pt`` and ``pre_filter.pt`` in a folder of processed files, which may
+    execute code. It therefore always gets an empty folder, which is removed afterwards.
 
     Args:
-        read: gets the folder for processed files and returns the data sets.
-        cache: where that folder is made.
+        read: Takes the folder for processed files and returns the data sets.
+        cache: Parent of that folder.
     """
     cache.mkdir(parents=True, exist_ok=True)
     with only_data(), tempfile.TemporaryDirectory(prefix=".processing-", dir=cache) as empty:
@@ -233,13 +238,19 @@ def fresh_read(read: Callable[[Path], list[Any]], cache: Path) -> list[tuple[Any
 def read_processed(
     read: Callable[[Path], list[Any]], file: Path, raw: Path, advice: str
 ) -> list[tuple[Any, dict[str, Tensor]]]:
-    """(data, slices) of the InMemoryDatasets that ``read`` makes, kept as plain tensors in ``file``.
+    """(data, slices) of the InMemoryDatasets that ``read`` builds, cached as plain tensors in ``file``.
 
-    Several processes may come here at once, such as the first jobs of a sweep: each makes the file anew and puts it
-    in place in one step. A file that does not load as plain tensors is made anew.
+    Concurrent processes, such as the first jobs of a sweep, each build the file and replace it atomically. A file that
+    does not load as plain tensors is built again.
+
+    Args:
+        read: Takes the folder for processed files and returns the data sets.
+        file: The cache file.
+        raw: Folder of the published files.
+        advice: Next step for the error message.
 
     Raises:
-        UserError: the published files in ``raw`` cannot be read; ``advice`` says what to do then.
+        UserError: The published files in ``raw`` cannot be read.
     """
     from torch_geometric.data import Data
 
@@ -268,7 +279,7 @@ def read_processed(
 
 
 def _join(parts: list[tuple[Any, dict[str, Tensor]]], level: str) -> tuple[GraphBatch, dict[str, Tensor]]:
-    """The graphs of a train, a val and a test part one after the other, and which are which."""
+    """Concatenate the graphs of train, val and test part; also returns the indices of each part."""
     data = [part for part, _ in parts]
     counts = [len(slices["x"]) - 1 for _, slices in parts]
     x = torch.cat([part.x for part in data]).float()

@@ -1,6 +1,6 @@
-"""Graph data sets made here: stochastic block models, superpixels of MNIST, pixel graphs of digits, the ZINC variant.
+"""Generated and embedded graph data sets: stochastic block models, MNIST superpixels, digits, the ZINC variant.
 
-None but the digits is the published data set of its name; each says in ``variant`` what it is.
+Only the digits are the published data set of their name. The others describe themselves in ``variant``.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from et.utils.parallel import mapped
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray | None, Any]  # x, edge_index, edge_attr, y of one graph
 
 BLOCK_MODEL_SIZES = {name: PUBLISHED_PARTS[name] for name in ("PATTERN", "CLUSTER")}
-PATTERNS, PATTERN_NODES = 100, 20  # of PATTERN: so many of this size, each in a hundredth of all graphs
+PATTERNS, PATTERN_NODES = 100, 20  # PATTERN has 100 patterns of 20 nodes, each in 1 % of the graphs
 MNIST_SIZES = PUBLISHED_PARTS["MNIST"]
 
 
 def generate_block_models(name: str, cache: Path, seed: int, sizes: tuple[int, ...] | None = None) -> Source:
-    """PATTERN or CLUSTER by their published recipe (Dwivedi et al. 2020, arXiv 2003.00982); node classification.
+    """Generate PATTERN or CLUSTER by their published recipe (Dwivedi et al. 2020, arXiv 2003.00982); node
+    classification.
 
-    The graphs depend on the name, the sizes and the seed alone, and are kept in ``cache``.
+    The graphs depend only on the name, the sizes and the seed. They are cached in ``cache``.
     """
     if name not in BLOCK_MODEL_SIZES:
         raise UserError(f"only PATTERN and CLUSTER can be generated, not {name!r}")
@@ -54,10 +55,10 @@ def generate_block_models(name: str, cache: Path, seed: int, sizes: tuple[int, .
 
 
 def pattern_graph(seeds: tuple[np.random.SeedSequence, np.random.SeedSequence]) -> Arrays:
-    """Five communities and a pattern of 20 nodes joined to them: which nodes are the pattern's?
+    """Graph of five communities with a connected pattern of 20 nodes; the task is to find the nodes of the pattern.
 
-    Features are one of three signals. The first of ``seeds`` makes the pattern, its edges and signals, which recur in
-    other graphs of training and test; the second all else.
+    Node features are one of three signals. The first of ``seeds`` draws the pattern with its edges and signals, which
+    recur in other graphs of training and test part; the second draws everything else.
     """
     own, rng = (np.random.default_rng(seed) for seed in seeds)
     inside = np.triu(own.random((PATTERN_NODES, PATTERN_NODES)) < 0.5, 1)
@@ -73,7 +74,7 @@ def pattern_graph(seeds: tuple[np.random.SeedSequence, np.random.SeedSequence]) 
 
 
 def cluster_graph(seed: np.random.SeedSequence) -> Arrays:
-    """Six communities, in each of which one node shows its number (features 1 to 6; 0 where it is hidden)."""
+    """Graph of six communities; one node of each shows its community (features 1 to 6, 0 for all other nodes)."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(5, 35, 6)
     community = np.repeat(np.arange(6), sizes)
@@ -89,7 +90,12 @@ def cluster_graph(seed: np.random.SeedSequence) -> Arrays:
 def extract_superpixels(name: str, root: Path, cache: Path, seed: int, sizes: tuple[int, ...] | None = None) -> Source:
     """MNIST as graphs of SLIC superpixels, from <root>/mnist/{train,test}.npz; 55,000 / 5,000 / 10,000 digits.
 
-    ``sizes`` takes fewer of each part. Which training digits validate is drawn from ``seed``.
+    Args:
+        name: Name of the data set.
+        root: The data root.
+        cache: Folder of the cache file.
+        seed: Seed that chooses the validation digits.
+        sizes: Numbers of digits of train, val and test. If None, all.
     """
     if name != "MNIST":
         raise UserError(f"only MNIST's superpixels can be extracted, not {name!r}")
@@ -126,17 +132,17 @@ def extract_superpixels(name: str, root: Path, cache: Path, seed: int, sizes: tu
 
 
 def superpixel_graph(image_and_label: tuple[np.ndarray, int], segments: int = 75, neighbours: int = 8) -> Arrays:
-    """One image (28, 28) uint8 as at most 75 superpixels: mean intensity and centre, joined to the 8 most similar.
+    """One image (28, 28) uint8 as at most 75 superpixels with mean intensity and centre, joined to the 8 most similar.
 
-    The similarity exp(-(distance / s)^2 - (difference / t)^2) is the edge's feature; s and t are a superpixel's mean
-    distance in space and intensity to its nearest eight.
+    The edge feature is the similarity exp(-(distance / s)^2 - (difference / t)^2). s and t are the mean distances of a
+    superpixel to its nearest eight in space and in intensity.
     """
     from skimage.segmentation import slic
 
     image, label = image_and_label
     image = image.astype(np.float64) / 255
     asked = segments
-    while True:  # SLIC may give more than it is asked for; the published graphs have at most 75
+    while True:  # SLIC may return more segments than requested; the published graphs have at most 75
         segment = slic(image, n_segments=asked, compactness=0.25, channel_axis=None, start_label=0).ravel()
         if segment.max() < segments:
             break
@@ -160,7 +166,7 @@ def superpixel_graph(image_and_label: tuple[np.ndarray, int], segments: int = 75
 
 
 def load_zinc_variant(root: Path) -> Source:
-    """Molecules rebuilt from SMILES, <root>/zinc/zinc12k_variant.npz; target logP - SA - cycles, not normalised."""
+    """Molecules rebuilt from SMILES, <root>/zinc/zinc12k_variant.npz; target logP - SA - cycles, unnormalised."""
     (file,) = files_of("zinc_variant", "ZINC", root)
     if not file.exists():
         raise UserError(f"{file} is missing; the published ZINC-12k is experiment=zinc, fetched by torch_geometric")
@@ -176,7 +182,7 @@ def load_zinc_variant(root: Path) -> Source:
 
 
 def load_digits() -> Source:
-    """scikit-learn's 1,797 digits of 8 x 8 pixels: a node for each pixel with ink, joined to those beside it."""
+    """scikit-learn's 1,797 digits of 8 x 8 pixels: one node per non-empty pixel, joined to adjacent ones."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -187,7 +193,7 @@ def load_digits() -> Source:
 
 
 def digit_graph(image_and_label: tuple[np.ndarray, int]) -> Arrays:
-    """One image of values 0 .. 16: intensity and coordinates of its non-empty pixels; edges between neighbours."""
+    """Graph of an image of values 0 .. 16: intensity and coordinates of non-empty pixels, edges to neighbours."""
     image, label = image_and_label
     rows, columns = np.nonzero(image)
     near = (np.abs(rows[:, None] - rows) <= 1) & (np.abs(columns[:, None] - columns) <= 1)
@@ -197,7 +203,7 @@ def digit_graph(image_and_label: tuple[np.ndarray, int]) -> Arrays:
 
 
 def hash_digits(images: np.ndarray, labels: np.ndarray) -> str:
-    """SHA-256 of images (n, ...) uint8 with their labels (n,), in whatever order they are."""
+    """SHA-256 of images (n, ...) uint8 with their labels (n,), independent of their order."""
     digest = hashlib.sha256()
     for row in sorted(bytes([int(label)]) + image.tobytes() for image, label in zip(images, labels, strict=True)):
         digest.update(row)
@@ -205,7 +211,7 @@ def hash_digits(images: np.ndarray, labels: np.ndarray) -> str:
 
 
 def hash_graphs(graphs: GraphBatch, split: Mapping[str, Tensor] | None = None) -> str:
-    """SHA-256 of graphs, features and labels and, where there is one, of which graphs are in which part."""
+    """SHA-256 of graphs, features and labels, and of the split if there is one."""
     digest = hashlib.sha256()
     for tensor in (graphs.x, graphs.edge_index, graphs.edge_attr, graphs.y, graphs.ptr):
         if tensor is not None:
@@ -217,7 +223,9 @@ def hash_graphs(graphs: GraphBatch, split: Mapping[str, Tensor] | None = None) -
 
 
 def _random_edges(probability: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """An undirected graph without self-loops whose pair (i, j) is joined with probability[i, j]: (2, E) both ways."""
+    """Sample an undirected graph without self-loops; pair (i, j) has an edge with probability[i, j]: (2, E), both
+    directions.
+    """
     joined = np.triu(rng.random(probability.shape) < probability, k=1)
     return np.stack(np.nonzero(joined | joined.T))
 
@@ -240,7 +248,7 @@ def _assemble(made: Iterable[Arrays], level: str = "graph") -> GraphBatch:
 
 
 def _other_sizes(sizes: tuple[int, ...], published: tuple[int, ...]) -> str:
-    """What a variant says of train, val and test that are not as large as the published ones."""
+    """Variant text for train, val and test parts whose sizes are not the published ones."""
     return "" if sizes == published else f", {' + '.join(map(str, sizes))} graphs"
 
 
@@ -250,7 +258,7 @@ def _each(make: Callable[[Any], Arrays], work: list[Any], what: str) -> list[Arr
 
 
 def _cached(path: Path, build: Callable[[], GraphBatch]) -> GraphBatch:
-    """What ``build`` returns, kept in ``path``; a damaged file is made anew."""
+    """Result of ``build``, cached in ``path``; a damaged file is built again."""
     if path.exists():
         try:
             return GraphBatch(**torch.load(path, weights_only=True))
@@ -269,7 +277,7 @@ def _arrays(file: Path, *keys: str) -> tuple[np.ndarray, ...]:
     """Arrays of an npz file.
 
     Raises:
-        UserError: the file is damaged or lacks one of them.
+        UserError: The file is damaged or lacks one of them.
     """
     try:
         with np.load(file) as arrays:

@@ -1,4 +1,4 @@
-"""Data sets in TUDataset's form: text files that pandas reads and that are checked against each other."""
+"""Reader of TUDataset's format: text files, read by pandas and checked against each other."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ TU_URL = "https://www.chrsmrrs.com/graphkerneldatasets"
 
 
 def load_tu(name: str, root: Path, *, drop_empty: bool = False) -> Source:
-    """A data set of the TUDataset collection from <root>/tu/NAME/raw; downloaded where that folder is missing.
+    """Read a data set of the TUDataset collection from <root>/tu/NAME/raw; download it if that folder does not exist.
 
-    Node features are the node attributes followed by the one-hot node labels; edge features likewise. Where nodes have
-    neither, ``x`` is the node degree (one column; see :func:`degree_features`). As torch_geometric reads them, edges of
-    a node to itself are left out, and an edge that stands there twice counts once, with the sum of its features.
+    Node features are the node attributes followed by the one-hot node labels; edge features likewise. If nodes have
+    neither, ``x`` is the node degree (one column; see :func:`degree_features`). As in torch_geometric, self-loops are
+    removed, and repeated edges are merged with the sum of their features.
 
     Args:
-        drop_empty: Leave out graphs that have a label and no nodes, which are an error otherwise.
+        name: Name of the data set.
+        root: The data root.
+        drop_empty: Leave out graphs that have a label and no nodes. If False, such a graph is an error.
 
     Raises:
-        UserError: files are missing and cannot be downloaded, are cut short or contradict each other.
+        UserError: Files are missing and cannot be downloaded, are truncated, or contradict each other.
     """
     raw = root / "tu" / name / "raw"
     if not raw.exists():
@@ -67,7 +69,7 @@ def fetch_tu(name: str, raw: Path) -> None:
 
 
 def tu_variant(name: str, graphs: GraphBatch) -> str:
-    """What a folder in TUDataset's form is: one of the paper's data sets, another edition of one, or the user's own."""
+    """Variant of a folder in TUDataset's format: a data set of the paper, another edition of one, or the user's own."""
     published = PUBLISHED_TU.get(name)
     if published is None:
         return f"{USER_DATA} in TUDataset's form"
@@ -87,10 +89,10 @@ Tables = dict[str, np.ndarray]  # the contents of NAME_<key>.txt, (lines, column
 
 
 def read_tables(raw: Path, name: str) -> Tables:
-    """The numbers of all files of a data set by kind: whole ones, and real ones of attributes.
+    """Numbers in all files of a data set, by kind: integers, and floats for attributes.
 
     Raises:
-        UserError: a line is cut short, is blank, or does not hold numbers.
+        UserError: A line is truncated, blank, or not numeric.
     """
     kinds = ("A", "graph_indicator", "graph_labels", "node_labels", "edge_labels")
     real = ("node_attributes", "edge_attributes", "graph_attributes")
@@ -101,7 +103,7 @@ def read_tables(raw: Path, name: str) -> Tables:
 
 
 def assemble(tables: Tables, raw: Path, name: str, drop_empty: bool) -> tuple[GraphBatch, int]:
-    """The graphs of checked tables, and how many without nodes were left out."""
+    """Graphs of checked tables, and the number of graphs without nodes that were left out."""
     from torch_geometric.utils import coalesce, remove_self_loops
 
     nodes = tables["graph_indicator"][:, 0] - 1
@@ -129,7 +131,7 @@ def assemble(tables: Tables, raw: Path, name: str, drop_empty: bool) -> tuple[Gr
 
 
 def _features(tables: Tables, of: str) -> Tensor | None:
-    """Attributes and then one-hot labels of ``node`` or ``edge``, (lines, columns); None if there are neither."""
+    """Attributes followed by one-hot labels of ``node`` or ``edge``, (lines, columns); None if there are neither."""
     columns: list[Tensor] = []
     if f"{of}_attributes" in tables:
         columns.append(torch.from_numpy(tables[f"{of}_attributes"]))
@@ -139,7 +141,9 @@ def _features(tables: Tables, of: str) -> Tensor | None:
 
 
 def _targets(tables: Tables, kept: Tensor) -> Tensor:
-    """Targets of the graphs ``kept`` (G,) bool: attributes if there are any, else classes 0, 1, ... in their order."""
+    """Targets of the graphs ``kept`` (G,) bool: attributes if there are any, else classes renumbered in ascending
+    order.
+    """
     if "graph_attributes" in tables:
         return torch.from_numpy(tables["graph_attributes"])[kept].squeeze(1).float()
     return torch.from_numpy(tables["graph_labels"][:, 0])[kept].unique(return_inverse=True)[1]
@@ -170,7 +174,9 @@ def check_tables(tables: Tables, raw: Path, name: str) -> None:
 
 
 def _check_edges(raw: Path, name: str, edges: np.ndarray, indicator: np.ndarray) -> None:
-    """Raise UserError unless edges stay within a graph and stand there both ways; ``indicator``: each node's graph."""
+    """Raise UserError unless edges join nodes of one graph and exist in both directions; ``indicator``: graph of each
+    node.
+    """
     outside = (edges < 1) | (edges > len(indicator))
     if outside.any():
         line, column = np.argwhere(outside)[0]
@@ -189,17 +195,17 @@ def _check_edges(raw: Path, name: str, edges: np.ndarray, indicator: np.ndarray)
 
 
 def degree_features(edge_index: Tensor, sizes: Tensor, edge_counts: Tensor) -> Tensor:
-    """In-degrees as a feature, (N, 1), for graphs whose nodes have none; ``edge_index`` counts from 0 in each graph."""
+    """In-degree of each node, (N, 1), for graphs without node features; node indices start at 0 in each graph."""
     first = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)[:-1]])
     target = edge_index[1] + torch.repeat_interleave(first, edge_counts)
     return torch.bincount(target, minlength=int(sizes.sum())).float()[:, None]
 
 
 def _column(path: Path, kind: type = np.int64) -> np.ndarray:
-    """All numbers of a text file, line by line, (lines, columns).
+    """All numbers of a text file, (lines, columns).
 
     Raises:
-        UserError: a line is cut short, is blank, or does not hold numbers of that ``kind``.
+        UserError: A line is truncated, blank, or not of the numeric ``kind``.
     """
     import pandas as pd
 

@@ -1,7 +1,8 @@
-"""What a trained image model holds and does, as numbers: weights and updates as pixels, energies, fixed points.
+"""Analysis of a trained image model: weights and updates as pixels, energies, fixed points.
 
-The decoder ends in an affine map from token space to pixels. A token is decoded by all of it; a direction in token
-space (a memory, a row of W^K, a gradient) by its linear part alone: a bias is a place, and a direction has none.
+The decoder ends in an affine map from token space to pixels. A token is decoded by the whole map. A direction in token
+space (a memory, a row of W^K, a gradient) is decoded by its linear part only, since a bias does not apply to
+directions.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ def decode_directions(network: InpaintingET, vectors: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A descent seen in the image plane (figure 4). T steps, B images, N patches of P values.
+    """A descent in the image plane (figure 4). T steps, B images, N patches of P values.
 
     Attributes:
-        tokens: decoded tokens before the first and after each step, (T + 1, B, N, P).
-        attention, hopfield: the update -dE/dg that each module asks for at each of these points, decoded, shaped alike;
-            None for a module that is left out.
-        attention_size, hopfield_size: root mean square of those updates in token space, of each patch, (T + 1, B, N).
-        energies, attention_energies, hopfield_energies: (T + 1, B).
+        tokens: Decoded tokens before the first and after each step, (T + 1, B, N, P).
+        attention, hopfield: Decoded update -dE/dg of each module at each of these states, (T + 1, B, N, P). None for a
+            module that is left out.
+        attention_size, hopfield_size: Root mean square of those updates in token space, for each patch, (T + 1, B, N).
+        energies, attention_energies, hopfield_energies: Energies, (T + 1, B).
     """
 
     tokens: Tensor
@@ -65,7 +66,7 @@ class Trajectory:
 
 @torch.no_grad()
 def follow(network: InpaintingET, images: Tensor, masked: Tensor, steps: int | None = None) -> Trajectory:
-    """Descend with every step recorded: images (B, C, H, W), masked (B, N) bool."""
+    """Descend with every step recorded: images (B, C, H, W), masked (B, N) bool. If ``steps`` is None, T."""
     descent = network.trajectory(images, masked, steps)
     g = network.block.norm(descent.states)
     seen: dict[str, Tensor | None] = {}
@@ -82,12 +83,12 @@ def follow(network: InpaintingET, images: Tensor, masked: Tensor, steps: int | N
 
 @dataclass(frozen=True)
 class Convergence:
-    """A descent that goes on past T. S steps, B images.
+    """A descent that continues past T. S steps, B images.
 
     Attributes:
-        speed: root mean square of dg/dt of each image's fastest token at every step, (S, B).
-        energies: (S + 1, B).
-        mse: error on the masked patches, (S + 1, B).
+        speed: Root mean square of dg/dt of each image's fastest token at every step, (S, B).
+        energies: Energies, (S + 1, B).
+        mse: Mean squared error on the masked patches, (S + 1, B).
     """
 
     speed: Tensor
@@ -95,14 +96,14 @@ class Convergence:
     mse: Tensor
 
     def steps_to(self, tolerance: float) -> Tensor:
-        """Steps until each image's speed is at most ``tolerance``, (B,); -1 where it never is."""
+        """Number of steps until each image's speed is at most ``tolerance``, (B,); -1 if it never is."""
         below = self.speed <= tolerance
         return torch.where(below.any(0), below.int().argmax(0) + 1, -1)
 
 
 @torch.no_grad()
 def converge(network: InpaintingET, images: Tensor, masked: Tensor, steps: int) -> Convergence:
-    """Descend for ``steps`` steps, whatever T was in training: images (B, C, H, W), masked (B, N) bool."""
+    """Descend for ``steps`` steps, independent of the T of training: images (B, C, H, W), masked (B, N) bool."""
     target, sizes = patchify(images, network.patch_size), network.step_sizes(steps)
     descent = descend(network.block, network.embed(target, masked), steps, sizes, record=True)
     g = network.block.norm(descent.states)
@@ -133,5 +134,5 @@ def errors_by_image(network: torch.nn.Module, data: pl.LightningDataModule) -> T
 
 
 def frames(network: InpaintingET, seen: Trajectory, images: Tensor, masked: Tensor) -> Tensor:
-    """The completion at every step: visible patches as they are, masked ones as decoded, (T + 1, B, C, H, W)."""
+    """Completion at every step, (T + 1, B, C, H, W): visible patches unchanged, masked ones decoded."""
     return torch.stack([fill(images, tokens, masked, network.patch_size) for tokens in seen.tokens])

@@ -1,4 +1,4 @@
-"""The paper's figures 2 to 9 of a trained image model, its energies, its fixed points, and an animated completion."""
+"""Figures 2 to 9 of the paper for a trained image model, its energies and fixed points, and an animated completion."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from et.inpainting.patches import unpatchify
 from et.inpainting.pictures import complete, draw_completions
 from et.inpainting.pixels import to_pixels
 
-TOLERANCE = 0.01  # speed, in units of g per unit of time, at which an image counts as come to rest
+TOLERANCE = 0.01  # speed in units of g per unit of time below which an image counts as converged
 MOST_STATES = 13  # columns of figure 4, which are all of the paper's T = 12
 PAST_T = 8  # how many times T the descent is followed for its fixed point
 
 
 def mosaic(patches: Tensor, columns: int) -> np.ndarray:
-    """Patches (K, C, h, w) side by side, each stretched to its own range, white gaps between: (H, W, C) in 0 .. 1."""
+    """Arrange patches (K, C, h, w) side by side, each scaled to its own range, with white gaps: (H, W, C) in 0 .. 1."""
     low, high = patches.amin((1, 2, 3), keepdim=True), patches.amax((1, 2, 3), keepdim=True)
     scaled = (patches - low) / (high - low).clamp(min=1e-12)
     count, channels, height, width = scaled.shape
@@ -39,7 +39,7 @@ def mosaic(patches: Tensor, columns: int) -> np.ndarray:
 
 
 def as_image(pixels: Tensor) -> np.ndarray:
-    """(C, H, W) in 0 .. 1 as matplotlib and PIL take it, (H, W, 3)."""
+    """Convert (C, H, W) in 0 .. 1 to (H, W, 3) for matplotlib and PIL."""
     return pixels.float().cpu().clamp(0, 1).permute(1, 2, 0).expand(-1, -1, 3).numpy()
 
 
@@ -50,7 +50,8 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def draw_positions(networks: Mapping[str, InpaintingET], path: Path) -> dict[str, float]:
-    """Figure 2 centre, and 7 for several networks: each cell is the similarity of one patch's position to all others.
+    """Draw figure 2 (centre), and figure 7 for several networks: each cell compares one patch's position with all
+    others.
 
     Returns:
         :func:`et.inpainting.analysis.locality` of each network.
@@ -73,7 +74,7 @@ def draw_positions(networks: Mapping[str, InpaintingET], path: Path) -> dict[str
 
 
 def draw_memories(network: InpaintingET, path: Path, count: int | None = None) -> None:
-    """Figure 2 right (``count`` memories, the longest first) and 5 (all of them), decoded."""
+    """Draw decoded memories: figure 2 right (the ``count`` longest) and figure 5 (all of them)."""
     memories = network.block.hopfield.memories.detach()
     chosen = memories[memories.norm(dim=1).argsort(descending=True)[:count]]
     patches = analysis.decode_directions(network, chosen).cpu()
@@ -87,7 +88,7 @@ def draw_memories(network: InpaintingET, path: Path, count: int | None = None) -
 
 
 def draw_attention_weights(network: InpaintingET, path: Path) -> None:
-    """Figure 6: the rows of each head's W^Q and W^K, decoded."""
+    """Draw figure 6: the rows of each head's W^Q and W^K, decoded."""
     attention = network.block.attention
     figure = new_figure(2.2 * attention.num_heads + 0.4, 4.6)
     axes = figure.subplots(2, attention.num_heads, squeeze=False)
@@ -101,10 +102,9 @@ def draw_attention_weights(network: InpaintingET, path: Path) -> None:
 
 
 def draw_steps(network: InpaintingET, seen: analysis.Trajectory, masked: Tensor, path: Path, image: int = 0) -> None:
-    """Figure 4: one image's decoded tokens and both modules' updates before the first and after each step.
+    """Draw figure 4: one image's decoded tokens and both modules' updates before the first and after each step.
 
-    Of more than 12 steps only 13 states are shown. The updates of a row share one scale, so that a module that falls
-    silent turns grey.
+    At most 13 states are shown. The updates of a row share one scale, so a module with small updates turns grey.
     """
     steps = sorted(set(np.linspace(0, len(seen.tokens) - 1, min(MOST_STATES, len(seen.tokens))).round().astype(int)))
     rows = {"tokens": seen.tokens, "attention update": seen.attention, "Hopfield update": seen.hopfield}
@@ -133,7 +133,7 @@ def draw_steps(network: InpaintingET, seen: analysis.Trajectory, masked: Tensor,
 
 
 def draw_energies(seen: analysis.Trajectory, path: Path) -> None:
-    """The energy of each module against the step, a line an image."""
+    """Draw the energy of each module against the step, one line per image."""
     parts = {"total": seen.energies, "attention": seen.attention_energies, "Hopfield": seen.hopfield_energies}
     figure = new_figure(10, 3.2)
     for axis, (name, energies) in zip(figure.subplots(1, 3), parts.items(), strict=True):
@@ -145,7 +145,7 @@ def draw_energies(seen: analysis.Trajectory, path: Path) -> None:
 
 
 def draw_convergence(found: analysis.Convergence, trained_steps: int, path: Path) -> None:
-    """Speed, energy and error of each image past T (the broken line)."""
+    """Draw speed, energy and error of each image; a broken line marks T."""
     parts = {
         "speed dg/dt of the fastest token": found.speed, "energy": found.energies, "MSE on masked patches": found.mse,
     }  # fmt: skip
@@ -174,11 +174,11 @@ def animate(pixels: Tensor, original: Tensor, path: Path, scale: int = 3, millis
 def draw_figures(
     network: torch.nn.Module, data: pl.LightningDataModule, folder: Path, count: int = 8
 ) -> dict[str, Any]:
-    """Every figure that ``network`` has something for, into ``folder``.
+    """Draw every figure that applies to ``network`` into ``folder``.
 
     Returns:
-        The numbers the figures show: ``worst`` and ``best`` (index, MSE over the masking seeds), and of an Energy
-        Transformer ``locality``, ``energy_rises`` (steps in which an image's energy rose, as a share) and ``rest``.
+        The numbers in the figures: ``worst`` and ``best`` (index, MSE over the masking seeds), and for an Energy
+            Transformer ``locality``, ``energy_rises`` (share of steps in which an image's energy rose) and ``rest``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     network = network.cpu().eval()
@@ -196,7 +196,7 @@ def draw_figures(
 
 
 def draw_inside(network: InpaintingET, batch: dict[str, Tensor], folder: Path) -> dict[str, Any]:
-    """The figures that only an Energy Transformer has; returns their numbers."""
+    """Draw the figures that exist for an Energy Transformer only; returns their numbers."""
     images, masked = batch["image"], batch["masked"]
     numbers: dict[str, Any] = {"locality": draw_positions({"": network}, folder / "positions.png")[""]}
     if network.block.hopfield is not None:

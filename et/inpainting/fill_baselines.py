@@ -1,4 +1,4 @@
-"""Trivial ways to fill masked patches: what any model has to beat."""
+"""Trivial completions of masked patches, as reference points for the metrics."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 
 def mean_fill(patches: Tensor, masked: Tensor, channels: int) -> Tensor:
-    """Every masked patch becomes the mean colour of the image's visible pixels.
+    """Replace every masked patch by the mean colour of the image's visible pixels.
 
     Args:
-        patches: (B, N, P), flattened as (channel, row, column).
-        masked: (B, N) bool; an image without a visible patch is filled with 0.
-        channels: C.
+        patches: Patches flattened as (channel, row, column), (B, N, P).
+        masked: Mask of the patches to fill, (B, N) bool. An image without a visible patch is filled with 0.
+        channels: Number of channels C.
 
     Returns:
-        (B, N, P), visible patches as they were.
+        (B, N, P), with visible patches unchanged.
     """
     colour = patches.unflatten(-1, (channels, -1))
     visible = (~masked).to(patches.dtype)
@@ -26,14 +26,15 @@ def mean_fill(patches: Tensor, masked: Tensor, channels: int) -> Tensor:
 
 
 def nearest_fill(patches: Tensor, masked: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Every masked patch becomes a copy of the nearest visible one (Euclidean; of equals the first in row order).
+    """Replace every masked patch by a copy of the nearest visible one (Euclidean; the first in row order among equals).
 
     Args:
-        patches: (B, N, P), row by row on ``grid`` = (rows, columns).
-        masked: (B, N) bool; an image without a visible patch is filled with 0.
+        patches: Patches, row by row on ``grid``, (B, N, P).
+        masked: Mask of the patches to fill, (B, N) bool. An image without a visible patch is filled with 0.
+        grid: Number of rows and columns.
 
     Returns:
-        (B, N, P), visible patches as they were.
+        (B, N, P), with visible patches unchanged.
     """
     rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
     place = torch.stack([rows.flatten(), columns.flatten()], -1).to(patches.device, torch.float32)

@@ -1,4 +1,4 @@
-"""Trees of image files: ImageNet and everything that is laid out like it."""
+"""Folders of image files: ImageNet and data in the same layout."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ IMAGENETTE = {
 
 @dataclass(frozen=True)
 class Listing:
-    """The image files below a folder.
+    """Image files below a folder.
 
     Attributes:
-        files: Those that are read, sorted.
-        skipped: How many images of other types there are, by their endings.
+        files: Files that are read, sorted.
+        skipped: Number of images of other types, by suffix.
     """
 
     files: list[Path]
@@ -50,10 +50,10 @@ class Listing:
 
 
 def list_images(folder: str | Path) -> Listing:
-    """All image files below ``folder``; links are followed, hidden files and folders are left out.
+    """All image files below ``folder``. Links are followed; hidden files and folders are left out.
 
     Raises:
-        UserError: there is no such folder, no image in it, or a link that leads nowhere.
+        UserError: The folder does not exist, has no image, or has a broken link.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -73,7 +73,7 @@ def list_images(folder: str | Path) -> Listing:
 
 
 def _files_below(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
-    """Files below ``folder``; ``above`` are the real paths of the folders it is in, which links may lead back to."""
+    """Files below ``folder``; ``above`` are the real paths of its parents, to detect links that lead back to them."""
     above = (*above, os.path.realpath(folder))
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -91,19 +91,19 @@ def _files_below(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
 
 @cache
 def unread_extensions() -> frozenset[str]:
-    """Endings of image files that are not among :data:`EXTENSIONS`."""
+    """Suffixes of image files that are not among :data:`EXTENSIONS`."""
     Image.init()
     known = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     return frozenset((known | OTHER_IMAGES) - EXTENSIONS - {".h5", ".hdf", ".mpg", ".mpeg"})
 
 
 def open_image(path: Path) -> Image.Image:
-    """The image as RGB of 8 bits, upright as its EXIF data say; what is transparent is white.
+    """Read an image as 8-bit RGB, rotated as its EXIF data say; transparent pixels become white.
 
-    Grey images of 16 bits, and of real numbers in 0 .. 1 or 0 .. 255, are scaled to 8 bits.
+    Grey images with 16 bits, or with floats in 0 .. 1 or 0 .. 255, are scaled to 8 bits.
 
     Raises:
-        UserError: the file is no image, is damaged, or is larger than Pillow opens.
+        UserError: The file is not an image, is damaged, or is larger than Pillow opens.
     """
     try:
         with warnings.catch_warnings():
@@ -120,7 +120,7 @@ def open_image(path: Path) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """``image`` turned as its EXIF orientation says; as it is where there is none that can be read."""
+    """``image`` rotated by its EXIF orientation; unchanged if there is none or it cannot be read."""
     try:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
     except Exception:  # damaged metadata, which the pixels do not need
@@ -129,10 +129,10 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """``image`` as RGB of 8 bits; what is transparent is white.
+    """``image`` as 8-bit RGB; transparent pixels become white.
 
     Raises:
-        ValueError: its values are in no range that images have.
+        ValueError: The values are in no known range.
     """
     if image.mode[0] in "IF":
         return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
@@ -143,7 +143,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Grey values (H, W), whole in 0 .. 65,535 or real in 0 .. 1 or 0 .. 255, as uint8."""
+    """Grey values (H, W) as uint8; integers in 0 .. 65,535 or floats in 0 .. 1 or 0 .. 255."""
     low, high = values.min(), values.max()
     whole = values.dtype.kind in "iu"
     top = 65535 if whole else 1 if high <= 1 else 255
@@ -155,7 +155,7 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def seeded(rng: np.random.Generator) -> Iterator[None]:
-    """Let the global generators, which timm's transforms use, draw from ``rng`` and put them back afterwards."""
+    """Context in which the global generators, which timm's transforms use, draw from ``rng``; restored afterwards."""
     state = random.getstate()
     with torch.random.fork_rng(devices=[]):
         random.seed(int(rng.integers(2**63)))
@@ -167,23 +167,23 @@ def seeded(rng: np.random.Generator) -> Iterator[None]:
 
 
 class ImageFolders:
-    """Two folders of images, one to train on and one to evaluate on, through timm's transforms.
+    """Two folders of images, one for training and one for evaluation, with timm's transforms.
 
     Args:
-        root: folder that holds both.
-        image_size: height and width, or one number for both.
-        train, evaluation: names of the two folders below ``root``; no ``train`` for evaluation alone.
-        name: what the run's record calls the data.
-        expected: numbers of training and evaluation images of the published data; a tree of other numbers is recorded
-            as a variant. None: the images are the user's own.
-        address: where the data comes from, for the message when it is absent.
-        augmentation: arguments of ``timm.data.create_transform`` for training (table 4).
-        crop_pct: share of the shorter side that the centre crop of evaluation keeps; 1 keeps an image of the model's
+        root: Folder that holds both.
+        image_size: Height and width, or one number for both.
+        train, evaluation: Names of the two folders below ``root``. If ``train`` is None, only evaluation is possible.
+        name: Name of the data in the run's record.
+        expected: Numbers of training and evaluation images of the published data; other numbers are recorded as a
+            variant. If None, the images are the user's own.
+        address: Download address for the error message if the data are missing.
+        augmentation: Arguments of ``timm.data.create_transform`` for training (table 4).
+        crop_pct: Share of the shorter side that the centre crop of evaluation keeps; 1 keeps an image of the model's
             size as it is.
-        crop_mode: how evaluation images are fitted, as timm has it: ``center`` resizes the shorter side and cuts out
+        crop_mode: How evaluation images are fitted, as timm has it: ``center`` resizes the shorter side and cuts out
             the centre; ``squash`` resizes both sides; ``border`` resizes the longer side and pads.
-        keep_in_memory: read every file once a process and keep what was decoded: training images whole, at three bytes
-            a pixel, evaluation images as the network sees them.
+        keep_in_memory: If True, decode every file once per process and keep the result: whole training images at three
+            bytes per pixel, and evaluation images as network inputs.
     """
 
     def __init__(
@@ -225,7 +225,7 @@ class ImageFolders:
         self.kept_eval: dict[int, Tensor] | None = {} if keep_in_memory else None
 
     def published_variant(self, expected: tuple[int, int], train: str | None, evaluation: str) -> str:
-        """What a tree is that has the name of a published one, by its numbers of images in all and in each class."""
+        """Variant of folders with a published data set's name, by their numbers of images in total and per class."""
         numbers = (self.train_length, self.eval_length)
         counts = [
             Counter(path.relative_to(self.root / part).parts[0] for path in files)
@@ -261,7 +261,7 @@ class ImageFolders:
         return self.kept_eval[index]
 
     def describe(self) -> dict[str, object]:
-        """Sizes, and a hash of all file names and lengths (the pixels would take minutes for ImageNet)."""
+        """Sizes, and a hash of all file names and lengths (hashing the pixels of ImageNet would take minutes)."""
         digest = hashlib.sha256()
         for path in (*self.train_files, *self.eval_files):
             digest.update(f"{path.relative_to(self.root)} {path.stat().st_size}\n".encode())
@@ -273,10 +273,11 @@ class ImageFolders:
 
 
 def has_published_classes(name: str, counts: Sequence[Mapping[str, int]]) -> bool:
-    """Whether class folders hold as many images as those of Imagenette or ImageNet; True for other data sets.
+    """True if the class folders have as many images as those of Imagenette or ImageNet; True for other data sets.
 
     Args:
-        counts: Images by class folder, of the training and of the validation part.
+        name: Name of the data set.
+        counts: Number of images by class folder, for training and for validation part.
     """
     if name == "imagenette":
         return all(part == {c: both[i] for c, both in IMAGENETTE.items()} for i, part in enumerate(counts))

@@ -15,10 +15,10 @@ from et.inpainting.patches import fill, grid_shape, pair, patchify
 def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
     """Sines and cosines of each patch's row and column, (rows * columns, dim), with root mean square 1.
 
-    The wavelengths run geometrically from 1.5 patches to four times the longer side of the grid.
+    The wavelengths form a geometric series from 1.5 patches to four times the longer side of the grid.
 
     Raises:
-        ValueError: ``dim`` is no multiple of 4.
+        ValueError: ``dim`` is not a multiple of 4.
     """
     if dim % 4:
         raise ValueError(f"sincos positions need a token dimension that is a multiple of 4, not {dim}")
@@ -29,55 +29,58 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
 
 
 def followed_by(first: Descent, second: Descent) -> Descent:
-    """Two descents as one: the state in which one ends and the other starts is recorded once, by the second."""
+    """Concatenate two descents; the state between them is recorded once, by the second."""
     names = ("energies", "attention_energies", "hopfield_energies", "states")
     pairs = {name: (getattr(first, name), getattr(second, name)) for name in names}
     return Descent(second.x, **{name: None if b is None else torch.cat([a[:-1], b]) for name, (a, b) in pairs.items()})
 
 
 def lecun_normal_(weight: Tensor) -> None:
-    """Fill a weight (outputs, inputs) with normal numbers cut off at two deviations, of deviation 1/sqrt(inputs)."""
+    """Fill a weight (outputs, inputs) from a normal distribution truncated at two deviations, with deviation
+    1/sqrt(inputs).
+    """
     std = weight.shape[1] ** -0.5 / 0.87962566103423978  # the deviation of a normal distribution that is cut off there
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
 class InpaintingET(nn.Module):
-    """Completes images with masked patches by T steps of one ET block (algorithm 1).
+    """Completes images with masked patches by T steps of one ET block (algorithm 1). https://arxiv.org/abs/2302.07253
 
-    Patch tokens follow the CLS token, which the released code has and the text does not; it is kept under both
-    fidelities, as the decoder's layer norm (appendix B) is the block's (released code). ``fidelity`` chooses between
-    what paper and released code do differently beside that: self-attention (eq. 3 against eq. 13) and the initial
-    standard deviations (0.02 for all; against 0.002 for attention, CLS, MASK and positions, and 1/sqrt(fan_in) for
-    encoder and decoder).
+    The CLS token precedes the patch tokens. The released code has it and the text does not; both fidelities keep it.
+    The layer norm of the decoder (appendix B) is that of the block, as in the released code. ``fidelity`` chooses the
+    remaining differences: self-attention (eq. 3 in the paper, eq. 13 in the released code) and the initial standard
+    deviations (paper: 0.02 for all; released: 0.002 for attention, CLS, MASK and positions, 1/sqrt(fan_in) for encoder
+    and decoder).
 
     Args:
-        image_size, patch_size: in pixels, one number or (height, width); the image a multiple of the patch.
-        channels: colour channels of the image.
-        dim: token dimension D.
+        image_size, patch_size: Size in pixels, one number or (height, width). The image is a multiple of the patch.
+        channels: Number of colour channels.
+        dim: Token dimension D.
         num_heads, head_dim: H and Y.
-        num_memories: M (the paper's K).
-        steps: T.
-        step_size: alpha = dt / tau.
-        step_schedule: ``constant``, as the paper's; ``decreasing``, from ``step_size`` on as 1 / sqrt(1 + t);
-            ``learned``: T positive numbers that start there.
+        num_memories: Number of memories M (the paper's K).
+        steps: Number of steps T.
+        step_size: Step size alpha = dt / tau.
+        step_schedule: ``constant``, as in the paper; ``decreasing``: ``step_size`` / sqrt(1 + t); ``learned``: T
+            positive trained numbers, initially ``step_size``.
         fidelity: ``paper`` or ``released``.
-        self_attention: overrides what ``fidelity`` chooses.
-        position_init: how the (trained) position biases start: as independent normal numbers, as the paper's, or as
-            sines and cosines of row and column, under which neighbours are alike from the first step on.
-        position_std: their initial root mean square; None: what ``fidelity`` chooses. The layer norm divides a token by
-            its size, so a patch keeps its brightness and contrast only next to positions of comparable size.
-        checkpoint: in training keep only the tokens of each step for the backward pass, which computes the steps again:
-            less memory, more time. The results are the same.
+        self_attention: Whether a token attends to itself. If None, as ``fidelity`` has it.
+        position_init: Initial values of the trained position biases: independent normal numbers, as in the paper, or
+            sines and cosines of row and column, which make neighbours similar from the first step on.
+        position_std: Initial root mean square of the position biases. If None, as ``fidelity`` has it. The layer norm
+            divides a token by its size, so a patch keeps its brightness and contrast only if its position bias has a
+            comparable size.
+        checkpoint: If True, store only the tokens of each step in training and recompute the steps in the backward
+            pass: less memory, more time, same results.
         affine_init_std: Initial standard deviation of encoder and decoder. ``fan_in``: 1/sqrt(fan_in) of a normal
-            distribution that is cut off at two deviations (Flax's ``lecun_normal``). If None, as ``fidelity`` has it
-            (paper: 0.02; released: ``fan_in``).
-        num_blocks: S blocks of T steps each, one after the other (the authors' PyTorch port). Algorithm 1 has one.
-        decoder_norm_eps: If set, the decoder has a layer norm of its own with this eps, and a gain and a bias for every
+            distribution truncated at two deviations (Flax's ``lecun_normal``). If None, as ``fidelity`` has it (paper:
+            0.02; released: ``fan_in``).
+        num_blocks: Number S of consecutive blocks of T steps each (the authors' PyTorch port). Algorithm 1 has one.
+        decoder_norm_eps: If set, the decoder has its own layer norm with this eps, and a gain and a bias for every
             element (the authors' PyTorch port). If None, it uses the block's.
-        block: further arguments of :class:`EnergyTransformerBlock`.
+        block: Further arguments of :class:`EnergyTransformerBlock`.
 
     Raises:
-        ValueError: the image is no multiple of the patch; ``fidelity``, ``position_init``, ``step_schedule`` or
+        ValueError: The image is not a multiple of the patch; ``fidelity``, ``position_init``, ``step_schedule`` or
             ``affine_init_std`` is unknown.
     """
 
@@ -147,7 +150,7 @@ class InpaintingET(nn.Module):
         self._reset_affine()
 
     def reset_parameters(self) -> None:
-        """Initialise all parameters again, with the random numbers that a new model would draw."""
+        """Initialise all parameters again, with the same random draws as a new model."""
         self.encoder.reset_parameters()
         self.decoder.reset_parameters()
         self._reset_tokens()
@@ -176,17 +179,17 @@ class InpaintingET(nn.Module):
             nn.init.zeros_(affine.bias)
 
     def embed(self, patches: Tensor, masked: Tensor) -> Tensor:
-        """Initial tokens of patches (B, N, P), of which ``masked`` (B, N) bool are hidden: (B, 1 + N, D)."""
+        """Initial tokens (B, 1 + N, D) of patches (B, N, P), of which ``masked`` (B, N) bool are hidden."""
         tokens = torch.where(masked[..., None], self.mask_token.to(patches.dtype), self.encoder(patches))
         cls = self.cls_token.to(tokens.dtype).expand(tokens.shape[0], 1, -1)
         return torch.cat([cls, tokens], dim=1) + self.position
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Patches of tokens without CLS: (..., D) -> (..., P); the layer norm comes first."""
+        """Patches (..., P) of tokens (..., D) without CLS; the layer norm is applied first."""
         return self.decoder((self.decoder_norm or self.block.norm)(tokens))
 
     def forward(self, images: Tensor, masked: Tensor) -> Tensor:
-        """Reconstruction of every patch: images (B, C, H, W), masked (B, N) bool -> (B, N, P)."""
+        """Reconstruction of every patch, (B, N, P), from images (B, C, H, W) and masked (B, N) bool."""
         tokens = self.embed(patchify(images, self.patch_size), masked)
         checkpoint = self.checkpoint and torch.is_grad_enabled()
         for block in (self.block, *self.later_blocks):
@@ -194,7 +197,7 @@ class InpaintingET(nn.Module):
         return self.decode(tokens[:, 1:])
 
     def step_sizes(self, steps: int) -> float | Tensor:
-        """alpha of ``steps`` steps, one number or (steps,); learned ones go on with the last of them."""
+        """Step size alpha of ``steps`` steps, one number or (steps,); past T the last learned one is repeated."""
         if self.step_schedule == "constant":
             return self.step_size
         if self.step_schedule == "decreasing":
@@ -209,10 +212,13 @@ class InpaintingET(nn.Module):
         steps: int | None = None,
         record: bool | Literal["energy"] = True,
     ) -> Descent:
-        """The descent itself, recorded; ``states[:, :, 1:]`` are patch tokens for :meth:`decode`.
+        """The recorded descent; ``states[:, :, 1:]`` are patch tokens for :meth:`decode`.
 
-        ``steps`` are T of each block unless given; ``record`` is that of :func:`et.core.descend`. The energy of a state
-        is that of the block that takes the next step.
+        Args:
+            images: Images, (B, C, H, W).
+            masked: Mask of the hidden patches, (B, N) bool.
+            steps: Number of steps of each block. If None, T.
+            record: See :func:`et.core.descend`. The energy of a state is that of the block that takes the next step.
         """
         tokens = self.embed(patchify(images, self.patch_size), masked)
         steps = self.steps if steps is None else steps
@@ -222,5 +228,5 @@ class InpaintingET(nn.Module):
         return found
 
     def complete(self, images: Tensor, masked: Tensor) -> Tensor:
-        """The images with their masked patches replaced by the reconstruction: (B, C, H, W)."""
+        """Images whose masked patches are replaced by the reconstruction, (B, C, H, W)."""
         return fill(images, self(images, masked), masked, self.patch_size)

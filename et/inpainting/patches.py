@@ -1,4 +1,4 @@
-"""Images as patches, and which patches are hidden."""
+"""Conversion between images and patches, and random masks."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from et.core.arguments import check_sizes
 
 
 def pair(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
-    """(height, width) of a size given as one number or as two."""
+    """(height, width) of a size that is one number or two."""
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def grid_shape(image_size: int | tuple[int, int], patch_size: int | tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of patches.
+    """Number of rows and columns of patches.
 
     Raises:
-        ValueError: the image is no multiple of the patch, or one of the two has no pixels.
+        ValueError: The image is not a multiple of the patch, or one of the two is empty.
     """
     (height, width), (patch_h, patch_w) = pair(image_size), pair(patch_size)
     check_sizes(image_size=min(height, width), patch_size=min(patch_h, patch_w))
@@ -45,7 +45,7 @@ def unpatchify(patches: Tensor, patch_size: int | tuple[int, int], image_size: i
 
 
 def fill(images: Tensor, prediction: Tensor, masked: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
-    """``images`` (B, C, H, W) with the masked patches (B, N) replaced by ``prediction`` (B, N, P), the others kept."""
+    """``images`` (B, C, H, W) whose masked patches (B, N) are replaced by ``prediction`` (B, N, P)."""
     patches = patchify(images, patch_size)
     filled = torch.where(masked[..., None], prediction.to(patches.dtype), patches)
     return unpatchify(filled, patch_size, images.shape[-2:])
@@ -62,13 +62,14 @@ def join_tiles(tiles: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def draw_masks(rng: np.random.Generator, num_patches: int, num_occluded: int, num_kept: int) -> tuple[Tensor, Tensor]:
-    """Choose the occluded patches and those of them that are left untouched (appendix B: 100 of 196, of which 10).
+    """Choose the occluded patches and the part of them that stays visible (appendix B: 100 of 196, of which 10
+    visible).
 
     Args:
-        rng: where the choice comes from.
-        num_patches: N.
-        num_occluded: patches that the loss looks at.
-        num_kept: how many of these the network may see nonetheless.
+        rng: Random generator.
+        num_patches: Number of patches N.
+        num_occluded: Number of patches in the loss.
+        num_kept: Number of occluded patches that the network sees unmasked.
 
     Returns:
         (occluded, masked), both (N,) bool: the patches of the loss, and those replaced by the MASK token.
@@ -81,17 +82,17 @@ def draw_masks(rng: np.random.Generator, num_patches: int, num_occluded: int, nu
 
 
 def mask_first_patch(masked: Tensor, occluded: Tensor) -> Tensor:
-    """The masks that the authors' released training uses.
+    """Masks of the authors' released training.
 
-    It looks for as many masked patches as are occluded. Occluded patches that stay visible are missing there, and patch
-    0 is put in their place.
+    It searches as many masked patches as are occluded. Occluded patches that stay visible are missing there, and patch
+    0 takes their place.
 
     Args:
         masked: Patches to be replaced by the MASK token, (B, N) bool.
         occluded: Patches of the loss, (B, N) bool.
 
     Returns:
-        ``masked`` with patch 0, for every image of which fewer patches are masked than occluded.
+        ``masked`` with patch 0 set in every image with fewer masked than occluded patches, (B, N) bool.
     """
     masked = masked.clone()
     masked[:, 0] |= masked.sum(1) < occluded.sum(1)

@@ -21,7 +21,7 @@ HELD_OUT = ("chelsea", "flower")
 
 @cache
 def load_photo(name: str) -> np.ndarray:
-    """One photograph as (H, W, 3) uint8; grey ones get three equal channels."""
+    """One photograph as (H, W, 3) uint8; a grey one gets three equal channels."""
     if name in ("china", "flower"):
         from sklearn.datasets import load_sample_image
 
@@ -36,12 +36,12 @@ def load_photo(name: str) -> np.ndarray:
 
 @cache
 def levels_of(name: str, smallest: int) -> list[np.ndarray]:
-    """:func:`pyramid` of a photograph, computed once a process."""
+    """:func:`pyramid` of a photograph, cached per process."""
     return pyramid(load_photo(name), smallest)
 
 
 def pyramid(image: np.ndarray, smallest: int) -> list[np.ndarray]:
-    """``image`` and its halvings (2 x 2 means) down to a shorter side of at least ``smallest`` pixels."""
+    """``image`` and its successive halvings (2 x 2 means) down to a shorter side of at least ``smallest`` pixels."""
     levels = [image]
     while min(levels[-1].shape[:2]) // 2 >= smallest:
         height, width = (side // 2 * 2 for side in levels[-1].shape[:2])
@@ -51,7 +51,7 @@ def pyramid(image: np.ndarray, smallest: int) -> list[np.ndarray]:
 
 
 def windows(image: np.ndarray, size: tuple[int, int]) -> list[np.ndarray]:
-    """Non-overlapping windows of ``size`` = (height, width) that tile the image, row by row; the rest is cut off."""
+    """Non-overlapping windows of ``size`` = (height, width), row by row; the remainder is cropped."""
     height, width = size
     rows, columns = image.shape[0] // height, image.shape[1] // width
     return [
@@ -60,16 +60,16 @@ def windows(image: np.ndarray, size: tuple[int, int]) -> list[np.ndarray]:
 
 
 class Photos:
-    """Crops of the embedded photographs for training; the held-out ones, whole, for evaluation.
+    """Random crops of the embedded photographs for training; held-out photographs, whole, for evaluation.
 
-    A crop comes from a random photograph at a random level of its pyramid, is mirrored and turned, and has its colour
-    channels permuted and scaled: a dozen photographs do not generalise without this.
+    A crop comes from a random photograph at a random level of its pyramid. It is flipped and rotated, and its colour
+    channels are permuted and scaled: a dozen photographs do not generalise without this.
 
     Args:
-        image_size: height and width of a crop, or one number for both.
-        crops_per_epoch: how many crops make an epoch.
-        max_gain: channels are scaled about the crop's mean by factors between 1/max_gain and max_gain.
-        levels: how many pyramid levels of a held-out photograph are evaluated.
+        image_size: Height and width of a crop, or one number for both.
+        crops_per_epoch: Number of crops per epoch.
+        max_gain: Channels are scaled about the crop's mean by factors between 1/max_gain and max_gain.
+        levels: Number of pyramid levels of a held-out photograph that are evaluated.
     """
 
     name, variant = "photos", "embedded photographs"

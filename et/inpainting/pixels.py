@@ -1,4 +1,4 @@
-"""Between bytes and what the network sees: normalisation by ImageNet's channel mean and deviation (appendix B)."""
+"""Normalisation of pixels by ImageNet's channel mean and deviation (appendix B), and its inverse."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def normalise(image: np.ndarray) -> Tensor:
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """Normalised (..., 3, H, W) -> the same in 0 .. 1, clipped."""
+    """Inverse of the normalisation, clipped to 0 .. 1: (..., 3, H, W)."""
     mean, std = (torch.tensor(v, dtype=images.dtype, device=images.device)[:, None, None] for v in (MEAN, STD))
     return (images * std + mean).clamp(0, 1)
 

@@ -1,6 +1,6 @@
-"""The recorded descent of a few completions: the image at every step t and the energy of the two modules there.
+"""Recorded descents of a few completions: the image at every step t and the energies of the two modules.
 
-Written into a run's folder as descent.json beside a folder of WebP pictures, small enough to be embedded in a page.
+They are written to a run's folder as descent.json and a folder of WebP pictures, small enough to embed in a page.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WINDOWS_AT_ONCE = 32
 
 @dataclass(frozen=True)
 class Subject:
-    """What is completed as one picture: evaluation images ``indices`` that tile it, row by row, on ``grid``."""
+    """One picture to complete: evaluation images ``indices`` that tile it, row by row, on ``grid``."""
 
     name: str
     indices: tuple[int, ...]
@@ -36,7 +36,7 @@ class Subject:
 
 
 def subjects_of(data: pl.LightningDataModule, count: int = 4) -> list[Subject]:
-    """The held-out photographs at their full size where images are cut from such, else ``count`` evaluation images."""
+    """Held-out photographs at full size if the data are photographs, else ``count`` evaluation images."""
     if not hasattr(data.source, "layout"):
         length = data.source.eval_length
         chosen = np.linspace(0, length - 1, min(count, length)).astype(int)
@@ -53,17 +53,17 @@ def subjects_of(data: pl.LightningDataModule, count: int = 4) -> list[Subject]:
 def record_descents(
     network: torch.nn.Module, data: pl.LightningDataModule, folder: Path, count: int = 4, steps: int | None = None
 ) -> Path:
-    """Descend once more on a few evaluation images and write descent.json and descent/*.webp into ``folder``.
+    """Descend again on a few evaluation images and write descent.json and descent/*.webp into ``folder``.
 
-    The energies of a picture are means over the windows it is made of; its error is the mean squared error over all
-    hidden patches, in normalised units as ``test/mse_masked``.
+    The energies of a picture are means over its windows. Its error is the mean squared error over all hidden patches,
+    in normalised units as ``test/mse_masked``.
 
     Args:
-        network: an image model with ``trajectory`` and ``decode``.
-        data: its data module.
-        folder: where to write; it must exist.
-        count: how many images, where the data are not whole photographs.
-        steps: how far to descend; None: as far as the network was trained to (T).
+        network: An image model with ``trajectory`` and ``decode``.
+        data: Its data module.
+        folder: Existing folder to write to.
+        count: Number of images, if the data are not whole photographs.
+        steps: Number of steps. If None, the T of training.
 
     Returns:
         The path of descent.json.

@@ -30,7 +30,7 @@ def read_flax(path: str | Path) -> dict[str, Tensor]:
             training state with them below ``params``. Or a folder that holds such a file under the name ``checkpoint``.
 
     Raises:
-        UserError: the file is absent or damaged, is a pickle, keeps its arrays elsewhere, or msgpack is not installed.
+        UserError: The file is absent or damaged, is a pickle, keeps its arrays elsewhere, or msgpack is not installed.
     """
     path = Path(path)
     if path.is_dir():
@@ -63,7 +63,7 @@ def take(arrays: dict[str, Tensor], names: dict[str, str], path: str | Path, kin
     """The arrays under the names that the values of ``names`` have in the file, by its keys.
 
     Raises:
-        UserError: one is missing, or there are others, which the model of ``kind`` has no place for.
+        UserError: One is missing, or there are others, which the model of ``kind`` has no place for.
     """
     missing = [name for name in names.values() if name not in arrays]
     if missing:

@@ -42,7 +42,7 @@ def load_official_graph_model(path: str | Path) -> tuple[dict[str, Any], dict[st
     The arguments are those that the weights show. Steps, step size and noise are not among them.
 
     Raises:
-        UserError: the file is absent or damaged, would execute code, or holds another model.
+        UserError: The file is absent or damaged, would execute code, or holds another model.
     """
     arrays = read_flax(path)
     found = (re.fullmatch(r"encode_block_(\d+)/attn/Wq", name) for name in arrays)

@@ -69,7 +69,7 @@ def load_official(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Arguments and state of the :class:`InpaintingET` that a published file holds, whichever of the forms it has.
 
     Raises:
-        UserError: the file is absent or damaged, would execute code, or holds another model.
+        UserError: The file is absent or damaged, would execute code, or holds another model.
     """
     path = Path(path)
     if _is_torch_file(path):
@@ -84,7 +84,7 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
     """The arrays of a published npz or Flax checkpoint, float32.
 
     Raises:
-        UserError: the file is absent, neither an npz of plain arrays nor a Flax checkpoint, or lacks an array.
+        UserError: The file is absent, neither an npz of plain arrays nor a Flax checkpoint, or lacks an array.
     """
     path = Path(path)
     kind = "the authors' image model"
@@ -104,7 +104,7 @@ def model_arguments(arrays: dict[str, Tensor], channels: int = 3) -> dict[str, A
     """Arguments of :class:`InpaintingET` that fit the arrays; patches and images are taken to be square.
 
     Raises:
-        UserError: the number of patches or of their pixels is no square.
+        UserError: The number of patches or of their pixels is no square.
     """
     heads, head_dim, dim = arrays["Wk"].shape
     return {
@@ -158,7 +158,7 @@ def read_port(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         path: Its state dictionary, with ``model_config.txt`` beside it, or a checkpoint of its training.
 
     Raises:
-        UserError: the file holds more than tensors and settings, or there are no settings.
+        UserError: The file holds more than tensors and settings, or there are no settings.
     """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -198,7 +198,7 @@ def port_arguments(
     """Arguments of :class:`InpaintingET` that fit the port's weights and settings.
 
     Raises:
-        UserError: a weight or a setting is missing, there is one too many, or the model completes no images.
+        UserError: A weight or a setting is missing, there is one too many, or the model completes no images.
     """
     blocks = 1 + max((int(found[1]) for name in weights if (found := re.match(r"blocks\.(\d+)\.", name))), default=0)
     expected = set(_port_names(blocks))

@@ -15,7 +15,7 @@ class OneGraph(nn.Module):
     docs/integrations.md exports one.
 
     Args:
-        model: with the sparse layout; its batch of one graph is made here.
+        model: With the sparse layout; its batch of one graph is made here.
     """
 
     def __init__(self, model: GraphEnergyTransformer):
@@ -28,10 +28,10 @@ class OneGraph(nn.Module):
         """Outputs (1, num_outputs), or (N, num_outputs) with readout from the nodes.
 
         Args:
-            x: node features, (N, F).
+            x: Node features, (N, F).
             edge_index: (2, E) int64, row 0 keys and row 1 queries.
             pe: Laplacian eigenvectors of CLS and nodes, (N + 1, k): :func:`laplacian_eigenvectors` of positional.py.
-            edge_attr: edge features, (E, P), where the model has them.
+            edge_attr: Edge features, (E, P), where the model has them.
         """
         zero = torch.zeros(1, dtype=torch.int64, device=x.device)
         batch = GraphBatch(

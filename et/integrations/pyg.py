@@ -15,12 +15,12 @@ class EnergyConv(nn.Module):
     arguments. A linear layer before or after it changes the width.
 
     Args:
-        in_channels: width of a node, D.
+        in_channels: Width of a node, D.
         heads, head_dim: H and Y of the attention.
         memories: M of the Hopfield network.
         steps: T.
         step_size: alpha.
-        block: further arguments of :class:`et.core.EnergyTransformerBlock`.
+        block: Further arguments of :class:`et.core.EnergyTransformerBlock`.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class EnergyConv(nn.Module):
                 it, which saves sorting the edges again where several layers, or epochs, share a graph.
 
         Raises:
-            ValueError: the edges do not fit the nodes.
+            ValueError: The edges do not fit the nodes.
         """
         topology = edge_index if isinstance(edge_index, EdgeTopology) else EdgeTopology(edge_index, x.shape[0])
         return descend(self.block, x, self.steps, self.step_size, topology).x.to(x.dtype)

@@ -1,1 +1,1 @@
-"""The paper's numbers and the measured ones: tables, figures, the report page. A run does not need it."""
+"""The paper's numbers beside the measured ones: tables, figures, the report page. Training does not import it."""

@@ -1,4 +1,7 @@
-"""What was measured for each cell of a table: means over runs, comparisons, and what is missing."""
+"""Measured values of the cells of a table: means over runs, comparisons, and missing runs.
+
+Not pandas: a cell keeps its runs, which the report page opens, and the average itself is two calls of ``statistics``.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,14 @@ USUAL_FIDELITY = {"held_out": "paper", "released": "released"}
 
 @dataclass(frozen=True)
 class Measured:
-    """Runs of one cell under one protocol; ``mean`` and ``std`` in the metric's unit; ``over`` is what std is over."""
+    """Mean and standard deviation of one cell under one protocol.
+
+    Attributes:
+        mean, std: In the metric's unit; ``std`` is None for a single run without repeated scorings.
+        n: Number of runs.
+        over: What the deviation is over, such as "seeds".
+        runs: The runs.
+    """
 
     mean: float
     std: float | None
@@ -33,9 +43,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a table: one method under one condition, on one variant of the data, of one configuration.
+    """A row of a table: one method under one condition, on one variant of the data, with one configuration.
 
-    ``variant`` is empty where the data are the published ones, ``label`` where the configuration is the experiment's.
+    ``variant`` is empty for the published data, ``label`` for the experiment's own configuration.
     """
 
     condition: Condition
@@ -45,14 +55,14 @@ class Line:
     runs: tuple[Run, ...]
 
     def of(self, protocol: str) -> tuple[Run, ...]:
-        """The line's runs under ``protocol``."""
+        """Runs of the row under ``protocol``."""
         return tuple(run for run in self.runs if run.key.protocol == protocol)
 
 
 def lines_of(table: Table, collection: Collection) -> list[Line]:
-    """The table's lines: conditions in order, methods in order, then data variants and other configurations.
+    """Rows of the table: conditions in order, methods in order, then data variants and other configurations.
 
-    Conditions that are not the paper's are left out as long as nothing was measured under them.
+    Conditions that are not in the paper are left out if they have no runs.
     """
     by_experiment: dict[str, dict[tuple[str, str], list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in collection.runs.values():
@@ -78,15 +88,15 @@ def lines_of(table: Table, collection: Collection) -> list[Line]:
 
 
 def _label(run: Run) -> str:
-    """What sets a run's configuration apart from the one that belongs in its cell."""
+    """Differences of a run's configuration from the one that belongs in its cell, as text."""
     usual = run.key.fidelity == USUAL_FIDELITY.get(run.key.protocol)
     return ", ".join(part for part in ("" if usual else f"fidelity={run.key.fidelity}", run.label) if part)
 
 
 def measure(table: Table, metric: Metric, line: Line, protocol: str) -> Measured | None:
-    """Mean and deviation of a metric over a line's runs; None where no run has it.
+    """Mean and deviation of a metric over the runs of a row; None if no run has it.
 
-    A single run that records the spread of its own repeated scorings (:attr:`Metric.spread`) is shown with that spread.
+    A single run that records the deviation of its own repeated scorings (:attr:`Metric.spread`) is shown with it.
     """
     if not metric.applies(line.condition.name) or protocol not in metric.protocols:
         return None
@@ -105,13 +115,13 @@ def measure(table: Table, metric: Metric, line: Line, protocol: str) -> Measured
 
 
 def scorings_of(table: Table, run: Run) -> int | None:
-    """How often a model was scored for the deviation within one run; None where the table does not say."""
+    """Number of scorings behind the deviation within one run; None if the table does not state it."""
     given = [override.split("=")[1] for override in run.overrides if override.startswith("task.repetitions=")]
     return int(given[-1]) if given else table.deviation.get("scorings")
 
 
 def over(table: Table, runs: Iterable[Run], protocol: str) -> str:
-    """What the deviation of several runs is over: folds, seeds, or what the table says seeds stand for."""
+    """What the deviation of several runs is over: folds, seeds, or the table's own term for seeds."""
     runs = tuple(runs)
     folds, seeds = len({run.key.fold for run in runs}), len({run.key.seed for run in runs})
     if folds > 1:
@@ -128,10 +138,10 @@ class Comparison:
     """A method against the best measured baseline of its kind, tuned or not.
 
     Attributes:
-        baseline: Its name.
-        difference: Mean difference to it over the shared splits, in the metric's unit.
+        baseline: Name of the baseline.
+        difference: Mean difference over the shared splits, in the metric's unit.
         n: Number of shared splits.
-        p_value: Of the paired t-test; None where there is none.
+        p_value: p-value of the paired t-test, or None if it cannot be computed.
     """
 
     baseline: str
@@ -141,7 +151,7 @@ class Comparison:
 
 
 def best(measured: Iterable[tuple[Line, Measured]], metric: Metric) -> list[Line]:
-    """The lines with the best mean, all of them in a tie; none where the metric has no direction."""
+    """Rows with the best mean, including ties; empty if the metric has no direction."""
     measured = list(measured)
     if metric.direction == "none" or not measured:
         return []
@@ -150,10 +160,10 @@ def best(measured: Iterable[tuple[Line, Measured]], metric: Metric) -> list[Line
 
 
 def comparisons(table: Table, metric: Metric, lines: Iterable[Line], protocol: str) -> dict[int, Comparison]:
-    """For each of our lines (by its position) the comparison with the best baseline of its kind on the same data.
+    """Comparison of each Energy Transformer with the best baseline of its kind on the same data, by row index.
 
     Tuned methods are compared with tuned baselines and untuned ones with untuned. Only runs of the experiments' own
-    configurations take part; pairs share seed, fold and the hash of the split.
+    configurations are included. Pairs share seed, fold and the hash of the split.
     """
     groups: dict[tuple[str, str, bool], list[tuple[int, Line, Measured]]] = defaultdict(list)
     for index, line in enumerate(lines):
@@ -176,9 +186,9 @@ def comparisons(table: Table, metric: Metric, lines: Iterable[Line], protocol: s
 
 
 def paired(ours: Iterable[Run], theirs: Iterable[Run], metric: Metric, baseline: str) -> Comparison | None:
-    """Paired t-test over the splits both have; None where they share none.
+    """Paired t-test over the shared splits; None if there are none.
 
-    p is None below three pairs and where all differences are equal. The splits are redrawn from one data set, so the
+    p is None below three pairs and if all differences are equal. The splits are redrawn from one data set, so the
     differences are not independent and p is optimistic.
     """
     other = {run.split: run.record["metrics"][metric.key] for run in theirs if run.split[2] is not None}
@@ -200,7 +210,7 @@ def difference(measured: Measured | None, cell: Cell | None) -> float | None:
 
 
 def mixed_commits(lines: Iterable[Line]) -> list[str]:
-    """Cells whose runs come from more than one commit, or from a tree with uncommitted changes."""
+    """Reports on cells whose runs come from several commits, or from a tree with uncommitted changes."""
     reports = []
     for line in lines:
         for protocol in PROTOCOLS:
@@ -214,7 +224,7 @@ def mixed_commits(lines: Iterable[Line]) -> list[str]:
 
 
 def expected_runs(number: int) -> Counter[tuple[str, str]]:
-    """How many runs of each (experiment, protocol) the table's sweep has; empty where the table has no sweep."""
+    """Number of runs of each (experiment, protocol) in the table's sweep; empty if the table has no sweep."""
     file = CONF / "sweep" / f"table{number:02d}.yaml"
     if not file.exists():
         return Counter()
@@ -224,7 +234,7 @@ def expected_runs(number: int) -> Counter[tuple[str, str]]:
 
 
 def missing(table: Table, lines: Iterable[Line], expected: Counter[tuple[str, str]]) -> list[tuple[str, str]]:
-    """(what is missing, command that fills it) for every cell of the table's sweep that is not there or incomplete."""
+    """(missing runs, command that runs them) for every cell of the table's sweep that is absent or incomplete."""
     have: Counter[tuple[str, str]] = Counter()
     for line in lines:
         if not line.label and (not line.variant or not line.condition.in_paper):

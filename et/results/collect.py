@@ -1,4 +1,4 @@
-"""Results from run folders and from committed json lines, checked against the configurations they claim to be of.
+"""Results from run folders and committed json lines, checked against the configurations they claim.
 
 ``python -m et.results.collect 1 2 ...`` appends the finished runs of these tables to experiments/tableNN/results.jsonl.
 """
@@ -30,15 +30,15 @@ STALE = "recorded with another configuration"
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run whose record and configuration agree.
+    """A finished run whose record matches its configuration.
 
     Attributes:
-        record: content of result.json.
-        key: experiment, seed, fold, protocol and fidelity.
-        overrides: what train.py was, or would be, given.
-        label: empty where the run is of the experiment's own configuration as it is today; else how it differs.
-        source: file (and line) it was read from.
-        folder: the run's folder; None where it was read from a json line.
+        record: Content of result.json.
+        key: Experiment, seed, fold, protocol and fidelity.
+        overrides: Arguments of train.py that give the run's configuration.
+        label: Differences from the experiment's current configuration; empty if there are none.
+        source: File (and line) it was read from.
+        folder: The run's folder, or None if it was read from a json line.
     """
 
     record: Mapping[str, Any]
@@ -50,25 +50,25 @@ class Run:
 
     @property
     def variant(self) -> str:
-        """What the data are instead of the published data set; empty where they are that."""
+        """Description of the data's difference from the published data set; empty if there is none."""
         variant = str(self.record["dataset"].get("variant", "unknown"))
         return "" if variant.startswith("exact") else variant
 
     @property
     def of_user_data(self) -> bool:
-        """Whether the data are the user's own, of which no table of the paper is."""
+        """True if the data are the user's own, which no table of the paper shows."""
         return of_user_data(self.record)
 
     @property
     def split(self) -> tuple[Any, ...]:
-        """What two runs must share to be compared pairwise: seed, fold and the hash of the split."""
+        """Key that runs must share for a paired comparison: seed, fold and the hash of the split."""
         split = self.record["dataset"].get("split_sha256")
         return (self.key.seed, self.key.fold, None if split is None else json.dumps(split, sort_keys=True))
 
 
 @dataclass
 class Collection:
-    """Runs by run id, and everything that was left out or looks odd."""
+    """Runs by run id, and reports on everything that was left out or is inconsistent."""
 
     runs: dict[str, Run] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -77,7 +77,7 @@ class Collection:
     _experiment: dict[str, str] = field(default_factory=dict)  # of problems that concern one
 
     def add(self, run: Run) -> None:
-        """Take a run in; the same run from a second source is reported, and its metrics must agree."""
+        """Add a run. The same run from a second source is reported unless its metrics agree with a recorded line."""
         identity = run.record["run_id"]
         known = self.runs.setdefault(identity, run)
         if known is run:
@@ -91,14 +91,14 @@ class Collection:
         self._experiment[self.problems[-1]] = run.key.experiment
 
     def of(self, experiments: Iterable[str]) -> Collection:
-        """The runs of some experiments, with the problems that concern these or cannot be told whom they concern."""
+        """Runs of some experiments, with the reports about these and those that belong to no experiment."""
         wanted = set(experiments)
         runs = {identity: run for identity, run in self.runs.items() if run.key.experiment in wanted}
         problems = [p for p in self.problems if self._experiment.get(p) in {None, *wanted}]
         return Collection(runs, problems, self.recorded & runs.keys(), self._experiment)
 
     def reports(self) -> list[str]:
-        """The problems, and in one line how many runs were found in both forms."""
+        """The problems, and in one line the number of runs that were found in both forms."""
         count = len(self.recorded)
         both = f"duplicate: {count} runs are in run folders and recorded lines, equal; counted once"
         return [*self.problems, both] if count else self.problems
@@ -107,12 +107,12 @@ class Collection:
 def collect(
     roots: Iterable[str | Path] = (), lines: Iterable[str | Path] = (), experiments: Iterable[str] | None = None
 ) -> Collection:
-    """Every run under ``roots`` (result.json in run folders) and in ``lines`` (results.jsonl files).
+    """Read every run under ``roots`` (result.json in run folders) and in ``lines`` (results.jsonl files).
 
     Args:
-        roots: folders that are searched for result.json at any depth.
-        lines: files of json lines; one that does not exist counts as empty.
-        experiments: only runs of these; None: all.
+        roots: Folders that are searched for result.json at any depth.
+        lines: Files of json lines; a missing file is treated as empty.
+        experiments: Names of the experiments to keep. If None, all.
     """
     found = Collection()
     wanted = None if experiments is None else set(experiments)
@@ -138,10 +138,10 @@ def _take(found: Collection, wanted: set[str] | None, read: Any) -> None:
 
 
 def from_folder(folder: Path) -> Run:
-    """The run of a folder with result.json and config.yaml.
+    """Read the run of a folder with result.json and config.yaml.
 
     Raises:
-        UserError: the result is corrupt or half-written, or is not of the configuration beside it.
+        UserError: The result is corrupt or truncated, or does not belong to the configuration beside it.
     """
     where = relative(folder)
     try:
@@ -169,10 +169,10 @@ def from_folder(folder: Path) -> Run:
 
 
 def _overrides_beyond(key: Key, own: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """What to give train.py beside the key's overrides to get ``config``; ``own`` is what the key alone gives.
+    """Overrides that turn ``own``, the configuration of the key alone, into ``config``.
 
-    A value that follows another one (D from Y) may be the experiment's own and still have to be said, because the other
-    one has changed. Keys that the experiment does not have are added with a plus, as Hydra wants it.
+    A value that depends on another one (D on Y) may equal the experiment's own and still need an override, because the
+    other one has changed. Keys that the experiment does not have are added with a plus, as Hydra requires.
     """
     extras: dict[str, str] = {}
     there = leaves(own).keys()
@@ -189,10 +189,10 @@ def _overrides_beyond(key: Key, own: Mapping[str, Any], config: Mapping[str, Any
 
 
 def from_line(line: str, source: str) -> Run:
-    """The run of a line of results.jsonl: a record with the ``overrides`` that made it.
+    """Read the run of a line of results.jsonl: a record with its ``overrides``.
 
     Raises:
-        UserError: the line is no whole record, or its overrides are not of the cell it claims.
+        UserError: The record is incomplete, or its overrides do not belong to the cell it claims.
     """
     try:
         record = json.loads(line)
@@ -217,7 +217,7 @@ def from_line(line: str, source: str) -> Run:
 
 
 def home(experiment: str) -> int | None:
-    """The table whose folder keeps an experiment's results: the first one that shows it."""
+    """Number of the table whose folder keeps an experiment's results: the first one that shows it."""
     for number in paper.NUMBERS:
         table = paper.load(number)
         if table.kind == "results" and experiment in table.experiments():
@@ -226,10 +226,10 @@ def home(experiment: str) -> int | None:
 
 
 def as_line(run: Run) -> str:
-    """A run as a line of results.jsonl: its record, its overrides and, of a run folder, its thinned-out curves.
+    """Format a run as a line of results.jsonl: its record, its overrides and, from a run folder, its thinned curves.
 
     Raises:
-        UserError: no overrides of train.py give the run's configuration.
+        UserError: No overrides of train.py give the run's configuration.
     """
     if not reproduces(run.overrides, run.record["run_id"]):
         raise UserError(
@@ -241,15 +241,15 @@ def as_line(run: Run) -> str:
 
 
 def append(runs: Iterable[Run], file: Path, replace: bool = False) -> tuple[int, list[str]]:
-    """Add runs to a results.jsonl, one line each.
+    """Append runs to a results.jsonl, one line each.
 
     Args:
         runs: Finished runs.
         file: The results.jsonl; created if it does not exist.
-        replace: Write runs that are in the file already anew, in their old place. If False, they stay as they are.
+        replace: If True, rewrite lines of runs that are already in the file. If False, keep them.
 
     Returns:
-        (number of lines added or written anew, what could not be recorded).
+        (number of lines added or rewritten, reports on runs that could not be recorded).
     """
     lines = file.read_text().splitlines() if file.exists() else []
     known = {identity: at for at, line in enumerate(lines) if (identity := _run_id_of(line)) is not None}
@@ -277,7 +277,7 @@ def append(runs: Iterable[Run], file: Path, replace: bool = False) -> tuple[int,
 
 
 def _claimed(record: Mapping[str, Any], fold: int | None) -> Key:
-    """The cell that a record says it is of; ValueError if its experiment is no name that a run can have."""
+    """Key of the cell that a record claims; raises ValueError if its experiment is not a valid name."""
     try:
         name = plain_name(record["experiment"], "experiment")
     except UserError as error:
@@ -301,7 +301,7 @@ def _as_override(value: Any) -> str:
 
 
 def relative(path: Path) -> str:
-    """``path`` as seen from the checkout, where it is inside."""
+    """``path`` relative to the checkout if it is inside."""
     path = path.absolute()
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 

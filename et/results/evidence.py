@@ -1,4 +1,4 @@
-"""What the report page's cells open: the runs a cell is made of and their configurations, as plain data."""
+"""Data behind the cells of the report page: runs and their configurations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from et.results.paper import Table
 from et.results.results_table import Entry, measured_text
 from et.results.run_files import as_data_uri, picture_files, read_curves, read_descent
 from et.runs.identity import config_of
-from et.runs.record import counted
+from et.runs.record import hashed_config
 from et.utils.errors import UserError
 
 _OF_THE_RUN = ("seed", "fold")  # differ within a cell; shown with each run
@@ -22,11 +22,11 @@ _OF_THE_RUN = ("seed", "fold")  # differ within a cell; shown with each run
 
 @dataclass
 class Evidence:
-    """Cells, runs and configurations by the names the page knows them by; each run and configuration is held once.
+    """Cells, runs and configurations by the names that the page uses; each run and configuration is stored once.
 
     Attributes:
-        figure_bytes: how much of the runs' pictures may still go into the page.
-        descents: recorded descents, in the order of the runs they are of.
+        figure_bytes: Number of bytes of pictures that may still be added to the page.
+        descents: Recorded descents, in the order of their runs.
     """
 
     figure_bytes: int
@@ -36,7 +36,7 @@ class Evidence:
     descents: list[dict[str, Any]] = field(default_factory=list)
 
     def add_cell(self, table: Table, entry: Entry) -> str:
-        """Take in what an entry of a protocol's column stands on; returns the cell's name."""
+        """Add the runs of an entry of a protocol's column; returns the cell's name."""
         name = f"c{len(self.cells)}"
         line, metric, measured, paper = entry.line, entry.metric, entry.measured, entry.paper
         experiment = line.method.experiment_for(line.condition.name)
@@ -65,7 +65,7 @@ class Evidence:
         return name
 
     def add_other(self, experiment: str, protocol: str, runs: Iterable[Run]) -> str:
-        """Take in runs that no table shows; returns the cell's name."""
+        """Add runs that no table shows; returns the cell's name."""
         name = f"c{len(self.cells)}"
         ours = [self.add_run(run) for run in runs]
         command = f"python train.py experiment={experiment} protocol={protocol}"
@@ -76,7 +76,7 @@ class Evidence:
         return name
 
     def add_run(self, run: Run) -> str:
-        """Take in a run with its configuration and what its folder has; returns its run id."""
+        """Add a run with its configuration and the pictures of its folder; returns its run id."""
         record, identity = run.record, run.record["run_id"]
         if identity in self.runs:
             return identity
@@ -97,11 +97,11 @@ class Evidence:
         return identity
 
     def _configuration(self, run: Run) -> str | None:
-        """Name of the run's configuration; None where today's files do not make it any more."""
+        """Name of the run's configuration; None if the current files no longer compose it."""
         if run.label == STALE:
             return None
         try:
-            config = counted(config_of(run.overrides))
+            config = hashed_config(config_of(run.overrides))
         except UserError:
             return None
         text = yaml.safe_dump(_of_all_runs(config), sort_keys=False, width=100)
@@ -110,7 +110,7 @@ class Evidence:
         return name
 
     def _figures(self, run: Run) -> dict[str, Any]:
-        """The run's pictures, and how many did not go in: the page stays small enough to be sent around."""
+        """The run's pictures, and the number that were omitted to keep the page small."""
         paths = [] if run.folder is None else picture_files(run.folder)
         figures: list[dict[str, str]] = []
         for path in paths:
@@ -126,7 +126,7 @@ class Evidence:
 
 
 def _of_all_runs(config: Any) -> Any:
-    """A configuration without what is a run's own, so that the runs of a cell share one text."""
+    """Configuration without the keys that differ between the runs of a cell, so that these share one text."""
     if isinstance(config, Mapping):
         return {k: "(the run's)" if k in _OF_THE_RUN else _of_all_runs(v) for k, v in config.items()}
     return [_of_all_runs(value) for value in config] if isinstance(config, list) else config

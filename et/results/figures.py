@@ -24,10 +24,10 @@ KEYS = ("run", "experiment", "output", "mask_seeds", "compare")
 
 
 def parse(arguments: Sequence[str]) -> dict[str, str]:
-    """The arguments by name.
+    """Arguments by name.
 
     Raises:
-        UserError: one that is not key=value, an unknown key, or not one of run and experiment.
+        UserError: An argument is not key=value, a key is unknown, or there is not exactly one of run and experiment.
     """
     pairs = [argument.partition("=") for argument in arguments]
     unknown = [key for key, equals, _ in pairs if not equals or key not in KEYS]
@@ -38,7 +38,7 @@ def parse(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw, and print where."""
+    """Draw the figures and print their paths."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in ("-h", "--help", "help"):
         print(USAGE)

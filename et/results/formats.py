@@ -6,10 +6,17 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+PAGE = Path(__file__).parent / "page"
 
 
 def signed(value: float, digits: int) -> str:
-    """A difference with its sign; what rounds to zero has none."""
+    """A difference with its sign; a value that rounds to zero has no sign."""
     text = f"{value:+.{digits}f}"
     return text[1:] if float(text) == 0 else text
 
@@ -19,9 +26,10 @@ class Text:
     """An entry of a grid.
 
     Attributes:
-        text: what is shown; ``bold``: how.
-        value: the number it shows, for sorting.
-        cell: what lies behind an entry that stands for runs (a results_table.Entry); the formats here ignore it.
+        text: Displayed text.
+        bold: True for bold type.
+        value: Numeric value for sorting, or None.
+        cell: The results_table.Entry behind an entry that stands for runs; ignored by the formats here.
     """
 
     text: str
@@ -32,7 +40,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: column heads and rows of as many entries; the first ``heads`` columns name the row."""
+    """A table: column heads and rows of equal length; the first ``heads`` columns name the row."""
 
     caption: str
     columns: Sequence[str]
@@ -46,7 +54,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with points below it; ``code``: the points are commands."""
+    """A heading with a list of points; if ``code``, the points are commands."""
 
     heading: str
     points: Sequence[str]
@@ -55,7 +63,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """What is written into a table's folder."""
+    """Content of a rendered table."""
 
     title: str
     intro: str
@@ -64,7 +72,7 @@ class Document:
 
 
 def to_markdown(document: Document) -> str:
-    """GitHub's markdown."""
+    """Render as GitHub markdown."""
     parts = [f"# {document.title}", document.intro]
     for grid in document.grids:
         parts += [f"## {grid.caption}", "\n".join(_markdown_grid(grid))]
@@ -83,51 +91,32 @@ def _markdown_grid(grid: Grid) -> list[str]:
     return lines + [row([f"**{e.text}**" if e.bold and e.text else e.text for e in entries]) for entries in grid.rows]
 
 
-_CSS = """
-:root { color-scheme: light dark }
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem }
-.wide { overflow-x: auto }
-table { border-collapse: collapse; margin: .5rem 0 1.5rem }
-caption { text-align: left; font-weight: 600; padding: .4rem 0 }
-th, td { padding: .2rem .6rem; border-bottom: 1px solid #8884; text-align: right; white-space: nowrap }
-th[scope=row], thead th.head, td.head { text-align: left }
-pre { overflow-x: auto }
-"""
+def shown(item: Text, small_count: bool = False) -> Markup:
+    """HTML of an entry; with ``small_count``, a number of runs at its end, "(n = 5)", is set small."""
+    text = html.escape(item.text)
+    text = Markup(re.sub(r"(\(n = .*\))$", r"<small>\1</small>", text) if small_count else text)
+    return Markup("<strong>{}</strong>").format(text) if item.bold and text else text
+
+
+@cache
+def templates() -> Environment:
+    """The templates in page/. Everything they insert is escaped unless it is Markup."""
+    environment = Environment(
+        loader=FileSystemLoader(PAGE),
+        undefined=StrictUndefined,
+        # html.escape and not markupsafe's: it writes quotation marks as tables have had them.
+        finalize=lambda value: value if isinstance(value, Markup) else Markup(html.escape(str(value))),
+        autoescape=True,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["shown"] = shown
+    return environment
 
 
 def to_html(document: Document) -> str:
-    """One self-contained page."""
-    escape = html.escape
-    body = [f"<h1>{escape(document.title)}</h1>", f"<p>{escape(document.intro)}</p>" if document.intro else ""]
-    body += [line for grid in document.grids for line in _html_grid(grid)]
-    for section in document.sections:
-        body.append(f"<h2>{escape(section.heading)}</h2>")
-        if section.code:
-            body.append("<pre><code>" + escape("\n".join(section.points)) + "</code></pre>")
-        else:
-            body += ["<ul>", *(f"<li>{escape(point)}</li>" for point in section.points), "</ul>"]
-    head = (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(document.title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
-    )
-    return head + "\n".join(line for line in body if line) + "\n</body>\n</html>\n"
-
-
-def _html_grid(grid: Grid) -> list[str]:
-    def entry(index: int, item: Text) -> str:
-        text = html.escape(item.text)
-        text = f"<strong>{text}</strong>" if item.bold and text else text
-        return f'<td class="head">{text}</td>' if index < grid.heads else f"<td>{text}</td>"
-
-    columns = [
-        f'<th scope="col"{" class=head" if index < grid.heads else ""}>{html.escape(name)}</th>'
-        for index, name in enumerate(grid.columns)
-    ]
-    lines = ['<div class="wide">', "<table>", f"<caption>{html.escape(grid.caption)}</caption>"]
-    lines += ["<thead><tr>" + "".join(columns) + "</tr></thead>", "<tbody>"]
-    lines += ["<tr>" + "".join(entry(index, item) for index, item in enumerate(row)) + "</tr>" for row in grid.rows]
-    return [*lines, "</tbody>", "</table>", "</div>"]
+    """Render as one self-contained page."""
+    return templates().get_template("table.html").render(document=document)
 
 
 _LATEX = {
@@ -140,12 +129,12 @@ _LATEX = {
 
 
 def latex(text: str) -> str:
-    """``text`` with everything special to LaTeX escaped; pdflatex needs no packages for the result."""
+    """Escape ``text`` for LaTeX; the result needs no packages beyond pdflatex."""
     return "".join(_LATEX.get(character, character) for character in text)
 
 
 def to_latex(document: Document) -> str:
-    r"""A fragment for \input; the document that takes it needs \usepackage{longtable}."""
+    r"""Render as a LaTeX fragment for \input; the including document needs \usepackage{longtable}."""
     lines = ["% " + document.title, r"% \usepackage{longtable}"]
     for grid in document.grids:
         layout = "".join("l" if index < grid.heads else "r" for index in range(len(grid.columns)))

@@ -1,4 +1,4 @@
-"""The paper's numbers, read from paper/tableNN.yaml: which table has which cells, and which experiment fills each."""
+"""The paper's numbers, read from paper/tableNN.yaml: the cells of each table and the experiment that fills each."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ _PRINTED = re.compile(rf"(?P<mean>{_NUMBER})(?: \+ (?P<more>{_NUMBER}))?(?: ± (
 
 @dataclass(frozen=True)
 class Metric:
-    """A quantity of a table. ``key`` is its name in a run's record; a recorded value times ``scale`` is in ``unit``.
+    """A quantity of a table.
 
-    ``spread`` is the name of its deviation within one run; None: the key with ``_std``. A metric ``beside`` another one
-    has columns in that one's grid and none of its own.
+    Its name in a run's record is ``key``; a recorded value times ``scale`` is in ``unit``. ``spread`` is the name of
+    its deviation within one run; if None, the key with ``_std``. A metric ``beside`` another one has its columns in
+    that metric's grid.
     """
 
     name: str
@@ -43,17 +44,17 @@ class Metric:
 
     @property
     def measured(self) -> bool:
-        """Whether runs record it; else it is counted from the modules an experiment builds."""
+        """True if runs record it; False if it is counted from the modules of an experiment."""
         return self.key.startswith("test/")
 
     def applies(self, condition: str) -> bool:
-        """Whether the table has this metric under ``condition``."""
+        """True if the table has this metric under ``condition``."""
         return self.conditions is None or condition in self.conditions
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What the methods are compared on (a data set, a training ratio); ``labels`` fill the table's first columns."""
+    """A condition of the comparison (a data set, a training ratio); ``labels`` fill the table's first columns."""
 
     name: str
     labels: tuple[str, ...]
@@ -66,7 +67,9 @@ TUNED = "_tuned"
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the comparison. ``experiment`` is a template, ``{condition}_gt``; None where it does not run here."""
+    """A row of the comparison. ``experiment`` is a template, ``{condition}_gt``, or None if there is no experiment for
+    it.
+    """
 
     name: str
     experiment: str | None
@@ -76,7 +79,7 @@ class Method:
 
     @property
     def tuned(self) -> bool:
-        """Whether its settings come from a search of et.results.searches."""
+        """True if its settings come from a search (:mod:`et.results.searches`)."""
         return self.experiment is not None and self.experiment.endswith(TUNED)
 
     def experiment_for(self, condition: str) -> str | None:
@@ -100,7 +103,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Setting:
-    """One entry of a configuration table: ``value`` of ``parameter`` in ``experiments``, held by one of ``keys``."""
+    """One entry of a configuration table: ``value`` of ``parameter`` in ``experiments``, under one of ``keys``."""
 
     parameter: str
     column: str
@@ -133,7 +136,7 @@ class Table:
     search_space: Mapping[str, list[Any]]
 
     def cell(self, metric: str, condition: str, method: str) -> Cell | None:
-        """The paper's number for that metric, condition and method; None where the paper has none."""
+        """The paper's number for a metric, condition and method; None if the paper has none."""
         wanted = (metric, condition, method)
         return next((c for c in self.cells if (c.metric, c.condition, c.method) == wanted), None)
 
@@ -151,7 +154,7 @@ def parse_printed(printed: str | float) -> tuple[float, float | None, bool]:
     """(mean, deviation, bold) of "63.0 ± 0.6 bold"; "18 + 3" is 21.
 
     Raises:
-        ValueError: the text is not of this form.
+        ValueError: The text is not of this form.
     """
     match = _PRINTED.fullmatch(str(printed))
     if match is None:
@@ -162,11 +165,11 @@ def parse_printed(printed: str | float) -> tuple[float, float | None, bool]:
 
 @cache
 def load(number: int) -> Table:
-    """Table ``number`` of the paper.
+    """Read table ``number`` of the paper.
 
     Raises:
-        UserError: the paper has no such table, or it is not one of numbers or settings.
-        ValueError: the table's file contradicts itself (a row too short, a value that is none).
+        UserError: The paper has no such table, or it does not hold numbers or settings.
+        ValueError: The table's file is inconsistent (a row is too short, a value is invalid).
     """
     if number not in NUMBERS:
         raise UserError(f"there is no table {number}: choose among {', '.join(map(str, NUMBERS))} (3 lists symbols)")
@@ -227,7 +230,7 @@ def _cells(raw: dict[str, Any], conditions: list, methods: list, metrics: list) 
 
 
 def _settings(raw: dict[str, Any]) -> list[Setting]:
-    """The table's parameters, and the "fixed" ones that the text gives for all of its columns."""
+    """Settings of the table, including the "fixed" ones that the text gives for all of its columns."""
     columns = {column: tuple(names) for column, names in raw.get("experiments", {}).items()}
     entries = list(raw.get("parameters", {}).items())
     entries += [

@@ -15,7 +15,7 @@ ABSENT = "–"
 
 
 def counted_rows(table: Table, metric: Metric) -> list[tuple[Condition, Method, Cell | None, float | None]]:
-    """The paper's and the counted value of every cell; None where there is no experiment file (yet)."""
+    """The paper's and the counted value of every cell; the counted one is None if there is no experiment."""
     rows = []
     for condition in table.conditions:
         for method in table.methods:
@@ -33,7 +33,7 @@ def _counted(experiment: str, metric: Metric) -> float | None:
 
 
 def counted_grid(table: Table, metric: Metric) -> Grid:
-    """Parameters counted from the modules that the experiment files build."""
+    """Grid of parameters counted from the modules that the experiments build."""
     rows = []
     for condition, method, cell, value in counted_rows(table, metric):
         printed = Text(ABSENT) if cell is None else Text(cell.printed, cell.bold, cell.mean)
@@ -48,7 +48,7 @@ def counted_grid(table: Table, metric: Metric) -> Grid:
 
 
 def configuration_document(table: Table) -> Document:
-    """The paper's settings; an entry of which an experiment file has another value says so."""
+    """The paper's settings, with a note on each one whose value differs in an experiment."""
     columns = list(dict.fromkeys(setting.column for setting in table.settings))
     by_parameter: dict[tuple[str, str], dict[str, tuple[Setting, list[Compared]]]] = {}
     for setting in table.settings:
@@ -74,7 +74,7 @@ def configuration_document(table: Table) -> Document:
 
 
 def setting_text(setting: Setting, compared: list[Compared]) -> Text:
-    """The paper's value, and in bold what experiment files have where that is another."""
+    """The paper's value, and in bold the differing values of experiments."""
     others = {str(c.value) for c in compared if c.agrees is False}
     counted = sorted({c.value for c in compared if setting.counted})
     if counted:
@@ -93,7 +93,7 @@ def _printed(text: str) -> str:
 
 
 def configuration_csv(table: Table) -> str:
-    """One row a setting and experiment."""
+    """One row per setting and experiment."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["table", "section", "parameter", "column", "experiment", "paper", "here", "agrees", "remark"])
@@ -110,7 +110,7 @@ def configuration_csv(table: Table) -> str:
 def statistics_rows(
     table: Table, counted: Mapping[str, Mapping[str, Any]]
 ) -> list[tuple[Condition, Metric, Cell | None, float | None]]:
-    """The paper's and the counted value of every data set that is the paper's or was counted."""
+    """The paper's and the counted value of every data set that is in the paper or was counted."""
     rows = []
     for condition in table.conditions:
         metrics = counted.get(condition.name, {}).get("metrics", {})
@@ -122,7 +122,7 @@ def statistics_rows(
 
 
 def statistics_document(table: Table, counted: Mapping[str, Mapping[str, Any]]) -> Document:
-    """What the paper prints of the data beside what was counted on the files that are here."""
+    """The paper's statistics of the data beside those counted on local files."""
     rows: dict[str, list[Text]] = {}
     for condition, metric, cell, value in statistics_rows(table, counted):
         known = counted.get(condition.name)
@@ -145,7 +145,7 @@ def statistics_document(table: Table, counted: Mapping[str, Mapping[str, Any]]) 
 
 
 def statistics_csv(table: Table, counted: Mapping[str, Mapping[str, Any]]) -> str:
-    """One row a data set and quantity."""
+    """One row per data set and quantity."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["table", *table.condition_columns, "condition", "data", "metric", "unit", "paper", "here"])

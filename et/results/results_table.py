@@ -1,4 +1,4 @@
-"""A results table: what was measured beside what the paper has, as grids and as a long list of numbers."""
+"""A results table: measured values beside the paper's, as grids and as a long list of numbers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Entry:
-    """What stands behind an entry of a protocol's column; ``wanted``: how many runs the table's sweep has for it."""
+    """The runs behind an entry of a protocol's column; ``wanted`` is the number of runs in the table's sweep."""
 
     metric: Metric
     line: Line
@@ -50,7 +50,7 @@ class Entry:
 
 
 def results_document(table: Table, collection: Collection) -> Document:
-    """A results table: one grid a metric, both protocols side by side beside the paper's value."""
+    """A results table: one grid per metric, with both protocols beside the paper's value."""
     lines, expected = lines_of(table, collection), expected_runs(table.number)
     grids = [
         results_grid(table, metric, lines, expected) if metric.measured else counted_grid(table, metric)
@@ -73,7 +73,7 @@ def results_document(table: Table, collection: Collection) -> Document:
 
 
 def results_grid(table: Table, metric: Metric, lines: Sequence[Line], expected: Mapping[tuple[str, str], int]) -> Grid:
-    """The grid of one metric, with the columns of those that stand beside it."""
+    """Grid of one metric, with the columns of the metrics beside it."""
     variants, configurations = variant_names(lines), configuration_names(lines)
     lines = [line for line in lines if metric.applies(line.condition.name)]
     tops = {protocol: best_lines(table, metric, lines, protocol) for protocol in PROTOCOLS}
@@ -110,17 +110,17 @@ def results_grid(table: Table, metric: Metric, lines: Sequence[Line], expected: 
 
 
 def wanted_runs(line: Line, protocol: str, expected: Mapping[tuple[str, str], int]) -> int:
-    """How many runs the table's sweep has for a line's entry; 0 where the line is not the sweep's."""
+    """Number of runs that the table's sweep has for an entry; 0 if the row is not in the sweep."""
     return 0 if line_differs(line) else expected.get((line.method.experiment_for(line.condition.name), protocol), 0)
 
 
 def line_differs(line: Line) -> bool:
-    """Whether a line may not stand beside the paper's number: other data, or another configuration."""
+    """True if a row is not comparable with the paper's number: other data, or another configuration."""
     return bool(line.label) or (bool(line.variant) and line.condition.in_paper)
 
 
 def best_lines(table: Table, metric: Metric, lines: Sequence[Line], protocol: str) -> set[int]:
-    """Positions of the best lines among those of the same condition and data; other configurations stay out."""
+    """Indices of the best rows with the same condition and data, without other configurations."""
     found = set()
     for group in {(line.condition.name, line.variant) for line in lines}:
         members = [line for line in lines if (line.condition.name, line.variant) == group and not line.label]
@@ -150,7 +150,7 @@ def data_of(line: Line, variants: dict[str, str]) -> str:
 
 
 def measured_text(entry: Entry, bold: bool = False) -> Text:
-    """ "89.6 ± 1.0 (n = 5)", "missing" where the sweep has the cell, a dash where it has not."""
+    """ "89.6 ± 1.0 (n = 5)"; "missing" if the sweep has the cell, else a dash."""
     measured, digits = entry.measured, entry.metric.digits
     if measured is None:
         return Text("missing", cell=entry) if entry.wanted else DASH
@@ -169,7 +169,7 @@ def comparison_text(metric: Metric, comparison: Comparison | None) -> Text:
 
 
 def deviations(table: Table, lines: Sequence[Line]) -> list[str]:
-    """What ± means, in the paper and in each column."""
+    """Explanations of ± in the paper and in each column."""
     points = [f"paper: {table.deviation['paper']}"] if "paper" in table.deviation else []
     for protocol in PROTOCOLS:
         kinds = {
@@ -183,7 +183,7 @@ def deviations(table: Table, lines: Sequence[Line]) -> list[str]:
 
 
 def results_csv(table: Table, collection: Collection) -> str:
-    """Every number of a results table in long form: one row a condition, method, metric and protocol."""
+    """Every number of a results table in long form: one row per condition, method, metric and protocol."""
     lines, expected = lines_of(table, collection), expected_runs(table.number)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""What a run's folder holds beside its record: training curves, pictures and a recorded descent, ready for a page."""
+"""Curves, pictures and a recorded descent from a run's folder, prepared for a page."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Curve = tuple[list[int], list[float]]  # steps, values
 
 
 def read_curves(folder: Path, points: int = 60, names: int = 8) -> dict[str, Curve]:
-    """Training and validation curves from metrics.csv, by name; empty where the file is absent or damaged.
+    """Training and validation curves from metrics.csv, by name; empty if the file is absent or damaged.
 
-    A curve with more than ``points`` points is cut into as many stretches; each shows its last step and its mean.
-    ``train/loss`` comes first; of many curves the first ``names`` are kept.
+    A curve with more than ``points`` points is divided into ``points`` intervals; each is represented by its last step
+    and its mean. ``train/loss`` comes first; at most ``names`` curves are kept.
     """
     try:
         with (folder / "metrics.csv").open(newline="") as file:
@@ -51,17 +51,17 @@ def _thinned(series: list[tuple[int, float]], points: int) -> Curve:
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """The pictures and animations that a run or its evaluation left."""
+    """Pictures and animations that a run or its evaluation wrote."""
     found = [path for name in PICTURE_FOLDERS for path in sorted((folder / name).glob("*"))]
     home = folder.resolve()  # a link to a file elsewhere is not what a run leaves
     return [path for path in found if path.suffix in PICTURE_TYPES and path.resolve().is_relative_to(home)]
 
 
 def as_data_uri(path: Path, max_width: int = 1400) -> str:
-    """A picture as a WebP data URI no wider than ``max_width`` pixels; a WebP or GIF file goes in as it is.
+    """A picture as a WebP data URI at most ``max_width`` pixels wide; WebP and GIF files are embedded unchanged.
 
     Raises:
-        OSError: it is no picture.
+        OSError: The file is not a picture.
     """
     if path.suffix in AS_THEY_ARE:
         return f"data:{AS_THEY_ARE[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
@@ -77,7 +77,7 @@ def as_data_uri(path: Path, max_width: int = 1400) -> str:
 
 
 def read_descent(folder: Path) -> dict[str, Any] | None:
-    """The descent that a run recorded, its pictures as data URIs; None where there is none that is whole."""
+    """Recorded descent of a run, its pictures as data URIs; None if there is none or it is incomplete."""
     return next(_descents(folder), None)
 
 
@@ -101,7 +101,7 @@ def _inside(folder: Path, name: str) -> Path:
     """``folder / name``.
 
     Raises:
-        ValueError: it leads out of ``folder``, by its name or by a link: a page must not show other files.
+        ValueError: It leads out of ``folder``, by its name or through a link: a page must not show other files.
     """
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):

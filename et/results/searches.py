@@ -1,9 +1,9 @@
-"""Searches for settings (conf/sweep/optuna_anomaly_*.yaml) on record, and the experiment files that they lead to.
+"""Records of hyperparameter searches (conf/sweep/optuna_anomaly_*.yaml), and the experiment files written from them.
 
 ``python -m et.results.searches --runs RUNS`` appends every trial below RUNS to experiments/table01/searches.jsonl and
-writes conf/experiment/<experiment>_tuned.yaml from the best trial of each experiment. Trials are told from other runs
-by their configuration, which is not the experiment's own; keep a search in a folder of its own. A setting that the
-sampler proposed twice is one run.
+writes conf/experiment/<experiment>_tuned.yaml from the best trial of each experiment. A run is a trial if its
+configuration differs from the experiment's own; keep each search in its own folder. A setting that the sampler proposed
+twice is one run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SCORE = "val/f1_macro"  # of the best epoch: what a trial returned to the search
 
 
 def trials(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """The trials of each experiment's search, best validation score first; the first run among equals wins."""
+    """Trials of each experiment's search, best validation score first; ties are broken by the order of the runs."""
     found: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         if run.label and not run.key.experiment.endswith(TUNED):
@@ -38,9 +38,9 @@ def trials(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 
 def settings(run: Run) -> dict[str, Any]:
-    """What a trial changed of its experiment, nested as in a configuration file.
+    """Settings that a trial changed in its experiment, nested as in a configuration file.
 
-    Left out: the trainer's part, since how long a trial may train is a budget and not a finding.
+    The trainer's section is left out: the training length of a trial is a budget, not a setting.
     """
     extras = [override.lstrip("+") for override in run.overrides[len(run.key.overrides()) :]]
     changed = [override for override in extras if not override.startswith("trainer.")]
@@ -48,7 +48,7 @@ def settings(run: Run) -> dict[str, Any]:
 
 
 def experiment_file(best: Run, count: int) -> str:
-    """Text of the experiment file that has the settings of ``best``, the best of ``count`` different ones."""
+    """Text of the experiment file with the settings of ``best``, the best of ``count`` different ones."""
     name, score = best.key.experiment, best.record["metrics"][SCORE]
     body = {"defaults": [name, "_self_"], "name": f"{name}{TUNED}", **settings(best)}
     return (
@@ -61,7 +61,7 @@ def experiment_file(best: Run, count: int) -> str:
 
 
 def write_experiments(found: Mapping[str, Sequence[Run]], folder: Path) -> list[Path]:
-    """An experiment file for every search, in ``folder``."""
+    """Write an experiment file for every search into ``folder``."""
     paths = []
     for name, runs in sorted(found.items()):
         paths.append(folder / f"{name}{TUNED}.yaml")

@@ -1,4 +1,4 @@
-"""The paper's configuration tables against the experiment files, and parameters counted from the modules themselves."""
+"""The paper's configuration tables compared with the experiments, and parameter counts of their modules."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from et.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Compared:
-    """A setting of the paper beside that of one experiment file. ``agrees`` is None where nothing is compared."""
+    """A setting of the paper beside that of one experiment. ``agrees`` is None if nothing is compared."""
 
     experiment: str
     value: Any
@@ -30,7 +30,7 @@ def has_experiment(name: str) -> bool:
 
 
 def compare(setting: Setting) -> list[Compared]:
-    """The setting in each of its experiments whose file exists."""
+    """The setting in each of its existing experiments."""
     return [_compare(setting, name) for name in setting.experiments if has_experiment(name)]
 
 
@@ -50,7 +50,7 @@ def _compare(setting: Setting, experiment: str) -> Compared:
 
 
 def same(value: Any, expected: Any) -> bool:
-    """Equality of settings: numbers to rounding, lists entry by entry."""
+    """Equality of settings: numbers up to rounding, lists element by element."""
     if isinstance(expected, list):
         return isinstance(value, list) and len(value) == len(expected) and all(map(same, value, expected))
     if isinstance(value, bool) or isinstance(expected, bool):
@@ -72,7 +72,7 @@ def _select(config: Mapping[str, Any], key: str) -> Any:
 
 
 def _implied(absent: Any, config: Mapping[str, Any]) -> Any:
-    """What an absent key means; "1/sqrt(KEY)" is computed from another key."""
+    """Meaning of an absent key; "1/sqrt(KEY)" is computed from another key."""
     if isinstance(absent, str) and absent.startswith("1/sqrt("):
         return 1 / math.sqrt(_select(config, absent[len("1/sqrt(") : -1]))
     return absent
@@ -80,12 +80,12 @@ def _implied(absent: Any, config: Mapping[str, Any]) -> Any:
 
 @cache
 def count_parameters(experiment: str, fidelity: str = "paper") -> dict[str, int]:
-    """Parameters of an experiment's network: ``params`` in all, ``block_params`` in one ET (or transformer) block.
+    """Parameters of an experiment's network: ``params`` in total, ``block_params`` in one ET (or transformer) block.
 
-    The network is built without memory for its weights, so a large one costs nothing.
+    The network is built on the meta device, without memory for its weights.
 
     Raises:
-        UserError: there is no such experiment, or its network does not build.
+        UserError: The experiment does not exist, or its network does not build.
     """
     import torch
     from hydra.errors import InstantiationException

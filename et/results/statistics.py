@@ -1,6 +1,6 @@
 """Tables 5 and 8, counted from the data: python -m et.results.statistics [5 8] [--data ROOT].
 
-Writes experiments/tableNN/statistics.json for every data set that is there; the others stay as they were.
+Writes experiments/tableNN/statistics.json for every data set that is available; other entries are kept.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FILE = "statistics.json"
 
 
 def node_graph_statistics(graph: NodeGraph) -> dict[str, float]:
-    """Table 5's columns. Edges are undirected, and one that several relations have counts once."""
+    """Columns of table 5. Edges are undirected; an edge in several relations counts once."""
     import numpy as np
 
     from et.anomaly.graph import edge_keys, without_repeats
@@ -47,7 +47,7 @@ def node_graph_statistics(graph: NodeGraph) -> dict[str, float]:
 
 
 def graph_set_statistics(graphs: GraphBatch) -> dict[str, float]:
-    """Table 8's columns. Edges are undirected (listed in both directions); features are those that the model reads."""
+    """Columns of table 8. Edges are undirected (listed in both directions); features are those that the model reads."""
     return {
         "graphs": len(graphs),
         "avg_nodes": graphs.num_nodes / len(graphs),
@@ -58,10 +58,10 @@ def graph_set_statistics(graphs: GraphBatch) -> dict[str, float]:
 
 
 def count(number: int, condition: str, root: Path) -> dict[str, Any]:
-    """The statistics of one data set of table 5 or 8, with what it was counted on.
+    """Statistics of one data set of table 5 or 8, with its variant and hash.
 
     Raises:
-        UserError: the data set is not there or is damaged.
+        UserError: The data set is missing or damaged.
     """
     if number == 5:
         from et.anomaly.sources import load_graph
@@ -80,7 +80,7 @@ def count(number: int, condition: str, root: Path) -> dict[str, Any]:
 
 
 def read_statistics(folder: Path) -> dict[str, dict[str, Any]]:
-    """What was counted, by condition; empty where nothing was, or where the file is damaged."""
+    """Counted statistics by condition; empty if the file is missing or damaged."""
     try:
         return json.loads((folder / FILE).read_text())
     except (OSError, ValueError):

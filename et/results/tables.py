@@ -1,7 +1,7 @@
-"""The paper's tables with what was measured here: python -m et.results.tables [1 2 ...]
+"""The paper's tables with measured values: python -m et.results.tables [1 2 ...]
 
-Reads experiments/*/results.jsonl and, with --runs, run folders; writes table.md, .csv, .tex and .html into
-experiments/tableNN/. What was left out, and why, is printed and stands in the tables.
+Reads experiments/*/results.jsonl and, with --runs, run folders. Writes table.md, .csv, .tex and .html into
+experiments/tableNN/. Runs that are left out are reported in the output and in the tables.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def gather(roots: Sequence[Path], experiments: Path) -> Collection:
 
 
 def render(table: Table, runs: Collection, experiments: Path) -> tuple[Document, str]:
-    """The document and the csv text of a table, made of those of ``runs`` that belong in it."""
+    """Document and csv text of a table, from those of ``runs`` that belong to it."""
     if table.kind == "configuration":
         return configuration_document(table), configuration_csv(table)
     if table.kind == "statistics":
@@ -46,7 +46,7 @@ def render(table: Table, runs: Collection, experiments: Path) -> tuple[Document,
 
 
 def write(document: Document, csv_text: str, folder: Path) -> None:
-    """table.md, table.csv, table.tex and table.html in ``folder``."""
+    """Write table.md, table.csv, table.tex and table.html into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"md": to_markdown(document), "csv": csv_text, "tex": to_latex(document), "html": to_html(document)}
     for ending, text in texts.items():

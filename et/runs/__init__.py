@@ -1,1 +1,1 @@
-"""What a run leaves: its id, record, folder and weights."""
+"""Files and identity of a run: its id, record, folder and weights."""

@@ -24,7 +24,7 @@ KEPT_BY = "Checkpoints"  # Lightning's name for the state of et.training.callbac
 
 
 def digest_file(path: Path) -> Path:
-    """Where the digest of a checkpoint lies."""
+    """Path of a checkpoint's digest file."""
     return path.with_name(f"{path.name}.sha256")
 
 
@@ -49,15 +49,15 @@ def rotate(path: Path, older: Path) -> None:
 
 
 def load_checkpoint(path: Path, keys: Iterable[str] = ("state_dict",), owner: str | None = None) -> dict[str, Any]:
-    """The content of a checkpoint, verified. Nothing in the file is executed.
+    """Read and verify a checkpoint. Nothing in the file is executed.
 
     Args:
         path: The file.
-        keys: What it must hold.
-        owner: Id of the run it must be of. If None, or if the checkpoint names no run, this is not checked.
+        keys: Required keys.
+        owner: Id of the run that wrote it. If None, or if the checkpoint names no run, this is not checked.
 
     Raises:
-        UserError: The file is absent, damaged, incomplete, more than plain tensors, or of another run.
+        UserError: The file is absent, damaged, incomplete, holds more than plain tensors, or belongs to another run.
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
@@ -100,13 +100,13 @@ def verify(path: Path) -> None:
 
 
 def load_best(folder: Path, identity: str | None, epoch: int | None, step: int | None = None) -> dict[str, Any]:
-    """The content of ``best.ckpt`` in ``folder``, verified to be of the best epoch.
+    """Read ``best.ckpt`` in ``folder`` and verify that it is of the best epoch.
 
     Args:
         folder: The folder of checkpoints.
         identity: Id of the run.
         epoch: The best epoch. If None, it is not checked.
-        step: The optimizer step at which it was the best. If None, it is not checked.
+        step: The optimizer step of the best epoch. If None, it is not checked.
 
     Raises:
         UserError: As :func:`load_checkpoint`, or the file is of another epoch.
@@ -125,7 +125,7 @@ def check_place(path: Path, saved: dict[str, Any], key: str, expected: int | Non
 
 
 def best_of(saved: dict[str, Any]) -> tuple[int | None, int | None]:
-    """(epoch, step) of the best epoch that a checkpoint remembers; None for what it does not."""
+    """(epoch, step) of the best epoch in a checkpoint's state; None for a missing value."""
     state = saved["callbacks"].get(KEPT_BY, {})
     return state.get("best_epoch"), state.get("best_step")
 
@@ -141,7 +141,7 @@ def _note(path: Path, digests: Iterable[str]) -> None:
 
 
 def _noted(path: Path) -> list[str] | None:
-    """Digests that ``path`` may have; None if there is no such file. A damaged line fits no checkpoint."""
+    """Recorded digests of ``path``; None if there is no digest file. A damaged line matches no checkpoint."""
     try:
         lines = digest_file(path).read_text(errors="replace").splitlines()
     except FileNotFoundError:

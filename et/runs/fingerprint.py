@@ -1,4 +1,4 @@
-"""Whether a finished run is of the data that lie there today."""
+"""Comparison of a finished run's data with the data on disk."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from hydra.utils import get_object
 from et.runs.record import USER_DATA
 from et.utils.errors import UserError, unwrapped
 
-# Data sets that contain test samples of others, whatever part they have them in.
+# Data sets that contain test samples of other data sets, in any part.
 OVERLAPS = {"ZINC-variant": ("ZINC", "ZINC12k")}
-_HASHES: dict[str, str] = {}  # of data that were read for another run of this process
+_HASHES: dict[str, str] = {}  # hashes of the data read so far by this process
 
 
 def of_user_data(record: Mapping[str, Any]) -> bool:
-    """Whether a run's data are the user's own, which may change under the same name."""
+    """True if a run's data are the user's own, which may change under the same name."""
     return str(record["dataset"].get("variant")).startswith(USER_DATA)
 
 
@@ -30,7 +30,7 @@ def check_unseen(trained_on: str, tested_on: str) -> None:
         tested_on: Name of the data to test on.
 
     Raises:
-        UserError: the two overlap.
+        UserError: The two overlap.
     """
     if tested_on in OVERLAPS.get(trained_on, ()):
         raise UserError(
@@ -40,18 +40,17 @@ def check_unseen(trained_on: str, tested_on: str) -> None:
 
 
 def check_same_data(config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """Refuse to take a finished run for one of data that have changed since.
+    """Raise UserError if the data of a finished run have changed since.
 
-    Published data are not read again for this: they keep their contents, and a sweep looks at hundreds of runs. Neither
-    are data that are no longer there, which leaves nothing to take the run for.
+    Published data are not read again: they do not change, and a sweep checks hundreds of runs. Data that no longer
+    exist are not checked either.
 
     Args:
-        config: the run's resolved configuration.
-        record: its result.json.
+        config: The run's resolved configuration.
+        record: Its result.json.
 
     Raises:
-        UserError: the data are the user's own, and have other contents than the run was recorded with, or none that
-            can be read.
+        UserError: The data are the user's own, and differ from those of the run or cannot be read.
     """
     place = _place(config["data"]) if of_user_data(record) else None
     if place is None or not place.exists():

@@ -1,31 +1,31 @@
-"""A run's folder: held by one run at a time, taken up from its newest checkpoint that is whole and its own."""
+"""The folder of a run: exclusive access, and the checkpoint to resume from."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from et.runs.checkpoint_files import RESUME_KEYS, best_of, load_best, load_checkpoint
 from et.runs.record import read_result
 from et.utils.errors import UserError
 
-SCORES = "scores.json"  # what a repeated test keeps in the run's folder until the run is finished
+SCORES = "scores.json"  # scores of a repeated test, kept in the run folder until the run is finished
 
 
 @dataclass(frozen=True)
-class Start:
-    """Where a run begins.
+class ResumePoint:
+    """Where a run starts.
 
     Attributes:
-        checkpoint: what it resumes from; None: the beginning.
-        step: optimizer steps taken by then.
+        checkpoint: Checkpoint to resume from. If None, the run starts from the beginning.
+        step: Number of optimizer steps taken before.
     """
 
     checkpoint: Path | None = None
@@ -34,29 +34,22 @@ class Start:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the run folder; where the work fails before there is a checkpoint to resume from, it is removed again.
+    """Hold the lock of the run folder. If the work fails before the first checkpoint, the folder is removed.
 
-    A requeued Slurm job may start while its former life is still ending: it waits up to a minute for the folder.
+    A requeued Slurm job may start while its previous process is still ending: it waits up to a minute for the lock.
 
     Raises:
-        UserError: the folder cannot be written, or another process holds it.
+        UserError: The folder cannot be written, or another process holds it.
     """
+    patience = 60 if int(os.environ.get("SLURM_RESTART_COUNT", "0")) else 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
+        lock = FileLock(folder / ".lock", timeout=patience).acquire(poll_interval=1)
+    except Timeout as error:
+        raise UserError(f"another process is running {folder}; wait for it, or change the seed") from error
     except OSError as error:
         raise UserError(f"cannot write the run folder {folder}: {error.strerror}; set paths.runs elsewhere") from error
-    with file:
-        patience = time.monotonic() + (60 if int(os.environ.get("SLURM_RESTART_COUNT", "0")) else 0)
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if time.monotonic() >= patience:
-                    message = f"another process is running {folder}; wait for it, or change the seed"
-                    raise UserError(message) from error
-                time.sleep(1)
+    with lock:
         try:
             yield
         except BaseException:
@@ -65,16 +58,20 @@ def locked(folder: Path) -> Iterator[None]:
             raise
 
 
-def find_start(folder: Path, identity: str, needs_best: bool = False) -> Start:
-    """The newest of ``last.ckpt`` and ``previous.ckpt`` in ``folder`` that loads and belongs to the run ``identity``.
+def find_resume_point(folder: Path, identity: str, needs_best: bool = False) -> ResumePoint:
+    """Find the newest of ``last.ckpt`` and ``previous.ckpt`` that loads and belongs to the run ``identity``.
 
-    One that is damaged, incomplete, holds more than plain tensors (nothing in it is executed), or is another run's is
-    reported and passed over.
+    A checkpoint that is damaged, incomplete, holds more than plain tensors (nothing in it is executed), or belongs to
+    another run is reported and skipped.
 
     Args:
-        folder: the run's folder of checkpoints.
-        identity: the run's id.
-        needs_best: pass over one whose best epoch's weights are lost, unless training from there on makes them anew.
+        folder: The run's folder of checkpoints.
+        identity: Id of the run.
+        needs_best: Skip a checkpoint whose best epoch's weights are lost, unless training from there reaches that epoch
+            again.
+
+    Returns:
+        The resume point; the beginning if there is no usable checkpoint.
     """
     for name in ("last.ckpt", "previous.ckpt"):
         path = folder / name
@@ -87,12 +84,14 @@ def find_start(folder: Path, identity: str, needs_best: bool = False) -> Start:
         except UserError as error:
             print(f"warning: {error}; trying the one before it")
             continue
-        return Start(path, int(saved["global_step"]))
-    return Start()
+        return ResumePoint(path, int(saved["global_step"]))
+    return ResumePoint()
 
 
 def _check_best(folder: Path, identity: str, saved: Mapping[str, Any]) -> None:
-    """Raise UserError unless ``best.ckpt`` is that of the best epoch in ``saved``, or of one yet to come again."""
+    """Raise UserError unless ``best.ckpt`` is of the best epoch in ``saved``, or of a later epoch that will be reached
+    again.
+    """
     epoch, step = best_of(saved)
     if epoch is None:
         return
@@ -102,6 +101,6 @@ def _check_best(folder: Path, identity: str, saved: Mapping[str, Any]) -> None:
 
 
 def start_over(folder: Path) -> None:
-    """Remove what a former run left, so that a forced one cannot be taken for it."""
+    """Remove the results of a former run before a forced one."""
     for path in (folder / "result.json", folder / SCORES, *(folder / "checkpoints").glob("*.ckpt*")):
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Which configuration a cell of a table stands for: compose it as train.py would, and compare run ids."""
+"""Identity of runs: the configuration of a table's cell, composed as train.py does, and its run id."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from et.runs.config_check import check_choices, check_config, unknown_key
-from et.runs.record import counted, run_id
+from et.runs.record import hashed_config, run_id
 from et.utils.errors import UserError, unwrapped
 from et.utils.paths import CONF
 
-# What has a value in the files and does nothing under fidelity=released, by model; beside its section `released`.
+# Keys without effect under fidelity=released, by model, in addition to those of its section `released`.
 _UNUSED_BY_RELEASED = {"et.anomaly.model.AnomalyTransformer": ("step_size", "mlp_dim")}
 
-# Plain values: setting them after composition gives what an override gives, for a hundredth of the time.
+# Keys that can be set after composition with the same result as an override, which takes 100x as long.
 _PLAIN = ("seed", "data.fold", "protocol", "fidelity")
 
 
-# What a network is built from and a user's own data say themselves, where a configuration has null.
+# Counts that the network is built from. If null in the configuration, they are read from the user's data.
 COUNTS = ("num_nodes", "num_features", "num_relations", "num_edge_features", "num_classes")
-_COUNTED: dict[str, dict[str, int]] = {}  # of data that were read for another configuration of this process
+_COUNTS_READ: dict[str, dict[str, int]] = {}  # counts of the data read so far by this process
 
 
 @dataclass(frozen=True, order=True)
 class Key:
-    """A run of an experiment's own configuration: what a table's cell is an average over, and under which protocol."""
+    """Identity of a run with its experiment's own configuration: experiment, seed, protocol, fidelity and fold."""
 
     experiment: str
     seed: int
@@ -45,7 +45,7 @@ class Key:
     fold: int | None = None
 
     def overrides(self) -> list[str]:
-        """What to give train.py for this run."""
+        """Arguments of train.py for this run."""
         fold = [] if self.fold is None else [f"data.fold={self.fold}"]
         return [
             f"experiment={self.experiment}", f"seed={self.seed}", *fold,
@@ -54,10 +54,10 @@ class Key:
 
 
 def config_of(overrides: Iterable[str]) -> dict[str, Any]:
-    """The resolved configuration of ``python train.py OVERRIDES``, without Hydra's own part.
+    """Resolved configuration of ``python train.py OVERRIDES``, without Hydra's own section.
 
     Raises:
-        UserError: it does not compose (no such experiment, no such key) or lacks a mandatory value.
+        UserError: It does not compose (unknown experiment or key), or lacks a mandatory value.
     """
     overrides = list(overrides)
     plain = [o for o in overrides if o.split("=")[0] in _PLAIN]
@@ -66,11 +66,11 @@ def config_of(overrides: Iterable[str]) -> dict[str, Any]:
 
 
 def check_overrides(overrides: Iterable[str], config: Mapping[str, Any]) -> None:
-    """Refuse overrides that cannot mean what they say.
+    """Refuse overrides that have no effect or the wrong type.
 
     Raises:
-        UserError: a text where a number or a truth value belongs; or ``model.KEY`` under ``fidelity=released`` where
-            ``model.released.KEY`` counts, or no key does: it would make another run id and the same run.
+        UserError: A string replaces a number or boolean; or ``model.KEY`` is set under ``fidelity=released``, where
+            only ``model.released.KEY`` has an effect, or none: this would give the same run another id.
     """
     overrides = list(overrides)
     for override in overrides:
@@ -90,18 +90,18 @@ def check_overrides(overrides: Iterable[str], config: Mapping[str, Any]) -> None
 
 
 def _check_kind(override: str, overrides: Sequence[str], config: Mapping[str, Any]) -> None:
-    """Raise UserError where ``override`` puts a text in the place of a number or of a truth value.
+    """Raise UserError if ``override`` replaces a number or boolean by a string.
 
-    Hardware is left to Lightning, which takes words for some of its numbers (trainer.devices=auto).
+    Hardware keys are left to Lightning, which accepts words for some numbers (trainer.devices=auto).
     """
     key = override.lstrip("+").split("=", 1)[0]
-    if not isinstance(leaves(counted(config)).get(key), str):
+    if not isinstance(leaves(hashed_config(config)).get(key), str):
         return
     if key in ("deterministic", "trainer.deterministic"):  # warn is one of Lightning's values
         return
     try:
         usual = leaves(config_of(o for o in overrides if o != override)).get(key)
-    except UserError:  # nothing composes without it: it has no usual value
+    except UserError:  # the configuration does not compose without it, so there is no default
         return
     if isinstance(usual, bool | int | float):
         kind = "true or false belongs" if isinstance(usual, bool) else "a number belongs"
@@ -109,16 +109,16 @@ def _check_kind(override: str, overrides: Sequence[str], config: Mapping[str, An
 
 
 def with_counts(cfg: DictConfig) -> DictConfig:
-    """``cfg`` with the counts of a user's own data, where they are null: the network is built from them.
+    """``cfg`` with null counts replaced by those of the user's data, which the network is built from.
 
     Raises:
-        UserError: the data is missing or damaged.
+        UserError: The data are missing or damaged.
     """
     data = cfg.get("data")
     open_keys = [key for key in COUNTS if isinstance(data, DictConfig) and key in data and data.get(key, 0) is None]
     if not open_keys:
         return cfg
-    if open_keys == ["num_relations"] and data.get("merge"):  # one graph of all: nothing need be read for that
+    if open_keys == ["num_relations"] and data.get("merge"):  # merged relations are one graph: no need to read the data
         cfg = cfg.copy()
         cfg.data.num_relations = 1
         return cfg
@@ -126,32 +126,32 @@ def with_counts(cfg: DictConfig) -> DictConfig:
     file = Path(str(config.get("path") or ""))
     state = [file.stat().st_mtime_ns, file.stat().st_size] if file.is_file() else None
     key = json.dumps([{k: v for k, v in config.items() if k not in ("seed", "fold")}, state], sort_keys=True)
-    if key not in _COUNTED:
+    if key not in _COUNTS_READ:
         from hydra.utils import instantiate  # late: torch and the data's libraries take seconds
 
         try:
-            _COUNTED[key] = instantiate(config).counts()
+            _COUNTS_READ[key] = instantiate(config).counts()
         except InstantiationException as error:
             raise unwrapped(error) from error
     cfg = cfg.copy()
     for name in open_keys:
-        OmegaConf.update(cfg, f"data.{name}", _COUNTED[key][name])
+        OmegaConf.update(cfg, f"data.{name}", _COUNTS_READ[key][name])
     return cfg
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """``cfg`` as plain data with every interpolation resolved, without Hydra's own part.
+    """``cfg`` as plain data with every interpolation resolved, without Hydra's own section.
 
-    Counts of the user's own data that are null are read from the data (:func:`with_counts`).
+    Null counts are read from the user's data (:func:`with_counts`).
 
     Raises:
-        UserError: a mandatory value is missing, or an interpolation leads nowhere.
+        UserError: A mandatory value is missing, or an interpolation does not resolve.
     """
     try:
         missing = [key for key in OmegaConf.missing_keys(cfg) if not key.startswith("hydra.")]
         if missing:
             raise UserError(f"the configuration lacks {', '.join(sorted(missing))}: choose experiment=NAME or set them")
-        config = OmegaConf.to_container(with_counts(cfg), resolve=True)
+        config: Any = OmegaConf.to_container(with_counts(cfg), resolve=True)
     except OmegaConfBaseException as error:
         check_choices(cfg)  # other values are looked up by these
         other = "; the data are of another task: choose data=NAME" if "key 'data." in str(error) else ""
@@ -161,19 +161,19 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
 
 
 def key_of(config: Mapping[str, Any]) -> Key:
-    """The cell a resolved configuration claims to belong to."""
+    """Key of the cell that a resolved configuration claims to belong to."""
     data = config.get("data") or {}
     return Key(config["name"], config["seed"], config["protocol"], config["fidelity"], data.get("fold"))
 
 
 def differences(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Leaves in which two resolved configurations differ, by dotted key, of those that a run id sees."""
-    a, b = leaves(counted(config)), leaves(counted(other))
+    """Hashed values in which two resolved configurations differ, as (first, second) by dotted key."""
+    a, b = leaves(hashed_config(config)), leaves(hashed_config(other))
     return {key: (a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)}
 
 
 def reproduces(overrides: Iterable[str], identity: str) -> bool:
-    """Whether ``python train.py OVERRIDES`` is, with today's configuration files, the run called ``identity``."""
+    """True if ``python train.py OVERRIDES`` has the run id ``identity`` with the current configuration files."""
     try:
         return run_id(config_of(overrides)) == identity
     except UserError:
@@ -192,12 +192,12 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
 
 
 def explain(error: HydraException, overrides: Sequence[str], config_name: str = "train") -> str:
-    """Why a configuration does not compose, in a sentence: the nearest names, or the keys that there are.
+    """One sentence on why a configuration does not compose: the nearest names, or the valid keys.
 
     Args:
-        error: what Hydra raised.
-        overrides: what it was given.
-        config_name: the root of the configuration, in conf/.
+        error: Hydra's error.
+        overrides: The overrides.
+        config_name: Root of the configuration in conf/.
     """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
@@ -231,7 +231,7 @@ def _with_values(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
 
 
 def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
-    """What is at the ends of nested mappings, by dotted key."""
+    """Flatten nested mappings to values by dotted key."""
     if not isinstance(value, Mapping) or not value:
         return {prefix: value}
     found: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The record of a run: where it lives, what it is called, how it is written and read."""
+"""The record of a run: its id and folder, and reading and writing of result.json."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ RESULT_KEYS = (
     "seconds", "peak_memory_mb", "device", "git_commit", "versions",
 )  # fmt: skip
 
-# Keys that records have had only since they were added: a record without them is whole.
+# Keys that were added later; older records without them are complete.
 LATER_KEYS = ("machine", "uncommitted_changes")
 
 LIBRARIES = (
     "torch", "pytorch-lightning", "hydra-core", "torch-geometric", "timm", "numpy", "scipy", "scikit-learn",
 )  # fmt: skip
-# What else than a mapping of anything the values of these keys are.
+# Types of the values of these keys.
 _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "experiment": str, "run_id": str, "seed": int, "fidelity": str, "protocol": str, "task": str, "num_params": int,
     "epochs": int, "seconds": (int, float), "peak_memory_mb": (int, float), "device": str, "git_commit": str,
 }  # fmt: skip
-_CHECKSUM = "record_sha256"  # in result.json only: of the rest of the record
+_CHECKSUM = "record_sha256"  # in result.json only: checksum of the other keys
 
-# What a record calls data that are nobody's published ones, and that may change under the same name.
+# Variant of the user's own data, which may change under the same name.
 USER_DATA = "user data"
-# What it calls data that are as large as the published ones, and of whose contents no hash is known.
+# Variant of data with the published sizes whose hash is unknown.
 COUNTS_ONLY = "exact in its counts, contents not checked"
 
-# Flags of /proc/cpuinfo that numerical libraries choose their code by.
+# Flags of /proc/cpuinfo by which numerical libraries select kernels.
 INSTRUCTION_SETS = (
     "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16",
     "amx_int8", "asimd", "sve", "sve2", "bf16",
 )  # fmt: skip
 
-# What does not change a run's result, and so has no part in its id: where things are, what is shown, what it runs on.
+# Keys that do not change a result and are left out of the id: paths, display, hardware. None: the whole section.
 NOT_IN_ID: Mapping[str, tuple[str, ...] | None] = {
     "paths": None,
     "logger": None,
@@ -58,9 +58,9 @@ NOT_IN_ID: Mapping[str, tuple[str, ...] | None] = {
     "callbacks": ("progress", "save_every_n_epochs", "pictures"),
 }
 
-# Keys that came after recorded results: for each fidelity, the value at which a run is what it was before the key
-# existed. A run id leaves the key out at that value, so that a new option changes no recorded run. Where a fidelity is
-# absent, its runs were something else before, and the key always counts.
+# Keys that were added after results had been recorded: for each fidelity, the value that reproduces the former
+# behaviour. At that value a run id leaves the key out, so that a new option keeps all recorded ids. Without an entry
+# for a fidelity the former behaviour is gone, and the key is always hashed.
 ADDED_KEYS: Mapping[str, Mapping[str, Any]] = {
     "model.affine_init_std": {"paper": None},
     "task.mask_first_patch": {"paper": None},
@@ -69,8 +69,8 @@ ADDED_KEYS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def counted(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a resolved configuration that a run id is made of."""
+def hashed_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a resolved configuration that the run id hashes (:data:`NOT_IN_ID`, :data:`ADDED_KEYS`)."""
     sections = {key: value for key, value in config.items() if NOT_IN_ID.get(key, ()) is not None}
     kept = {key: _without(value, NOT_IN_ID.get(key) or ()) for key, value in sections.items()}
     for key, before in ADDED_KEYS.items():
@@ -89,7 +89,7 @@ def _drop(section: Any, path: Sequence[str], value: Any) -> None:
 
 def run_id(config: Mapping[str, Any]) -> str:
     """Hash of a resolved configuration without paths, logger and hardware: 12 hexadecimal digits."""
-    text = json.dumps(counted(config), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(hashed_config(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -104,16 +104,20 @@ def run_dir(runs: str | Path, experiment: str, identity: str) -> Path:
     """Folder of a run: <runs>/<experiment>/<run_id>.
 
     Raises:
-        UserError: ``experiment`` is no plain name of a folder: the run would be written elsewhere.
+        UserError: ``experiment`` is not a plain folder name.
     """
     return Path(runs) / plain_name(experiment, "name") / plain_name(identity, "run_id")
 
 
 def plain_name(name: Any, key: str) -> str:
-    """``name`` if it can be the name of one folder.
+    """``name`` if it is valid as the name of one folder.
+
+    Args:
+        name: The name.
+        key: Key of the configuration or record, for the error message.
 
     Raises:
-        UserError: it is no text, empty, hidden, a path, or has characters that no name should have; ``key`` has it.
+        UserError: It is not a string, is empty, hidden or a path, or has invalid characters.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[^\W_][\w.+=@, -]{0,199}", name):
         raise UserError(
@@ -124,13 +128,13 @@ def plain_name(name: Any, key: str) -> str:
 
 
 def write_result(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write result.json, last and atomically: its presence says that the run is finished.
+    """Write result.json, last and atomically: its presence marks the run as finished.
 
-    The file also has a checksum of the record, which :func:`read_result` verifies and leaves out.
+    The file also has a checksum of the record, which :func:`read_result` verifies and removes.
 
     Raises:
-        ValueError: the record lacks a key of :data:`RESULT_KEYS`.
-        UserError: the disk is full or read-only.
+        ValueError: The record lacks a key of :data:`RESULT_KEYS`.
+        UserError: The disk is full or read-only.
     """
     missing = [key for key in RESULT_KEYS if key not in record]
     if missing:
@@ -140,11 +144,11 @@ def write_result(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_result(folder: Path, identity: str | None = None) -> dict[str, Any] | None:
-    """The record in ``folder``, or None where there is none that is whole (absent, corrupt or half-written).
+    """Record in ``folder``; None if it is absent, corrupt or truncated.
 
     Args:
-        folder: a run's folder.
-        identity: id of the run that it must be of; None: of any.
+        folder: A run's folder.
+        identity: Expected run id. If None, any.
     """
     try:
         record = load_record(folder / "result.json")
@@ -154,10 +158,10 @@ def read_result(folder: Path, identity: str | None = None) -> dict[str, Any] | N
 
 
 def load_record(file: Path) -> dict[str, Any]:
-    """The record in a result.json.
+    """Read the record in a result.json.
 
     Raises:
-        UserError: it cannot be read, is no whole record, or is not as it was written.
+        UserError: The file cannot be read, is incomplete, or was changed after it was written.
     """
     try:
         record = json.loads(file.read_text())
@@ -173,7 +177,9 @@ def load_record(file: Path) -> dict[str, Any]:
 
 
 def malformed(record: Any, required: Iterable[str]) -> str | None:
-    """What is wrong with the form of a record; None if it has the ``required`` keys with values of the right kind."""
+    """Description of what is wrong with a record's form; None if it has the ``required`` keys with values of the right
+    type.
+    """
     if not isinstance(record, Mapping):
         return f"it is {_kind(record)}"
     missing = [key for key in required if key not in record]
@@ -203,7 +209,7 @@ def _checksum(record: Mapping[str, Any]) -> str:
 
 
 def git_commit(root: Path | None = None) -> str:
-    """Commit of the source tree, with "+changes" where files differ from it; "unknown" outside a checkout."""
+    """Commit of the source tree, followed by "+changes" if files differ from it; "unknown" outside a checkout."""
     root = root or ROOT
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
@@ -219,18 +225,18 @@ def git_commit(root: Path | None = None) -> str:
 
 
 def uncommitted_changes(commit: str) -> bool | None:
-    """Whether ``commit``, as :func:`git_commit` gives it, is of a tree with changes; None outside a checkout."""
+    """True if ``commit``, from :func:`git_commit`, is of a tree with changes; None outside a checkout."""
     return None if commit == "unknown" else commit.endswith("+changes")
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """The part of the machine that the last digits of a result depend on: CPU, its instruction sets, threads.
+    """Machine properties that the last digits of a result depend on: CPU, instruction sets, threads.
 
     Args:
-        threads: Number of threads that the run computes with.
+        threads: Number of threads of the run.
 
     Returns:
-        ``cpu`` (model name), ``instruction_sets`` (those of :data:`INSTRUCTION_SETS` that it has, as Linux calls them;
+        ``cpu`` (model name), ``instruction_sets`` (those of :data:`INSTRUCTION_SETS` that it has, in Linux's names;
         empty if unknown) and ``threads``.
     """
     try:
@@ -249,7 +255,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries a number depends on."""
+    """Versions of Python and of the libraries that results depend on."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": sys.version.split()[0]}

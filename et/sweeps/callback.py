@@ -1,8 +1,8 @@
-"""One table, one command: python train.py --multirun sweep=table01 runs what is missing and goes on after a failure.
+"""Sweeps: python train.py --multirun sweep=table01 runs the missing cells of a table and continues after failures.
 
-A sweep file (conf/sweep/) names the values of experiment, seed, fold and protocol; their product, less what
-``sweep.skip`` matches, are the table's cells. What is finished, failed or interrupted is read off the run folders,
-so it does not matter which process, or which Slurm job, ran a cell.
+A sweep file (conf/sweep/) lists values of experiment, seed, fold and protocol. Their product, without the combinations
+that ``sweep.skip`` matches, gives the table's cells. The state of a cell is read from its run folder, so any process or
+Slurm job may have run it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from et.utils.errors import UserError, unwrapped, user_message
 
 
 def run_cell(cfg: DictConfig) -> float | None:
-    """Run one cell of a sweep: a failure is written to failure.json in its folder and the sweep goes on.
+    """Run one cell of a sweep. A failure is written to failure.json in its folder and the sweep continues.
 
     Returns:
-        The metric that the experiment monitors, None where there is none or the run failed.
+        The metric that the experiment monitors; None if there is none or the run failed.
 
     Raises:
         UserError: Hydra was started without --multirun.
@@ -69,14 +69,15 @@ def run_cell(cfg: DictConfig) -> float | None:
 
 
 def run_job(cfg: DictConfig, run: Callable[[], float | None]) -> float | None:
-    """Run one job of a multirun without a sweep file: a failure is told, kept in failure.json, and the others go on.
+    """Run one job of a multirun without a sweep file. A failure is printed and written to failure.json; other jobs
+    continue.
 
     Args:
         cfg: Configuration of the job.
-        run: Trains it.
+        run: Function that trains it.
 
     Returns:
-        What ``run`` returned, None if it failed.
+        Result of ``run``, or None if it failed.
     """
     overrides, folder = list(HydraConfig.get().overrides.task), None
     try:
@@ -97,10 +98,10 @@ def run_job(cfg: DictConfig, run: Callable[[], float | None]) -> float | None:
 
 
 def end_if_others_wait(error: Exception) -> None:
-    """End this process at once if it is one of several of a run and the only one that may have failed.
+    """End this process at once if it is one of several of a run and may be the only one that failed.
 
-    The others would wait for it for ever, and the sweep's next cell would find them out of step. Their starter ends
-    them when one process fails. What all of them meet alike is raised as a UserError without a cause.
+    The others would wait for it forever and be out of step in the next cell. Their launcher ends them when one process
+    fails. Errors that all processes raise alike are UserErrors without a cause.
     """
     from et.training.launcher import one_of_several
 
@@ -115,13 +116,13 @@ def plan(config: DictConfig) -> list[Cell]:
 
 
 class SweepCallback(Callback):
-    """Hydra callback of the sweep files: plans before the first job, reports after the last."""
+    """Hydra callback of the sweep files: prints the plan before the first job and a report after the last."""
 
     def __init__(self) -> None:
         self.cells: list[Cell] = []
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the plan; leave out what is finished; end here for a dry run or where nothing is left."""
+        """Print the plan and remove finished cells; exit for a dry run or if no cell remains."""
         # Hydra turns exceptions of callbacks into warnings, which would start the sweep without its plan.
         try:
             self._start(config)
@@ -149,7 +150,7 @@ class SweepCallback(Callback):
             config.hydra.overrides.task = [f"{key}={values[key]}" for key in given]
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print how it went; the exit status says whether every cell is finished."""
+        """Print the report; exit with status 0 if every cell is finished."""
         self.cells = inspect_all(cell.overrides for cell in self.cells)
         say("")
         report(self.cells, f"sweep {config.sweep.name}", Path(config.paths.runs), verbose=False)
@@ -161,22 +162,22 @@ class SweepCallback(Callback):
 
 
 class MultirunCallback(Callback):
-    """Hydra callback of multiruns without a sweep file: the exit status says whether every job finished.
+    """Hydra callback of multiruns without a sweep file: the exit status is 0 if every job finished.
 
-    Searches report themselves: their jobs are not known beforehand.
+    Searches report themselves, since their jobs are not known in advance.
     """
 
     def __init__(self) -> None:
         self.jobs: list[list[str]] = []
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Note the jobs there will be."""
+        """Record the planned jobs."""
         if config.get("sweep") is None and config.hydra.sweeper._target_.endswith("BasicSweeper"):
             with suppress(HydraException):  # which the sweeper is about to raise, too
                 self.jobs = combinations(config.hydra.sweeper.params or {}, config.hydra.overrides.task)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Report the jobs that failed and leave with status 1 if there are any."""
+        """Report the failed jobs and exit with status 1 if there are any."""
         cells = inspect_all(self.jobs)
         if any(cell.state in ("failed", "invalid") for cell in cells):
             report(cells, "multirun", Path(config.paths.runs), verbose=False)
@@ -184,19 +185,19 @@ class MultirunCallback(Callback):
 
 
 class FailedJobs(Callback):
-    """Hydra callback of evaluate.py: jobs that raise do not end a multirun, and show in its exit status."""
+    """Hydra callback of evaluate.py: a failed job does not end a multirun but sets its exit status."""
 
     def __init__(self) -> None:
         self.failed: list[str] = []
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Note a failed job, which has told why, and let Hydra go on."""
+        """Record a failed job, whose error is already printed, and continue."""
         if config.hydra.mode == RunMode.MULTIRUN and job_return.status == JobStatus.FAILED:
             self.failed.append(" ".join(job_return.overrides or ()))
             job_return.status, job_return.return_value = JobStatus.COMPLETED, None
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Name the failed jobs and leave with status 1 if there are any."""
+        """Print the failed jobs and exit with status 1 if there are any."""
         if self.failed:
             print(f"error: {len(self.failed)} jobs failed: {'; '.join(self.failed)}", file=sys.stderr)
             raise SystemExit(1)

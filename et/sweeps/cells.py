@@ -1,4 +1,4 @@
-"""The cells of a sweep: which there are, and what their run folders say of them."""
+"""The cells of a sweep and their states, read from the run folders."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NOT_IN_LABEL = ("sweep", "paths.", "logger", "callbacks.", "force", "tags", "hy
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep and what its folder says of it."""
+    """One run of a sweep and its state."""
 
     overrides: tuple[str, ...]
     experiment: str
@@ -44,28 +44,28 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """The overrides that make this cell what it is."""
+        """Overrides that identify the cell."""
         return label_of(self.overrides)
 
     @property
     def group(self) -> str:
-        """The label without seed and fold: what the cell is averaged with."""
+        """The label without seed and fold, shared by the cells that are averaged."""
         return " ".join(o for o in self.label.split(" ") if not o.startswith(("seed=", "data.fold=")))
 
 
 def label_of(overrides: Iterable[str]) -> str:
-    """The overrides that make a cell what it is."""
+    """Overrides that identify a cell, as text."""
     return " ".join(o for o in overrides if not o.startswith(_NOT_IN_LABEL))
 
 
 def skipped(overrides: Iterable[str], rules: Iterable[Mapping[str, str]]) -> bool:
-    """Whether a combination is no cell: some rule's patterns (key -> glob) all match it."""
+    """True if a combination is excluded: all patterns (key -> glob) of some rule match it."""
     values = dict(o.lstrip("+~").split("=", 1) for o in overrides if "=" in o)
     return any(all(fnmatchcase(values.get(k, ""), str(glob)) for k, glob in rule.items()) for rule in rules)
 
 
 def combinations(params: Mapping[str, Any], overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of every job that Hydra's basic sweeper makes of a sweep's params and of a command line."""
+    """Overrides of every job that Hydra's basic sweeper creates from a sweep's params and a command line."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -74,20 +74,20 @@ def combinations(params: Mapping[str, Any], overrides: Sequence[str]) -> list[li
 
 
 def jobs(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> list[list[str]]:
-    """The cells of a sweep file, given as its plain content, as overrides."""
+    """Overrides of the cells of a sweep file, given as plain data."""
     params = raw["hydra"]["sweeper"]["params"] or {}
     rules = raw.get("sweep", {}).get("skip", [])
     return [job for job in combinations(params, overrides) if not skipped(job, rules)]
 
 
 def inspect_all(cells: Iterable[Sequence[str]]) -> list[Cell]:
-    """Cells, given as overrides, with their states."""
+    """Cells with their states, from their overrides."""
     states = queue() or {}
     return [inspect(overrides, states) for overrides in cells]
 
 
 def inspect(overrides: Sequence[str], queued: Mapping[str, str] | None = None) -> Cell:
-    """One cell and its state; ``queued`` is what :func:`et.sweeps.slurm.queue` says of the jobs there are."""
+    """One cell with its state; ``queued`` is the result of :func:`et.sweeps.slurm.queue`."""
     named = dict(o.split("=", 1) for o in overrides if "=" in o)
     try:
         config = config_of(overrides)
@@ -117,7 +117,7 @@ def inspect(overrides: Sequence[str], queued: Mapping[str, str] | None = None) -
 
 
 def record_failure(folder: Path, error: Exception, overrides: Iterable[str]) -> None:
-    """Write failure.json: what went wrong, when, and the command that tries again."""
+    """Write failure.json: the error, the time, and the command that tries again."""
     # Errors that are meant for people explain themselves; the others need their traceback.
     trace = "" if isinstance(error, UserError) else "".join(traceback.format_exception(error))
     failure = {
@@ -135,7 +135,7 @@ def record_failure(folder: Path, error: Exception, overrides: Iterable[str]) -> 
 
 
 def read_failure(folder: Path) -> dict[str, Any] | None:
-    """The content of failure.json, None where the last attempt did not fail."""
+    """Content of failure.json; None if the last attempt did not fail."""
     try:
         failure = json.loads((folder / "failure.json").read_text())
     except (OSError, ValueError, RecursionError):
@@ -144,7 +144,7 @@ def read_failure(folder: Path) -> dict[str, Any] | None:
 
 
 def needed(cells: Sequence[Cell]) -> dict[str, str]:
-    """The values that cells to be run have, by key: what is left of a sweep once its finished corners are cut off.
+    """Values of the cells to be run, by key.
 
     Experiments with an invalid cell are left out, since one such job would keep Hydra from starting any.
     """

@@ -1,4 +1,4 @@
-"""How a sweep stands, in words: counts, what failed and why, what data are missing, how long the rest takes."""
+"""Progress report of a sweep: counts, failures, missing data, and remaining time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Seconds = Mapping[str, Mapping[str, float]]  # of training: {experiment: {run id
 
 
 def report(cells: Sequence[Cell], title: str, runs: Path, verbose: bool) -> None:
-    """Print how a sweep stands: counts, what failed and why, what is left and how long that takes."""
+    """Print the progress of a sweep: counts, failures, remaining cells and their estimated time."""
     counts = {state: sum(cell.state == state for cell in cells) for state in STATES}
     say(f"{title}: " + ", ".join(f"{n} {STATES[state]}" for state, n in counts.items() if n))
     if verbose:
@@ -52,7 +52,7 @@ def report(cells: Sequence[Cell], title: str, runs: Path, verbose: bool) -> None
 
 
 def recorded_seconds(experiments: Path = EXPERIMENTS) -> Seconds:
-    """How long the runs took that are on record in results.jsonl of the tables' folders."""
+    """Training times of the runs recorded in results.jsonl of the tables' folders."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for file in sorted(experiments.glob("*/results.jsonl")):
         for line in file.read_text().splitlines():
@@ -65,13 +65,13 @@ def recorded_seconds(experiments: Path = EXPERIMENTS) -> Seconds:
 
 
 def on_record(cells: Sequence[Cell], recorded: Seconds) -> int:
-    """How many cells that are not finished here are among the recorded runs."""
+    """Number of cells that are unfinished here but among the recorded runs."""
     left = [cell for cell in cells if cell.state != "done" and cell.folder is not None]
     return sum(cell.folder.name in recorded.get(cell.experiment, {}) for cell in left)
 
 
 def estimate(cells: Sequence[Cell], runs: Path, recorded: Seconds) -> tuple[float, int]:
-    """(seconds, cells without an estimate) of what is left, from finished and recorded runs of the same experiment."""
+    """(seconds, number of cells without an estimate) of the remaining cells, from runs of the same experiment."""
     known: dict[str, list[float]] = {}
     for name in {cell.experiment for cell in cells}:
         records = [read_result(path.parent) for path in sorted((runs / name).glob("*/result.json"))]
@@ -82,7 +82,7 @@ def estimate(cells: Sequence[Cell], runs: Path, recorded: Seconds) -> tuple[floa
 
 
 def missing_data(cells: Sequence[Cell]) -> dict[str, list[str]]:
-    """What the data modules of unfinished cells find absent: {message: experiments}. Reads no data, fetches nothing."""
+    """Missing data of unfinished cells: {message: experiments}. Reads and downloads no data."""
     found: dict[str, dict[str, None]] = defaultdict(dict)
     asked: dict[str, list[str]] = {}
     for cell in cells:
@@ -95,7 +95,7 @@ def missing_data(cells: Sequence[Cell]) -> dict[str, list[str]]:
 
 
 def absent_files(data: Mapping[str, Any]) -> list[str]:
-    """What a data configuration needs and does not find: what its constructor or its ``missing()`` says."""
+    """Messages about missing files of a data configuration, from its constructor or its ``missing()``."""
     from hydra.utils import instantiate
 
     try:

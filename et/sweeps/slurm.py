@@ -1,4 +1,4 @@
-"""What Slurm's queue knows of a sweep's jobs, asked with squeue alone: no accounting database is needed."""
+"""State of a sweep's jobs in Slurm's queue, by squeue alone: no accounting database is needed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOTE = "slurm.json"  # in a run's folder: the job it was given to
 
 @dataclass(frozen=True)
 class Resources:
-    """What a cell needs of a job; cells that need the same can share one, and an array of them."""
+    """Resources of a cell's job; cells with equal resources can share a job and a job array."""
 
     nodes: int = 1
     tasks_per_node: int = 1
@@ -29,11 +29,11 @@ class Resources:
 
 
 def resources(trainer: Mapping[str, Any], gpus_per_node: int | None = None) -> Resources:
-    """One task a device, on as many nodes as the trainer's configuration says.
+    """One task per device, on the number of nodes in the trainer's configuration.
 
     Args:
-        trainer: section ``trainer`` of a cell's configuration.
-        gpus_per_node: of the launcher's configuration: stands in for ``devices`` -1 and auto, which mean "all".
+        trainer: Section ``trainer`` of a cell's configuration.
+        gpus_per_node: Launcher setting that replaces ``devices`` -1 and auto, which mean "all".
     """
     devices = device_count(trainer["devices"], gpus_per_node or 1)
     gpus = devices if trainer["accelerator"] in ("gpu", "cuda") or gpus_per_node else None
@@ -41,7 +41,7 @@ def resources(trainer: Mapping[str, Any], gpus_per_node: int | None = None) -> R
 
 
 def device_count(devices: int | str | Sequence[int], every: int) -> int:
-    """How many ``trainer.devices`` are: a number, ``auto`` or -1 (``every`` of them), or a list, also as "0,2"."""
+    """Number of devices in ``trainer.devices``: a number, ``auto`` or -1 (``every``), or a list, also as "0,2"."""
     if devices in ("auto", "-1", -1):
         return every
     if isinstance(devices, str) and "," in devices:
@@ -50,9 +50,9 @@ def device_count(devices: int | str | Sequence[int], every: int) -> int:
 
 
 def queue() -> dict[str, str] | None:
-    """State of each of this user's jobs by its id (``12`` or ``12_3``); None where Slurm does not answer.
+    """State of each of the user's jobs by its id (``12`` or ``12_3``); None if Slurm does not answer.
 
-    A job that ended some minutes ago is no longer among them.
+    A job leaves the queue some minutes after its end.
     """
     if shutil.which("squeue") is None:
         return None
@@ -65,7 +65,7 @@ def queue() -> dict[str, str] | None:
 
 
 def read_queue(text: str) -> dict[str, str]:
-    """What :func:`queue` says, from squeue's lines ``id|number|STATE``."""
+    """Parse squeue's lines ``id|number|STATE`` for :func:`queue`."""
     states = {}
     for line in text.splitlines():
         identity, _, state = line.strip().split("|")
@@ -74,20 +74,20 @@ def read_queue(text: str) -> dict[str, str]:
 
 
 def active(job: str, states: Mapping[str, str] | None) -> bool | None:
-    """Whether a job waits, runs or will run again; None where the queue is not known."""
+    """True if a job is pending, running or requeued; None if the queue is unknown."""
     if states is None:
         return None
     return job in states and states[job] not in ENDED
 
 
 def note_job(folder: Path, job: str) -> None:
-    """Write down in a run's folder which job it was given to."""
+    """Record the job of a run in its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / NOTE, json.dumps({"job": job}) + "\n")
 
 
 def noted_job(folder: Path) -> str | None:
-    """The job that a run was last given to."""
+    """The job last recorded for a run; None if there is none."""
     try:
         job = json.loads((folder / NOTE).read_text())["job"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -96,14 +96,14 @@ def noted_job(folder: Path) -> str | None:
 
 
 def packs(cells: Sequence[Any], size: int) -> list[list[Any]]:
-    """``cells`` in their order, ``size`` to a pack, the last one perhaps smaller."""
+    """Split ``cells`` into packs of ``size``, in order; the last one may be smaller."""
     if size < 1:
         raise ValueError(f"hydra.launcher.cells_per_job must be at least 1, not {size}")
     return [list(cells[start : start + size]) for start in range(0, len(cells), size)]
 
 
 def ended_jobs(jobs: Iterable[str], states: Mapping[str, str] | None) -> dict[str, str]:
-    """Those of ``jobs`` that are over, with the state they ended in ("gone" where Slurm has forgotten it)."""
+    """Jobs that have ended, with their final state ("gone" if Slurm no longer lists it)."""
     if states is None:
         return {}
     return {job: states.get(job, "gone") for job in jobs if not active(job, states)}

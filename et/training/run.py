@@ -16,7 +16,7 @@ from pytorch_lightning.plugins.environments import TorchElasticEnvironment
 
 from et.runs.checkpoint_files import load_best
 from et.runs.fingerprint import check_same_data
-from et.runs.folder import SCORES, Start, find_start, locked, start_over
+from et.runs.folder import SCORES, ResumePoint, find_resume_point, locked, start_over
 from et.runs.identity import resolve
 from et.runs.record import (
     git_commit,
@@ -115,14 +115,14 @@ def train(cfg: DictConfig) -> Outcome:
     return Outcome(record, run.folder, task=task, data=data, trainer=trainer)
 
 
-def take_folder(run: RunInfo, held: ExitStack) -> Start:
+def take_folder(run: RunInfo, held: ExitStack) -> ResumePoint:
     """Lock the run's folder until ``held`` is left, write down what is about to run, and find where it resumes."""
     held.enter_context(locked(run.folder))
     if run.cfg.force:
         start_over(run.folder)
     write_atomically(run.folder / "config.yaml", OmegaConf.to_yaml(run.cfg))
     write_atomically(run.folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(command_overrides())))
-    start = find_start(run.folder / "checkpoints", run.identity, needs_best=run.cfg.checkpoint == "best")
+    start = find_resume_point(run.folder / "checkpoints", run.identity, needs_best=run.cfg.checkpoint == "best")
     held.enter_context(logged(run.folder / "run.log", f"run {run.identity} of {run.cfg.name} from step {start.step}"))
     return start
 
@@ -184,7 +184,9 @@ def build_network(cfg: DictConfig) -> torch.nn.Module:
         return instantiate(cfg.model)
 
 
-def fit(trainer: pl.Trainer, task: Task, data: pl.LightningDataModule, start: Start, metrics_file: MetricsFile) -> None:
+def fit(
+    trainer: pl.Trainer, task: Task, data: pl.LightningDataModule, start: ResumePoint, metrics_file: MetricsFile
+) -> None:
     """Train to the end from ``start`` on.
 
     Raises:
@@ -224,7 +226,7 @@ def test(
             load_best(kept.folder, kept.identity, kept.best_epoch, kept.best_step)
         except UserError as error:
             # Without a cause: every process of a distributed run raises this alike.
-            raise UserError(f"{error}. Start the same command again: it trains anew what is lost") from None
+            raise UserError(f"{error}. ResumePoint the same command again: it trains anew what is lost") from None
     # After fit the weights in memory are those of last.ckpt: no file need be read for them.
     trainer.test(task, data, ckpt_path=kept.folder / "best.ckpt" if best else None, weights_only=True, verbose=False)
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}

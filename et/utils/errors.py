@@ -1,4 +1,4 @@
-"""Errors that are meant for the person at the keyboard, or for what started the process."""
+"""Errors for the person at the keyboard, or for the program that started the process."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ T = TypeVar("T")
 
 
 class UserError(RuntimeError):
-    """Something the user can mend: the message says what is wrong, where, and what to do.
+    """An error that the user can fix: the message says what is wrong, where, and what to do.
 
-    Entry points print it without a traceback and leave with status 1.
+    Entry points print it without a traceback and exit with status 1.
     """
 
 
 class Interrupted(SystemExit):
-    """A signal ended the run, whose state is saved: the same command resumes it.
+    """A signal ended the run and its state is saved: the same command resumes it.
 
-    The exit status is :data:`RESUMABLE` after USR1 and USR2, by which Slurm warns of the time limit, else 128 + the
+    The exit status is :data:`RESUMABLE` after USR1 and USR2, which Slurm sends before the time limit, else 128 + the
     signal's number.
     """
 
@@ -46,12 +46,11 @@ class Interrupted(SystemExit):
 
 
 def unwrapped(error: Exception) -> Exception:
-    """What a constructor raised, without Hydra's wrapping; any other error as it is, a full disk as a sentence.
+    """The original error of a constructor, without Hydra's wrapper; other errors are returned unchanged, and a full
+    disk as a UserError.
 
-    What a process of a data loader raised comes without that process's traceback.
-
-    A key that the constructor does not take comes from the command line or from an experiment for another class: that
-    is a :class:`UserError`, which names the keys there are.
+    Errors of a data loader process lose that process's traceback. A key that the constructor does not accept comes from
+    the command line or from an experiment for another class: it becomes a :class:`UserError` with the valid keys.
     """
     cause = error.__cause__
     problem = disk_problem(error)
@@ -65,7 +64,7 @@ def unwrapped(error: Exception) -> Exception:
 
 
 def _key_not_taken(error: InstantiationException, cause: Exception) -> UserError | None:
-    """That the class ``error`` is about takes no such key, and what it takes; None if ``cause`` is something else."""
+    """UserError about a key that the class does not accept; None if ``cause`` is something else."""
     unexpected = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(cause))
     target = re.search(r"target '([\w.]+)'", str(error))
     if unexpected is None or target is None:
@@ -80,10 +79,10 @@ def _key_not_taken(error: InstantiationException, cause: Exception) -> UserError
 
 
 def constructor_of(target: str) -> tuple[Any, Any]:
-    """(what ``target`` builds, what is called for that), of a class, a function, or a class's other constructor.
+    """(class or function that ``target`` builds, callable that builds it), also for alternative constructors.
 
     Raises:
-        ImportError: there is none of that name.
+        ImportError: The name does not exist.
     """
     from hydra.utils import get_object
 
@@ -94,12 +93,12 @@ def constructor_of(target: str) -> tuple[Any, Any]:
 
 @cache
 def accepted_keys(target: str) -> tuple[str, ...] | None:
-    """Names of the arguments of a class or function; None if it takes any.
+    """Argument names of a class or function; None if it accepts any.
 
-    Arguments that a constructor hands on (``**kwargs``) are those of the class that it extends, or that it is of.
+    ``**kwargs`` of a constructor are replaced by the arguments of the class they are passed on to.
 
     Raises:
-        ImportError: there is none of that name.
+        ImportError: The name does not exist.
     """
     built, call = constructor_of(target)
     classes = [c for c in inspect.getmro(built) if "__init__" in vars(c)] if inspect.isclass(built) else []
@@ -114,7 +113,7 @@ def accepted_keys(target: str) -> tuple[str, ...] | None:
 
 
 def key_not_taken(section: str, key: str, target: str, taken: Sequence[str]) -> str:
-    """What to say of a key that the class of a section does not take."""
+    """Error message about a key that the class of a section does not accept."""
     built, _ = constructor_of(target)
     advice = key_advice(section, key, list(taken))
     if section == "model" and advice.startswith("it takes"):
@@ -123,13 +122,13 @@ def key_not_taken(section: str, key: str, target: str, taken: Sequence[str]) -> 
 
 
 def key_advice(section: str, key: str, taken: list[str]) -> str:
-    """What to write instead of ``section.key`` where only the keys ``taken`` are known."""
+    """Advice on replacing ``section.key`` by one of the valid keys ``taken``."""
     close = difflib.get_close_matches(key, taken, 1, cutoff=0.8)
     return f"did you mean {section}.{close[0]}?" if close else f"it takes {', '.join(taken)}"
 
 
 def disk_problem(error: BaseException) -> str | None:
-    """What to say where a file could not be written for want of room, or of permission to write; else None."""
+    """Explanation if a file could not be written for lack of space or permission; else None."""
     room = "make room and start the same command again"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full; {room}"
@@ -143,7 +142,7 @@ def disk_problem(error: BaseException) -> str | None:
 
 
 def is_user_error(error: Exception) -> bool:
-    """Whether the user can mend ``error``: a UserError, or what a constructor says about a configured value."""
+    """True if the user can fix ``error``: a UserError, or a constructor's ValueError about a configured value."""
     return isinstance(unwrapped(error), UserError) or (
         isinstance(error, InstantiationException) and isinstance(error.__cause__, ValueError)
     )

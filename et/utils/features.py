@@ -1,4 +1,4 @@
-"""Columns of node features: kept in float64 where float32 would lose them, and standardised in float64."""
+"""Node features: float64 if float32 would lose information, and standardisation in float64."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ TOLERANCE = 1e-3
 
 
 def as_features(values: np.ndarray | Tensor) -> Tensor:
-    """Features in float32, or in float64 where a column's offset is so large that float32 would lose its variation.
+    """Features in float32, or in float64 if a column's offset is so large that float32 would lose its variation.
 
     Timestamps are the usual case: seconds since 1970 are 128 s apart in float32.
 
     Args:
-        values: Numbers or truth values, (N, F), dense.
+        values: Numbers or booleans, (N, F), dense.
     """
     exact = torch.as_tensor(values).detach()
     rounded = exact.to(torch.float32)
@@ -32,7 +32,7 @@ def as_features(values: np.ndarray | Tensor) -> Tensor:
 
 
 def lost_columns(exact: Tensor, rounded: Tensor) -> Tensor:
-    """(F,) bool: the columns whose rounding errors are not small beside their standard deviation."""
+    """Mask of the columns whose rounding errors are not small relative to their standard deviation, (F,) bool."""
     if not len(exact):
         return torch.zeros(exact.shape[1], dtype=torch.bool)
     varies = exact.amax(0) > exact.amin(0)
@@ -41,7 +41,7 @@ def lost_columns(exact: Tensor, rounded: Tensor) -> Tensor:
 
 
 def to_float32(features: Tensor, name: str) -> Tensor:
-    """Features as the model takes them; warns about columns of the data set ``name`` that float32 cannot tell apart."""
+    """Features in float32 for the model; warns about columns of the data set ``name`` that lose their variation."""
     rounded = features.float()
     if features.dtype == torch.float64:
         lost = lost_columns(features, rounded).nonzero()[:, 0].tolist()
@@ -55,13 +55,13 @@ def to_float32(features: Tensor, name: str) -> Tensor:
 
 
 def standardize_columns(features: Tensor, known: Tensor, correction: int, constant: Tensor) -> Tensor:
-    """(features - mean) / deviation in float64; columns that are ``constant`` are only shifted.
+    """(features - mean) / deviation in float64; ``constant`` columns are only shifted.
 
     Args:
-        features: (N, F).
-        known: Rows that mean and deviation are taken over, (n, F).
+        features: Features, (N, F).
+        known: Rows for mean and deviation, (n, F).
         correction: Degrees of freedom of the deviation, 0 or 1.
-        constant: (F,) bool.
+        constant: Mask of the constant columns, (F,) bool.
     """
     known = known.double()
     deviation = known.std(0, correction=correction)

@@ -1,4 +1,4 @@
-"""Writing files so that whoever reads them finds the old content or the new one, never a part."""
+"""Atomic writes: a reader sees the old content or the new one, never a part."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 
 from et.utils.errors import UserError, disk_problem
 
-# What an OSError has where disk space, open files or memory ran out, which says nothing about the file.
+# errno of an OSError when disk space, file handles or memory ran out, which says nothing about the file.
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside ``path``, with its ending, to write to: it takes the place of ``path`` if the block succeeds.
+    """Context with a temporary path beside ``path``, with its suffix; it replaces ``path`` if the block succeeds.
 
     Raises:
-        UserError: the disk is full or read-only.
+        UserError: The disk is full or read-only.
     """
     fresh = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
@@ -35,10 +35,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` to ``path``, and to the disk before it is seen.
+    """Write ``text`` to ``path`` and flush it to disk before it becomes visible.
 
     Raises:
-        UserError: the disk is full or read-only.
+        UserError: The disk is full or read-only.
     """
     with replacing(path) as fresh, fresh.open("w", encoding="utf-8") as file:
         file.write(text)

@@ -1,4 +1,8 @@
-"""Work on many graphs, over all cores where there is much of it, with a progress bar."""
+"""Apply a function to many graphs, on all cores if there are many, with a progress bar.
+
+Not joblib: its loky workers stay alive for minutes after the last call and keep their memory during training; its
+multiprocessing backend forks, which is unsafe once torch has started threads.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +16,20 @@ from threadpoolctl import threadpool_limits
 
 
 def cores() -> int:
-    """Cores that this process may run on, which under Slurm or in a container are fewer than the machine has."""
+    """Number of cores available to this process, fewer than the machine has under Slurm or in a container."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def mapped(function: Callable, *work: Sequence[Any], what: str, parallel: bool, bar: bool, together: int = 64) -> list:
-    """``function`` of each of ``work``, in order.
+    """Results of ``function``, in the order of ``work``.
 
     Args:
-        function: at a module's top level, since processes import it.
-        work: sequences of equal length, one an argument of ``function``.
-        what: said beside the bar.
-        parallel: in a process a core, each with one thread for its linear algebra.
-        bar: show how far it is.
-        together: how many pieces of work a process is given at a time.
+        function: A function at the top level of a module, which worker processes import.
+        work: Sequences of equal length, one per argument of ``function``.
+        what: Label of the progress bar.
+        parallel: If True, use one process per core, each with one thread for its linear algebra.
+        bar: If True, show a progress bar.
+        together: Number of items that a process gets at a time.
     """
     from rich.progress import track
 

@@ -1,4 +1,4 @@
-"""Where the project's own folders are."""
+"""Paths of the project's own folders."""
 
 from pathlib import Path
 

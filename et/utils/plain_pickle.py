@@ -1,4 +1,4 @@
-"""Reading pickled data sets without executing what is in them."""
+"""Reading pickled data sets without executing anything in them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from et.utils.errors import UserError
 
-# What tensors, arrays and containers are rebuilt with; nothing here does more than hold data.
+# Constructors of tensors, arrays and containers; none of them executes code.
 PLAIN = {
     ("collections", "OrderedDict"),
     ("torch._utils", "_rebuild_tensor_v2"),
@@ -24,10 +24,10 @@ PLAIN = {
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Unpickles tensors, arrays and containers of them.
+    """Unpickler of tensors, arrays and containers of them.
 
     Raises:
-        UserError: from ``load``, at anything else.
+        UserError: From ``load``, if the file holds anything else.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -41,7 +41,7 @@ class PlainUnpickler(pickle.Unpickler):
 
 
 def load_plain(file: BinaryIO) -> Any:
-    """The content of a pickle of tensors, arrays and containers; nothing in it is executed."""
+    """Load a pickle of tensors, arrays and containers; nothing in it is executed."""
     return PlainUnpickler(file).load()
 
 
@@ -49,7 +49,7 @@ def load_plain(file: BinaryIO) -> Any:
 def only_data() -> Iterator[None]:
     """Context in which torch_geometric's data sets read data only.
 
-    By themselves they unpickle ZINC's raw files, and any .pt file that holds more than tensors, without restraint.
+    By default they unpickle ZINC's raw files, and any .pt file that holds more than tensors, without restrictions.
     """
     from torch_geometric.data.data import Data, DataEdgeAttr, DataTensorAttr
     from torch_geometric.data.storage import GlobalStorage

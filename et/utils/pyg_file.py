@@ -1,4 +1,4 @@
-"""Files that hold torch_geometric graphs, read without executing anything in them."""
+"""Reading files of torch_geometric graphs without executing anything in them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from et.utils.errors import UserError
 
 
 def load_pyg(path: Path) -> Any:
-    """What ``torch.save`` wrote, of tensors, plain containers and torch_geometric's Data.
+    """Load a file of ``torch.save`` with tensors, plain containers and torch_geometric's Data.
 
-    Tensors are dense and without gradients, whatever they were when they were saved. Data of torch_geometric 1.x, which
-    kept its attributes elsewhere, becomes Data of today.
+    Tensors become dense and do not require gradients. Data of torch_geometric 1.x, which stored attributes differently,
+    becomes current Data.
 
     Raises:
-        UserError: the file is damaged, or would have to execute code to be read.
+        UserError: The file is damaged, or would have to execute code to be read.
     """
     from torch_geometric.data.data import Data, DataEdgeAttr, DataTensorAttr
     from torch_geometric.data.storage import GlobalStorage
@@ -55,7 +55,7 @@ def plain(value: Any) -> Any:
 
 
 def attributes(data: Any) -> dict[str, Any]:
-    """What a Data holds, by name; of torch_geometric 1.x, where there is no store, from the object itself."""
+    """Fields of a Data by name; for torch_geometric 1.x, which has no store, from the object itself."""
     if "_store" in data.__dict__:
         return data.to_dict()
     held = {key: value for key, value in data.__dict__.items() if value is not None and not key.startswith("__")}

@@ -1,6 +1,6 @@
-"""First thing an entry point does, before imports that take seconds: signals and the terminal's encoding.
+"""Start of an entry point, before slow imports: signal handlers and the terminal's encoding.
 
-Nothing here imports more than the standard library.
+Imports the standard library only.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def prepare() -> None:
-    """Let signals end the process with the status of an interrupted run, and printing never fail.
+    """Let signals end the process with the exit status of an interrupted run, and make printing safe.
 
-    Signals count from now on. During training :class:`et.training.graceful_stop.StopOnSignal` takes over, which saves
-    the state.
+    During training :class:`et.training.graceful_stop.StopOnSignal` replaces the handlers and saves the state.
     """
     tolerate_encoding()
     for signum in SIGNALS:
@@ -27,12 +26,12 @@ def prepare() -> None:
 
 
 def exit_status(signum: int) -> int:
-    """Exit status of a run that a signal ended: 75 after USR1 and USR2, else 128 + the signal's number."""
+    """Exit status of a run ended by a signal: 75 after USR1 and USR2, else 128 + the signal's number."""
     return RESUMABLE if signum in (signal.SIGUSR1, signal.SIGUSR2) else 128 + signum
 
 
 def leave(signum: int, frame: FrameType | None) -> None:
-    """Signal handler: end the process with :func:`exit_status`."""
+    """Signal handler that ends the process with :func:`exit_status`."""
     name = signal.Signals(signum).name
     message = f"error: interrupted by {name}; start the same command again: it goes on from what is saved\n"
     os.write(2, message.encode("ascii"))  # print may be what the signal interrupted
@@ -40,7 +39,7 @@ def leave(signum: int, frame: FrameType | None) -> None:
 
 
 def tolerate_encoding() -> None:
-    """Print characters that the terminal's encoding lacks as question marks instead of failing."""
+    """Print characters that the terminal's encoding lacks as question marks."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

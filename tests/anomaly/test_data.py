@@ -9,7 +9,7 @@ import torch
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import reverse_cuthill_mckee as scipy_order
 
-from et.anomaly.data import NodeDataModule, SubgraphSamples, induced_topology, joined, nearby_order
+from et.anomaly.data import NodeDataModule, SubgraphSamples, induced_topology, joined, reverse_cuthill_mckee_order
 from et.core import EdgeTopology
 from et.utils.errors import UserError
 from tests.anomaly.conftest import make_graph, save_npz
@@ -72,7 +72,9 @@ def test_neighbours_stand_near_each_other():
     """Two communities whose members alternate in the file, one of them with edges one way only, and lone nodes."""
     rng = np.random.default_rng(0)
     first, second = 2 * rng.integers(0, 50, (2, 400)), 2 * rng.integers(0, 50, (2, 400)) + 1
-    nodes = nearby_order([torch.from_numpy(np.concatenate([first, first[::-1]], 1)), torch.from_numpy(second)], 103)
+    nodes = reverse_cuthill_mckee_order(
+        [torch.from_numpy(np.concatenate([first, first[::-1]], 1)), torch.from_numpy(second)], 103
+    )
     assert nodes.sort().values.tolist() == list(range(103))
     kinds = (nodes[nodes < 100] % 2).diff().abs().sum()
     assert kinds == 1  # the one community, then the other
@@ -82,7 +84,7 @@ def test_nodes_of_equal_degree_keep_their_order():
     """An unstable sort, as scipy's function has it, would order them by the CPU's instruction set."""
     pairs_of_nodes = torch.arange(2000).view(-1, 2).T
     edges = torch.cat([pairs_of_nodes, pairs_of_nodes.flip(0)], dim=1)
-    assert nearby_order([edges], 2100).flip(0).tolist() == [*range(2000, 2100), *range(2000)]
+    assert reverse_cuthill_mckee_order([edges], 2100).flip(0).tolist() == [*range(2000, 2100), *range(2000)]
 
 
 def test_the_order_is_scipys_where_no_start_is_a_tie():
@@ -93,7 +95,7 @@ def test_the_order_is_scipys_where_no_start_is_a_tie():
     edges = np.unique(np.concatenate([ends, ends[::-1]], axis=1), axis=1)
     graph = csr_matrix((np.ones(edges.shape[1]), tuple(edges)), (300, 300))
     expected = scipy_order(graph, symmetric_mode=True)
-    assert nearby_order([torch.from_numpy(edges)], 300).tolist() == expected.tolist()
+    assert reverse_cuthill_mckee_order([torch.from_numpy(edges)], 300).tolist() == expected.tolist()
 
 
 def test_explicit_options_win_over_fidelity(graph_file):

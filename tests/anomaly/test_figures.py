@@ -41,8 +41,8 @@ def test_figures_of_a_run(small_config):
     share = numbers["attention_on_anomalous"]
     # The graph is made so that anomalous nodes mostly have each other as neighbours.
     assert share["anomalous"]["neighbours"] > share["benign"]["neighbours"]
-    assert all(0 <= share[kind]["attention"] <= 1 for kind in share)
-    assert all(0 <= energy["auc_of_low_energy"] <= 1 for energy in numbers["energy"].values())
+    assert share["anomalous"]["attention"] > share["benign"]["attention"]
+    assert len(numbers["energy"]) == 3 and "total" in numbers["energy"]
     network = load_run(run)[1]
     assert isinstance(network, AnomalyTransformer) and not network.training
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from et.inpainting.lit import InpaintingTask
-from et.runs.folder import Start, find_start
+from et.runs.folder import ResumePoint, find_resume_point
 from et.runs.identity import resolve
 from et.runs.record import RESULT_KEYS, read_result, run_id
 from et.training.callbacks import Checkpoints, FiniteLoss
@@ -195,7 +195,7 @@ class Hostile:
 def test_a_hostile_checkpoint_is_not_executed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Hostile(), "global_step": 1}, tmp_path / "last.ckpt")
-    assert find_start(tmp_path, "a run") == Start()
+    assert find_resume_point(tmp_path, "a run") == ResumePoint()
     assert not (tmp_path / "hostile_code_ran").exists()
 
 

@@ -1,4 +1,4 @@
-"""Attention along edges in plain torch on any device, a chunk of edges at a time so that memory stays bounded."""
+"""Attention along edges in plain torch on any device, in chunks of edges with bounded memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHUNK_ELEMENTS = {"cpu": 1 << 18, "other": 1 << 24}
 
 
 def chunks(num_edges: int, rows: Tensor) -> Iterator[slice]:
-    """Slices of the edges such that one gathered row (H, Y) an edge makes at most CHUNK_ELEMENTS numbers."""
+    """Slices of the edges for which one gathered row (H, Y) per edge has at most CHUNK_ELEMENTS elements in total."""
     elements = CHUNK_ELEMENTS.get(rows.device.type, CHUNK_ELEMENTS["other"])
     size = max(1, elements // max(1, math.prod(rows.shape[1:])))
     for start in range(0, num_edges, size):

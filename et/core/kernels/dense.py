@@ -1,11 +1,12 @@
 """Attention between all pairs of tokens, exact and in bounded memory: attention matrices are computed in parts.
 
-A map is an (N, N) matrix of one head and sample: scores, P, or their gradients. A part is some maps, or some rows of
-one. All parts share one buffer, so memory does not grow with N and a part is still in the cache when it is read. Both
-terms of the update come from the same map. Small maps are stored for the backward pass, large ones computed again.
+An attention matrix here is any (N, N) matrix of one head and sample: scores, P, or their gradients. A part is several
+matrices, or some rows of one. All parts share one buffer, so memory does not grow with N and a part stays in the cache
+until it is read. Both terms of the update use the same matrix. Small matrices are stored for the backward pass, large
+ones are recomputed.
 
-With the projections Q, K of one head, beta inside Q' = beta Q, and gradients U', V' of the two terms U = P K and
-V = P^T Q, the gradients are those of conventional attention with one row or column block more:
+With the projections Q, K of one head, beta inside Q' = beta Q, and gradients U', V' of the two terms U = P K and V =
+P^T Q, the gradients are those of conventional attention with one more row or column block:
 
     dP = [U' | Q] [K | V']^T,   dS = P * (dP - rowsum(P * dP)),   rowsum(P * dP) = U' . U + Q . (P V')
     dQ = beta dS K + P V',      dK = dS^T Q' + P^T U',            dbeta = sum Q . (dS K)
@@ -97,7 +98,7 @@ def _triton_kernels(qk: Tensor) -> Callable[[Tensor, Tensor, bool], Tensor] | No
 
 
 def composed(qk: Tensor, beta: Tensor, self_attention: bool = False) -> Tensor:
-    """:func:`attention` of plain operations on whole maps, for torch.compile, export and double backward."""
+    """:func:`attention` from plain operations on whole matrices, for torch.compile, export and double backward."""
     q, k = qk.transpose(-4, -2).unbind(-3)  # (..., H, N, Y)
     scores = (q * beta.to(q.dtype)[:, None, None]) @ k.mT
     p = torch.softmax(_without_diagonal(scores, self_attention), dim=-1)
@@ -105,7 +106,7 @@ def composed(qk: Tensor, beta: Tensor, self_attention: bool = False) -> Tensor:
 
 
 def log_partition(q: Tensor, k: Tensor, beta: Tensor, self_attention: bool = False) -> Tensor:
-    """Log of sum_B exp(beta K_B . Q_C) of each query, by whole maps if gradients are enabled, else in parts.
+    """Log of sum_B exp(beta K_B . Q_C) of each query, on whole matrices if gradients are enabled, else in parts.
 
     Args:
         q, k: Queries and keys, (..., N, H, Y).
@@ -135,7 +136,7 @@ def _without_diagonal(scores: Tensor, self_attention: bool) -> Tensor:
 
 
 class _Part(NamedTuple):
-    """A range of maps (samples times heads) and a range of their rows."""
+    """A range of attention matrices (samples times heads) and a range of their rows."""
 
     maps: slice
     rows: slice
@@ -146,7 +147,7 @@ def _part_size(like: Tensor) -> int:
 
 
 def _parts(q: Tensor, n: int) -> Iterator[_Part]:
-    """Split the maps (n, n) of all ``q`` into parts of about PART elements: several maps, or some rows of one."""
+    """Split the (n, n) matrices of ``q`` into parts of about PART elements: several matrices, or rows of one."""
     count, size = len(q), _part_size(q)
     together, rows = max(1, size // (n * n)), min(n, max(MIN_ROWS, size // n))
     for first in range(0, count, together):
@@ -171,7 +172,7 @@ def _softmax_(scores: Tensor, part: _Part, self_attention: bool) -> Tensor:
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, part: _Part) -> None:
-    """Write left @ right to ``total`` for the first rows of a map, add it for the others."""
+    """Write left @ right to ``total`` for the first rows of a matrix, add it for the others."""
     if part.rows.start == 0:
         torch.bmm(left, right, out=total)
     else:
@@ -179,7 +180,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, part: _Part) -> Non
 
 
 class _Buffer:
-    """Memory for the maps of one part, reused by the next."""
+    """Memory for one part, reused by the next."""
 
     def __init__(self, like: Tensor, count: int, n: int):
         self.n, self.memory = n, like.new_empty(min(count * n * n, max(_part_size(like), MIN_ROWS * n)))
@@ -199,9 +200,9 @@ class _Attention(Function):
         uv = torch.empty_like(by_head)
         u, v = uv.view(2, -1, n, width)
         kept = qk.new_empty(len(k), n, n) if keep_maps and any(ctx.needs_input_grad) else None
-        buffer = _Buffer(qk, len(k), n) if kept is None else None
+        maps_of = _Buffer(qk, len(k), n).maps if kept is None else kept.__getitem__
         for part in _parts(k, n):
-            p = buffer.maps(part) if kept is None else kept[part]  # (maps, rows, N)
+            p = maps_of(part)  # (maps, rows, N)
             torch.bmm(scaled[part], k[part.maps].mT, out=p)  # scores
             _softmax_(p, part, self_attention)
             torch.bmm(p, k[part.maps], out=u[part])  # (maps, rows, Y)
@@ -212,7 +213,7 @@ class _Attention(Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         qk, beta, out, kept = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: this gradient will itself be differentiated
             outputs = composed(qk, beta, ctx.self_attention)

@@ -1,19 +1,20 @@
-"""Attention between all pairs on a GPU: two passes of a fused attention, so that no map leaves the processor.
+"""Attention between all pairs on a GPU: two passes of fused attention, without storing an attention matrix.
 
-The first term is conventional attention with keys for values. The second, V_B = sum_C P_CB Q_C, is an attention as
-well, with queries and keys exchanged: its scores are those of the first less each query's logsumexp l_C,
+The first term is conventional attention whose values are the keys. The second, V_B = sum_C P_CB Q_C, is an attention as
+well, with queries and keys exchanged: its scores are those of the first minus each query's logsumexp l_C,
 
     V_B = sum_C exp(s_CB - l_C) Q_C = exp(L_B) sum_C softmax_C(s_CB - l_C) Q_C,   L_B = logsumexp_C(s_CB - l_C),
 
 where exp(L_B), the attention that key B receives, is at most N. Gradients pass through outputs, logsumexps and the
-bias. torch's FlexAttention computes both passes; it has no backward pass on a CPU, where :func:`plain_attend` takes its
-place in the tests.
+bias. torch's FlexAttention computes both passes. It has no backward pass on a CPU, where the tests use
+:func:`plain_attend`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ def _has_flex() -> bool:
 
 
 @cache
-def _compiled_flex() -> Callable:
+def _compiled_flex() -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=False)
@@ -72,11 +73,18 @@ def compiled_attend(
 
 
 def flex_attend(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, diagonal: bool, flex: Callable | None = None
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, diagonal: bool, flex: Callable[..., Any] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """softmax(q k^T + bias) v and its logsumexp: (B, H, N, Y) three times, bias of each key (B, H, N) -> the same two.
+    """softmax(q k^T + bias) v and its logsumexp.
 
-    Without ``diagonal`` a token is not among its own keys.
+    Args:
+        q, k, v: Queries, keys and values, (B, H, N, Y).
+        bias: Bias of each key, (B, H, N), or None.
+        diagonal: If False, a token is not among its own keys.
+        flex: Compiled FlexAttention. If None, torch's uncompiled one.
+
+    Returns:
+        (B, H, N, Y) and (B, H, N).
     """
     from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
@@ -85,12 +93,13 @@ def flex_attend(
             value = value + bias[sample, head, column]
         return value if diagonal else torch.where(row == column, -torch.inf, value)
 
-    out, aux = (flex or flex_attention)(q, k, v, score_mod=score, scale=1.0, return_aux=AuxRequest(lse=True))
+    attend: Callable[..., Any] = flex or flex_attention
+    out, aux = attend(q, k, v, score_mod=score, scale=1.0, return_aux=AuxRequest(lse=True))
     return out, aux.lse
 
 
 def plain_attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, diagonal: bool) -> tuple[Tensor, Tensor]:
-    """The same with a whole map, differentiable on any device: what FlexAttention is held to."""
+    """:func:`flex_attend` on whole attention matrices, differentiable on any device: the reference of FlexAttention."""
     scores = q @ k.mT if bias is None else q @ k.mT + bias[..., None, :]
     if not diagonal:
         scores = scores.masked_fill(torch.eye(scores.shape[-1], dtype=torch.bool, device=q.device), -torch.inf)

@@ -1,7 +1,7 @@
 """The Triton kernels of attention along edges: what one program computes (see et/core/kernels/triton.py).
 
-A program has one piece of a row, ``piece`` of :class:`et.core.kernels.triton_runtime.Pieces`, and one head. It writes to the
-output where its piece is a whole row, and to the partial results (names in ``_part``) where it is not.
+A program has one piece of a row, ``piece`` of :class:`et.core.kernels.triton_runtime.Pieces`, and one head. It writes to
+the output if its piece is a whole row, else to the partial results (names in ``_part``).
 """
 
 from __future__ import annotations

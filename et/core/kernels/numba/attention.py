@@ -1,12 +1,12 @@
-"""CPU kernels of attention along edges, forward and backward, without anything of the size of the edges.
+"""CPU kernels of attention along edges, forward and backward, without a tensor of the size of the edges.
 
-The softmax P is never stored: each pass computes it again from q, k and two numbers a query, the largest score ``peak``
-and ``total`` = sum exp(score - peak). Their logsumexp alone would not do: where scores are large it rounds, and P with
-it.
+The softmax P is never stored: each pass recomputes it from q, k and two numbers per query, the largest score ``peak``
+and ``total`` = sum exp(score - peak). Their logsumexp alone would not suffice: for large scores it is rounded, and so
+is P.
 
-Every kernel goes through its rows in the same way: a head at a time; within it, a tile of gathered nodes at a time (see
-:func:`tile_size`), for which ``cursor`` holds the first edge of each row that is still to do; within a row and tile,
-PART edges at a time.
+All kernels loop over their rows in the same way: one head at a time; within it, one tile of gathered nodes at a time
+(see :func:`tile_size`), with ``cursor`` at the first remaining edge of each row; within a row and tile, PART edges at a
+time.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ TILE_BYTES = 1 << 19  # of gathered rows that should stay in a core's cache
 
 
 def tile_size(x: Tensor, edges: SortedEdges) -> int:
-    """How many nodes to take at a time so that two of their rows x[node, head] stay in cache: all, in a sparse graph.
+    """Number of nodes per tile, so that two of their rows x[node, head] stay in cache; all nodes for a sparse graph.
 
-    A row's edges are sorted by the node they gather from. Going through a task's rows once a tile, instead of through
-    each row whole, halves the time where the rows of all nodes exceed the cache and a tile holds several edges a row.
+    A row's edges are sorted by the node they gather from. Looping over a task's rows once per tile, instead of over
+    each whole row, takes half the time if the rows of all nodes exceed the cache and a tile holds several edges per
+    row.
     """
     tile = max(1, TILE_BYTES // max(1, 2 * x.shape[2] * x.element_size()))
     return tile if edges.num_edges * tile >= 4 * edges.num_nodes**2 else max(1, edges.num_nodes)
@@ -34,7 +35,7 @@ def tile_size(x: Tensor, edges: SortedEdges) -> int:
 
 @kernel
 def _dot(x, y):
-    """Inner product. A loop of its own, so that every kernel sums it in the same order and gets the same score."""
+    """Inner product in a loop, so that every kernel sums it in the same order and gets the same score."""
     total = x.dtype.type(0)
     for i in range(len(x)):
         total += x[i] * y[i]
@@ -52,7 +53,7 @@ def _dots(x, y, v, w):
 
 @kernel
 def _flush(part, out):
-    """Add a partial sum to its row: summing few edges at a time keeps hubs of 10^5 edges exact in float32."""
+    """Add a partial sum to its row. Summing few edges at a time keeps hubs of 10^5 edges exact in float32."""
     for i in range(len(part)):
         out[i] += part[i]
         part[i] = 0
@@ -60,13 +61,13 @@ def _flush(part, out):
 
 @exact_kernel
 def _unnormalised(score, beta, peak):
-    """exp(beta score - peak). Without fused products: a query's largest score must give exactly 1 in every kernel."""
+    """exp(beta score - peak) without fused products: a query's largest score must give exactly 1 in every kernel."""
     return np.exp(score * beta - peak)
 
 
 @kernel
 def _until(node, e, end, limit):
-    """The first of the edges e .. end whose node is ``limit`` or beyond."""
+    """Index of the first of the edges e .. end whose node is at least ``limit``."""
     while e < end and node[e] < limit:
         e += 1
     return e
@@ -74,7 +75,7 @@ def _until(node, e, end, limit):
 
 @kernel
 def _softmax(scores, beta):
-    """Turn inner products into P, in place; largest score and sum of exp(score - largest)."""
+    """Replace inner products by P in place; returns the largest score and the sum of exp(score - largest)."""
     if len(scores) == 0:
         return scores.dtype.type(0), 1.0
     largest = scores.dtype.type(-np.inf)
@@ -91,7 +92,9 @@ def _softmax(scores, beta):
 
 @kernel
 def _together(tile, nodes, low, high):
-    """Rows that go through the tiles together: a task's where there are tiles, else one, whose nodes stay in cache."""
+    """Number of rows that share a pass over the tiles: all of a task with tiles; one without, since all nodes stay in
+    cache.
+    """
     return max(1, high - low) if tile < nodes else 1
 
 
@@ -234,9 +237,16 @@ def _key_gradient(q, k, beta, peak, total, gu, gv, mean, start, query, gk, tile,
 def query_term(
     q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, only_partition: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """sum_B P_CB K_B of each query C, with the softmax's peak and total.
+    """sum_B P_CB K_B of each query C, with the peak and total of its softmax.
 
-    q, k (N, H, Y), beta (H,) -> (N, H, Y), (N, H), (N, H); the first is empty with ``only_partition``.
+    Args:
+        q, k: Queries and keys, (N, H, Y).
+        beta: Inverse temperatures, (H,).
+        edges: Which tokens attend to which.
+        only_partition: If True, the sum is not computed and its tensor is empty.
+
+    Returns:
+        (N, H, Y), (N, H), (N, H).
     """
     u = q.new_zeros(0 if only_partition else len(q), *q.shape[1:])
     peak, total = (q.new_empty(q.shape[:2]) for _ in range(2))

@@ -1,4 +1,4 @@
-"""The orders of a graph's edges on the CPU, compiled by numba at their first call and cached on disk."""
+"""Orders of a graph's edges on the CPU, compiled by numba on first use and cached on disk."""
 
 from __future__ import annotations
 

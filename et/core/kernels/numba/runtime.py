@@ -1,8 +1,8 @@
-"""Compiling kernels with numba, and running them in threads.
+"""Compilation of kernels with numba, and their execution in threads.
 
-The kernels release the interpreter's lock and run in plain Python threads that live for one call: no pool of threads
-that a fork could break, and never more threads than torch uses. Every row of a result belongs to one task and is summed
-in a fixed order, so results are the same from run to run and for any number of threads.
+The kernels release the interpreter's lock and run in plain Python threads that live for one call: there is no thread
+pool that a fork could break, and there are never more threads than torch uses. Every row of a result belongs to one
+task and is summed in a fixed order, so results do not depend on the run or the number of threads.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import numba
 import numpy as np
@@ -21,9 +22,9 @@ FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
 SMALLEST_TASK, LARGEST_TASK = 1 << 15, 1 << 18  # edges; a task holds some 12 bytes of scratch an edge
 
 
-def kernel(function: Callable, fastmath: set[str] | bool = FAST_MATH) -> Callable:
-    """Compile ``function`` without the interpreter's lock; cached, where there is a place that can be written to."""
-    options = {"nogil": True, "fastmath": fastmath, "error_model": "numpy"}
+def kernel(function: Callable[..., Any], fastmath: set[str] | bool = FAST_MATH) -> Callable[..., Any]:
+    """Compile ``function`` without the interpreter's lock; cached on disk if a cache folder is writable."""
+    options: dict[str, Any] = {"nogil": True, "fastmath": fastmath, "error_model": "numpy"}
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # neither the source's folder nor the user's cache folder is writable
@@ -33,8 +34,8 @@ def kernel(function: Callable, fastmath: set[str] | bool = FAST_MATH) -> Callabl
 exact_kernel = partial(kernel, fastmath=False)
 
 
-def run(compiled: Callable, row_start: np.ndarray, arguments: tuple) -> None:
-    """Call ``compiled(*arguments, low, high)`` on all rows, in tasks of about equal numbers of edges."""
+def run(compiled: Callable[..., Any], row_start: np.ndarray, arguments: tuple[Any, ...]) -> None:
+    """Call ``compiled(*arguments, low, high)`` on all rows, in tasks with about the same number of edges."""
     rows = len(row_start) - 1
     edges = int(row_start[rows])
     threads = max(1, min(torch.get_num_threads(), edges // SMALLEST_TASK))

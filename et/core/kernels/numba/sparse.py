@@ -1,8 +1,7 @@
-"""CPU kernels, compiled by numba at their first call and cached on disk: the primitives.
+"""CPU kernels of the primitives, compiled by numba on first use and cached on disk.
 
-Attention as a whole is in :mod:`et.core.kernels.numba.attention`, the orders of edges in
-:mod:`et.core.kernels.numba.orders`. Kernels that call each other share a file: numba compiles a kernel again only
-when its own file changes.
+Whole attention is in :mod:`et.core.kernels.numba.attention`, orders of edges in :mod:`et.core.kernels.numba.orders`.
+Kernels that call each other share a file, because numba recompiles a kernel only if its own file changes.
 """
 
 from __future__ import annotations

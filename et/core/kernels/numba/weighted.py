@@ -1,7 +1,8 @@
-"""CPU kernels of weighted attention along edges and of its convolution (formulas: et/core/weighted.py).
+"""CPU kernels of weighted attention along edges and of its convolution (formulas: :mod:`et.core.weighted`).
 
 Between the passes only (E, H) tensors are kept: the products s = K_B . Q_C and the softmax P. Every output row belongs
-to one thread and is summed in a fixed order. Heads are the inner loop: the heads of a node lie side by side in memory.
+to one thread and is summed in a fixed order. Heads are the inner loop, because the heads of a node are adjacent in
+memory.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from et.core.kernels.numba.runtime import arrays, kernel, run
 
 @kernel
 def _forward_by_query(q, k, beta, ahat, row_start, key, s, p, u, low, high):
-    """Products, softmax and what each query collects."""
+    """Products, softmax and the sums at the queries."""
     _, heads, width = q.shape
     peak, norm = np.empty(heads, q.dtype), np.empty(heads)
     for c in range(low, high):
@@ -51,7 +52,7 @@ def _forward_by_query(q, k, beta, ahat, row_start, key, s, p, u, low, high):
 
 @kernel
 def _forward_by_key(q, ahat, p, start, query, position, v, low, high):
-    """What each key collects from the queries that attend to it."""
+    """Sums at the keys, over the queries that attend to them."""
     _, heads, width = q.shape
     for b in range(low, high):
         for h in range(heads):
@@ -67,7 +68,7 @@ def _forward_by_key(q, ahat, p, start, query, position, v, low, high):
 
 @kernel
 def _backward_by_query(q, k, beta, ahat, s, p, gu, gv, row_start, key, gs, gahat, gbeta, gq, low, high):
-    """Gradients of products and ahat, and what the queries get of them."""
+    """Gradients of products and ahat, and their contribution to the queries."""
     _, heads, width = q.shape
     mean = np.empty(heads)
     for c in range(low, high):
@@ -117,9 +118,16 @@ def _backward_by_key(q, ahat, p, gs, gu, start, query, position, gk, low, high):
 def attention(
     q: Tensor, k: Tensor, beta: Tensor, ahat: Tensor, edges: SortedEdges
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(sum_B c_CB K_B, sum_C c_CB Q_C), each (N, H, Y), and for the gradient products and softmax, (E, H).
+    """Both terms of the update and the tensors of its backward pass.
 
-    q, k (N, H, Y), beta (H,) and ahat (E, H) in the order of ``edges``, all contiguous and of one dtype.
+    Args:
+        q, k: Queries and keys, (N, H, Y).
+        beta: Inverse temperatures, (H,).
+        ahat: Parameterised adjacency in the order of ``edges``, (E, H). All tensors are contiguous and of one dtype.
+        edges: Which tokens attend to which.
+
+    Returns:
+        sum_B c_CB K_B and sum_C c_CB Q_C, each (N, H, Y); products and softmax, each (E, H).
     """
     u, v = torch.empty_like(q), torch.empty_like(k)
     s, p = torch.empty_like(ahat), torch.empty_like(ahat)
@@ -164,7 +172,9 @@ def _cross(x, row_start, key, out, low, high):
 
 @kernel
 def _cross_gradient(g, x, start, other, position, by_key, gx, low, high):
-    """Add to each node what its edges send it: as their query, or (``by_key``, found through ``position``) as key."""
+    """Add the contribution of its edges to each node: as their query, or (``by_key``, through ``position``) as their
+    key.
+    """
     _, rows, width = x.shape
     for node in range(low, high):
         for e in range(start[node], start[node + 1]):
