@@ -26,13 +26,13 @@ from et.core import Descent
 from et.inpainting.canvas import Canvas, make_canvas
 from et.inpainting.fill_baselines import mean_fill, nearest_fill
 from et.inpainting.folders import EXTENSIONS, list_images, open_image
+from et.inpainting.lit import InpaintingTask
 from et.inpainting.patches import hide, patchify
 from et.inpainting.photos import load_photo
 from et.inpainting.pixels import from_pixels, to_pixels
 from et.inpainting.scores import image_scores, masked_mse
 from et.inpainting.trajectories import follow, picture_record, save, write_descent
-from et.training.cli import compare_with_fillings, exit_on_user_error
-from et.utils.errors import UserError
+from et.utils.errors import UserError, exit_on_user_error
 
 EMBEDDED = ("chelsea", "flower", "astronaut", "coffee", "china", "rocket", "motorcycle_left", "hubble_deep_field")
 WIDEST_ANIMATION = 768  # pixels of the longer side
@@ -294,7 +294,7 @@ def _say(
     plural = "photograph" if len(rows) == 1 else "photographs"
     print(
         f"{len(rows)} {plural} {fitted}, {hidden:.0%} of the patches hidden, {'bfloat16' if bf16 else 'float32'}. "
-        + compare_with_fillings({f"test/{name}": value for name, value in means.items()})
+        + str(InpaintingTask.summary({f"test/{name}": value for name, value in means.items()}))
     )
     print(output)
 

@@ -1,7 +1,7 @@
 """The Triton kernels of attention along edges: what one program computes (see et/core/kernels/triton.py).
 
-A program has one piece of a row, ``piece`` of :class:`et.core.kernels.triton_runtime.Pieces`, and one head. It writes to
-the output if its piece is a whole row, else to the partial results (names in ``_part``).
+A program has one piece of a row (:class:`et.core.kernels.triton_runtime.Pieces`) and one head. It writes to the output
+if its piece is a whole row, else to the partial results (names in ``_part``).
 """
 
 from __future__ import annotations
