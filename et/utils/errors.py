@@ -102,6 +102,8 @@ def accepted_keys(target: str) -> tuple[str, ...] | None:
     """
     built, call = constructor_of(target)
     classes = [c for c in inspect.getmro(built) if "__init__" in vars(c)] if inspect.isclass(built) else []
+    if call is built and classes == [object]:  # whose signature takes anything, and which takes nothing
+        return ()
     calls = [call] if call is not built or not classes else []
     names: dict[str, None] = {}
     for source in (*calls, *(c.__init__ for c in classes)):
@@ -124,7 +126,7 @@ def key_not_taken(section: str, key: str, target: str, taken: Sequence[str]) -> 
 def key_advice(section: str, key: str, taken: list[str]) -> str:
     """Advice on replacing ``section.key`` by one of the valid keys ``taken``."""
     close = difflib.get_close_matches(key, taken, 1, cutoff=0.8)
-    return f"did you mean {section}.{close[0]}?" if close else f"it takes {', '.join(taken)}"
+    return f"did you mean {section}.{close[0]}?" if close else f"it takes {', '.join(taken) or 'none'}"
 
 
 def disk_problem(error: BaseException) -> str | None:

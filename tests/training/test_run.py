@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -284,7 +283,6 @@ def test_the_command_line_answers_plainly(tmp_path):
     def run(*arguments):
         return subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True)
 
-    started = time.monotonic()
     assert "experiment" in run("--help").stdout
     unknown = run("experiment=no_such_thing")
     assert unknown.returncode and "demo_inpainting" in unknown.stderr and "Traceback" not in unknown.stderr
@@ -292,7 +290,6 @@ def test_the_command_line_answers_plainly(tmp_path):
     assert mistyped.returncode and "model.dmi" in mistyped.stderr and "Traceback" not in mistyped.stderr
     absent = run()
     assert absent.returncode == 1 and absent.stderr.startswith("error: no experiment chosen")
-    assert time.monotonic() - started < 60  # a hang would show; the 3 s of each are measured by hand
     patch = run("experiment=demo_inpainting", "data.patch_size=7", f"paths.runs={tmp_path}")
     assert patch.returncode == 1 and "no multiple" in patch.stderr and "Traceback" not in patch.stderr
     folder = run(
