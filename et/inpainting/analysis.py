@@ -51,6 +51,7 @@ class Trajectory:
             None for a module that is left out.
         attention_size, hopfield_size: root mean square of those updates in token space, of each patch, (T + 1, B, N).
         energies, attention_energies, hopfield_energies: (T + 1, B).
+        g: layer-normalised tokens with CLS before the first and after each step, (T + 1, B, 1 + N, D).
     """
 
     tokens: Tensor
@@ -61,6 +62,7 @@ class Trajectory:
     energies: Tensor
     attention_energies: Tensor
     hopfield_energies: Tensor
+    g: Tensor
 
 
 @torch.no_grad()
@@ -76,8 +78,31 @@ def follow(network: InpaintingET, images: Tensor, masked: Tensor, steps: int | N
         seen[f"{name}_size"] = None if update is None else update.square().mean(-1).sqrt()
     return Trajectory(
         network.decode(descent.states[:, :, 1:]).float(), **seen, energies=descent.energies,
-        attention_energies=descent.attention_energies, hopfield_energies=descent.hopfield_energies,
+        attention_energies=descent.attention_energies, hopfield_energies=descent.hopfield_energies, g=g,
     )  # fmt: skip
+
+
+@torch.no_grad()
+def attention_of(network: InpaintingET, g: Tensor, patch: int) -> Tensor:
+    """Whom a patch attends to: its row of each head's attention matrix.
+
+    Args:
+        network: A model with an attention module.
+        g: Layer-normalised tokens with CLS, (..., 1 + N, D).
+        patch: Index of the patch, 0 .. N - 1.
+
+    Returns:
+        Weights of the keys, CLS first, (..., H, 1 + N); they sum to 1.
+    """
+    attention, own = network.block.attention, 1 + patch
+    queries = torch.einsum("...d,hyd->...hy", g[..., own, :].float(), attention.w_query)
+    keys = torch.einsum("...nd,hyd->...hny", g.float(), attention.w_key)
+    if attention.b_query is not None:
+        queries, keys = queries + attention.b_query, keys + attention.b_key[:, None]
+    scores = attention.beta[:, None] * torch.einsum("...hy,...hny->...hn", queries, keys)
+    if not attention.all_pairs.self_attention:
+        scores[..., own] = -torch.inf
+    return scores.softmax(-1)
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,20 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from et.runs.identity import differences
-from et.runs.loading import family, find_run, load_run, output_folder
+from et.runs.loading import family, find_run, is_pretrained, load_run, output_folder
 from et.utils.errors import UserError
 from et.utils.files import write_atomically
 
 
-def draw_run(run: Path, output: Path | None = None, mask_seeds: int | None = None) -> Path:
+def draw_run(run: Path, output: Path | None = None, mask_seeds: int | None = None, images: Path | None = None) -> Path:
     """Draw the figures of a run into ``output`` (else its folder ``figures``), with their numbers in figures.json.
 
     Args:
         run: a run's folder, a folder of runs, a converted checkpoint, or ``pretrained`` (the published weights).
-        mask_seeds: masks an image for the ranking of an image run's examples; None: as the run was tested with.
+        mask_seeds: masks an image for the ranking of an image run's examples; None: as the run was tested with, and
+            one for ``pretrained`` on the embedded photographs.
+        images: folder of images to show instead of the run's own; None: the run's evaluation images, or the embedded
+            photographs for ``pretrained``.
 
     Raises:
         UserError: no such run, data that is not there, or a task without figures.
@@ -29,6 +32,13 @@ def draw_run(run: Path, output: Path | None = None, mask_seeds: int | None = Non
     run = find_run(run)
     cfg, network = load_run(run)
     output = output_folder(run, "figures") if output is None else output
+    if images is not None and family(cfg) != "inpainting":
+        raise UserError(f"images= is of image completion; {cfg.name} is no image experiment")
+    if images is not None:
+        cfg.data.source, cfg.data.num_workers = image_folder(images, cfg.data.image_size), 0
+    elif is_pretrained(run):
+        source = {"_target_": "et.inpainting.photos.WholePhotos", "image_size": cfg.data.image_size}
+        cfg.data.source, cfg.data.num_workers, cfg.data.mask_seeds = source, 0, 1
     if mask_seeds is not None and family(cfg) == "inpainting":
         cfg.data.mask_seeds = mask_seeds
     data = instantiate(cfg.data)
@@ -41,6 +51,14 @@ def draw_run(run: Path, output: Path | None = None, mask_seeds: int | None = Non
     numbers = draw_figures(network, data, output)
     write_atomically(output / "figures.json", json.dumps(numbers, indent=2) + "\n")
     return output
+
+
+def image_folder(images: Path, image_size: int) -> dict[str, Any]:
+    """Configuration of a folder of images, resized by the shorter side and cut at the centre."""
+    return {
+        "_target_": "et.inpainting.folders.ImageFolders", "root": str(images), "train": None, "evaluation": ".",
+        "image_size": image_size, "name": images.resolve().name, "crop_pct": 1.0,
+    }  # fmt: skip
 
 
 def compare_positions(runs: Sequence[Path], output: Path) -> Path:
