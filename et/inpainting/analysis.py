@@ -22,7 +22,7 @@ from et.inpainting.scores import masked_mse
 def position_similarity(network: InpaintingET) -> Tensor:
     """Cosine similarity of the position biases of all patches (figures 2 and 7): (rows, columns, rows, columns)."""
     unit = F.normalize(network.position.detach()[1:].float(), dim=-1)
-    return (unit @ unit.T).reshape(*network.grid, *network.grid)
+    return (unit @ unit.T).float().reshape(*network.grid, *network.grid)
 
 
 def locality(similarity: Tensor) -> float:
@@ -38,7 +38,7 @@ def locality(similarity: Tensor) -> float:
 def decode_directions(network: InpaintingET, vectors: Tensor) -> Tensor:
     """Directions in token space as patches (figures 2, 4, 5 and 6): (..., D) -> (..., C, height, width)."""
     pixels = vectors.detach().float() @ network.decoder.weight.detach().float().T
-    return pixels.unflatten(-1, (network.channels, *network.patch_size))
+    return pixels.float().unflatten(-1, (network.channels, *network.patch_size))
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def follow(network: InpaintingET, images: Tensor, masked: Tensor, steps: int | N
     seen: dict[str, Tensor | None] = {}
     for name in ("attention", "hopfield"):
         module = getattr(network.block, name)
-        update = None if module is None else torch.stack([module.update(point) for point in g])[:, :, 1:]
+        update = None if module is None else torch.stack([module.update(point).float() for point in g])[:, :, 1:]
         seen[name] = None if update is None else decode_directions(network, update).flatten(-3)
         seen[f"{name}_size"] = None if update is None else update.square().mean(-1).sqrt()
     return Trajectory(

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from et.core.precision import CPU_HAS_BFLOAT16
 from et.runs.identity import differences
 from et.runs.loading import family, find_run, is_pretrained, load_run, output_folder
 from et.utils.errors import UserError
@@ -48,7 +50,10 @@ def draw_run(run: Path, output: Path | None = None, mask_seeds: int | None = Non
         from et.anomaly.figures import draw_figures
     else:
         raise UserError(f"{cfg.name}: there are figures of image completion and of node anomaly detection only")
-    numbers = draw_figures(network, data, output)
+    # The published model is 30 times the size of the trainings here; its descents agree to 1e-5 in bfloat16.
+    bf16 = is_pretrained(run) and CPU_HAS_BFLOAT16
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        numbers = draw_figures(network, data, output)
     write_atomically(output / "figures.json", json.dumps(numbers, indent=2) + "\n")
     return output
 
