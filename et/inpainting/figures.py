@@ -185,7 +185,8 @@ def draw_figures(
 
     Returns:
         The numbers the figures show: ``worst`` and ``best`` (index, MSE over the masking seeds), and of an Energy
-        Transformer ``locality``, ``energy_rises`` (steps in which an image's energy rose, as a share) and ``rest``.
+        Transformer ``locality``, ``update_sizes`` (of each module on the masked patches, by step), ``energy_rises``
+        (steps in which an image's energy rose, as a share) and ``rest``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     network = network.cpu().eval()
@@ -214,6 +215,12 @@ def draw_inside(network: InpaintingET, batch: dict[str, Tensor], folder: Path) -
         draw_attention_weights(network, folder / "attention_weights.png")
     seen = analysis.follow(network, images, masked)
     draw_steps(network, seen, masked, folder / "steps.png", image=len(images) // 2)
+    sizes = {"attention": seen.attention_size, "hopfield": seen.hopfield_size}
+    numbers["update_sizes"] = {
+        name: [float(f"{of_step[masked].mean():.4g}") for of_step in size]
+        for name, size in sizes.items()
+        if size is not None
+    }
     draw_energies(seen, folder / "energies.png")
     numbers["energy_rises"] = float((seen.energies.diff(dim=0) > 0).float().mean())
     found = analysis.converge(network, images, masked, PAST_T * network.steps)

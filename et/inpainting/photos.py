@@ -123,13 +123,14 @@ class WholePhotos:
 
     Args:
         image_size: height and width of an image, or one number for both.
-        names: of the photographs; None: all of them, whether :class:`Photos` trains on them or not.
+        names: of the photographs; None: all of them, those that :class:`Photos` holds out in the middle, where figure
+            4 takes its image from.
     """
 
     name, variant, train_length = "whole_photos", "embedded photographs, centre crop", 0
 
     def __init__(self, image_size: int | tuple[int, int], names: Sequence[str] | None = None):
-        self.size, self.eval_names = pair(image_size), list((*HELD_OUT, *TRAINING) if names is None else names)
+        self.size, self.eval_names = pair(image_size), list(names or (*TRAINING[:8], *HELD_OUT, *TRAINING[8:]))
         self.eval_length = len(self.eval_names)
 
     def train_item(self, index: int, rng: np.random.Generator) -> Tensor:
