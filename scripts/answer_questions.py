@@ -149,7 +149,8 @@ def answer(real: Path, folder: Path, output: Path, count: int = 60) -> dict[str,
 def answer_pretrained(output: Path, count: int = 8, images: Path | None = None, past: int = 20) -> dict[str, Any]:
     """The questions that need no training, asked of the published weights; the file is renewed after each answer.
 
-    Matrix products are in bfloat16 where the hardware has it; the long descent, on half of the photographs, in float32.
+    Matrix products are in bfloat16 where the hardware has it; tokens, layer norms and energies are in float32. Long
+    descents are of half of the photographs.
 
     Args:
         output: Folder of questions_pretrained.json and the figures.
@@ -160,6 +161,7 @@ def answer_pretrained(output: Path, count: int = 8, images: Path | None = None, 
     output.mkdir(parents=True, exist_ok=True)
     network = load_pretrained()
     batch = photographs(network, count, images)
+    half = {key: values[::2] for key, values in batch.items()}
     bf16 = has_fast_bf16("cpu")
     found: dict[str, Any] = {
         "model": {
@@ -185,12 +187,11 @@ def answer_pretrained(output: Path, count: int = 8, images: Path | None = None, 
         keep("chosen_starts", chosen_starts(network, batch))
         keep("finer_steps", finer_steps(network, batch))
         with only_term(network, "query"):
-            dropped, _ = descend_past(network, batch, 4 * steps)
-        keep("first_term_only", {**summary(dropped, steps), **curves(dropped)})
+            dropped, _ = descend_past(network, half, 4 * steps)
+        keep("first_term_only", {"photographs": len(half["image"]), **summary(dropped, steps), **curves(dropped)})
         keep("other_starts", other_starts(network, batch, 4 * steps, (0.1, 0.3, 1.0)))
-    half = {key: values[::2] for key, values in batch.items()}
-    shown = [step for step in SHOWN if step <= past * steps]
-    curve, pictures = descend_past(network, half, past * steps, shown)
+        shown = [step for step in SHOWN if step <= past * steps]
+        curve, pictures = descend_past(network, half, past * steps, shown)
     numbers = {**summary(curve, steps), **curves(curve), "rest": arrivals(curve)}
     keep("descent", {"photographs": len(half["image"]), **numbers})
     draw_past(pictures, output / "questions_pretrained_past.jpg")
