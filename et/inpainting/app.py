@@ -217,7 +217,7 @@ def build(viewer: Viewer) -> Any:
             shown = viewer.panels(scene, step)
             lit, cls = viewer.attention(scene, step, None if head == heads[0] else heads.index(head) - 1)
             text = f"Step {step}: mean squared error on {int(scene.masked.sum())} hidden patches "
-            text += f"**{viewer.error(scene, step):.3f}**. CLS gets {cls:.0%} of the attention."
+            text += f"**{viewer.error(scene, step):.3f}**. CLS gets {cls:.1%} of the framed patch's attention."
             pictures = [shown.get(key) for key in ("completion", *panels)]
             return [viewer.masked(scene), *pictures, lit, draw_energies(scene.seen, step), text]
 
