@@ -249,6 +249,7 @@ def draw_pretrained(found: dict[str, Any], output: Path) -> None:
             axis.plot(range(key == "speed", len(numbers["mse"])), numbers[key], label=name)
         axis.axvline(trained, color="grey", linestyle="--", label="T")
         axis.set(title=title, xlabel="step t", xscale="symlog" if key == "mse" else "linear")
+        axis.set_xlim(0, None)
         axis.set_yscale("log" if key == "speed" else "linear")
         axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
@@ -270,6 +271,7 @@ def draw_pretrained(found: dict[str, Any], output: Path) -> None:
         if "mse_mean_fill" in rows[0]:
             axis.plot(places, [row["mse_nearest_fill"] for row in rows], ":", label="nearest visible patch")
             axis.plot(places, [row["mse_mean_fill"] for row in rows], "--", color="grey", label="mean colour")
+        if key == "mask_ratio":
             axis.legend(fontsize=8)
         axis.set(title=title, xlabel=label, ylabel="MSE on hidden patches", ylim=(0, None))
     draw_bars(axes[3], [(row["without"], row["mse"]) for row in found["heads"]], "left out")

@@ -70,7 +70,7 @@ def draw_positions(networks: Mapping[str, InpaintingET], path: Path) -> dict[str
         image = axis.imshow(shown, vmin=-1, vmax=1, cmap="viridis", interpolation="nearest")
         axis.set(xticks=[], yticks=[], title=label)
     figure.colorbar(image, ax=figure.axes, shrink=0.7, label="cosine similarity of position biases")
-    figure.savefig(path, dpi=DPI)
+    figure.savefig(path, dpi=max(DPI, shown.shape[1]))  # three pixels for each similarity
     return found
 
 
