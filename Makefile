@@ -9,7 +9,7 @@ WORKERS ?= 2
 SEED ?= $(shell date +%j)
 RUNS ?= $(or $(ET_RUNS_DIR),runs)
 
-.PHONY: help setup demo test lint tables verify-records report clean
+.PHONY: help setup demo app test lint tables verify-records report clean
 
 help: ## say what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,6 +27,10 @@ demo: setup ## complete photographs with the authors' model, then train a small 
 	$(RUN) train.py experiment=demo_inpainting
 	@$(RUN) -m et.results.figures experiment=demo_inpainting
 	@$(RUN) -m et.results.report --runs $(RUNS)/demo_inpainting --descents $(RUNS)/pretrained/demo
+
+app: setup ## a page to hide patches of photographs and watch them being completed: http://127.0.0.1:7860
+	@$(RUN) -c "import gradio" 2>/dev/null || $(RUN) -m pip install --quiet --editable '.[$(EXTRAS),app]'
+	@$(RUN) -m et.inpainting.app
 
 test: setup ## run all tests; those on real data need ET_DATA_DIR
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile

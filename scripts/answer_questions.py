@@ -1,7 +1,11 @@
-"""Measure what docs/questions.md reports: python scripts/answer_questions.py REAL_RUN QUESTION_RUNS OUTPUT
+"""Measure what docs/questions.md reports.
 
-REAL_RUN is a finished run of experiment=imagenette_inpainting, QUESTION_RUNS the folder of the short trainings
-(paths.runs of the commands in docs/questions.md). OUTPUT gets questions.json and the figures.
+python scripts/answer_questions.py pretrained OUTPUT: the authors' published weights, on photographs. OUTPUT gets
+questions_pretrained.json and the figures.
+
+python scripts/answer_questions.py RUN OUTPUT --trainings FOLDER: RUN is a finished run of
+experiment=imagenette_inpainting, FOLDER that of the short trainings (paths.runs of the commands in docs/questions.md).
+OUTPUT gets questions.json and the figures.
 """
 
 from __future__ import annotations
@@ -15,19 +19,36 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor
 
-from et.core import descend
-from et.core.descent import speed
 from et.inpainting.analysis import Convergence, converge
+from et.inpainting.complete import has_fast_bf16
 from et.inpainting.data import evaluation_batch
 from et.inpainting.figures import draw_convergence, new_figure
-from et.inpainting.lit import masked_mse
-from et.inpainting.model import InpaintingET
-from et.inpainting.patches import patchify
-from et.runs.loading import find_run, load_run
+from et.inpainting.questions import (
+    Batch,
+    chosen_starts,
+    descend_past,
+    error_after,
+    finer_steps,
+    only_term,
+    other_starts,
+    photographs,
+    rest,
+    scored,
+    summary,
+    without_heads,
+    without_second_term,
+)
+from et.integrations.pretrained import load_pretrained
+from et.runs.loading import find_run, is_pretrained, load_run
 from et.runs.record import read_result
 from et.utils.errors import UserError, exit_on_user_error
+from et.utils.files import write_atomically
 
-Batch = dict[str, Tensor]
+RATIOS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
+SIZES = (112, 160, 224, 288, 336)  # pixels a side
+NOISE = (0.0, 0.1, 0.3, 1.0)
+TOLERANCES = (1.0, 0.3, 0.1, 0.03, 0.01)
+SHOWN = (0, 4, 12, 24, 60, 240)  # steps whose completions are drawn
 SOURCE = ("experiment", "seed", "git_commit", "device", "versions")  # of a record: what its numbers can be traced by
 
 
@@ -36,92 +57,6 @@ def examples(cfg: Any, count: int) -> Batch:
     data = instantiate(cfg.data)
     indices = torch.linspace(0, data.source.eval_length - 1, min(count, data.source.eval_length)).long().tolist()
     return evaluation_batch(data, indices)
-
-
-@torch.no_grad()
-def error_after(network: InpaintingET, batch: Batch, steps: int, step_size: float) -> float:
-    """MSE on the masked patches after ``steps`` steps of ``step_size``."""
-    target = patchify(batch["image"], network.patch_size)
-    x = descend(network.block, network.embed(target, batch["masked"]), steps, step_size).x
-    return float(masked_mse(network.decode(x[:, 1:]), target, batch["masked"]).mean())
-
-
-def finer_steps(network: InpaintingET, batch: Batch) -> list[dict[str, float]]:
-    """The same total time T alpha in fewer or more steps than in training."""
-    total = network.steps * network.step_size
-    counts = [max(1, network.steps // 2), network.steps, 2 * network.steps, 4 * network.steps, 10 * network.steps]
-    return [{"steps": n, "step_size": total / n, "mse": error_after(network, batch, n, total / n)} for n in counts]
-
-
-@torch.no_grad()
-def other_starts(network: InpaintingET, batch: Batch, steps: int, sizes: tuple[float, ...]) -> list[dict[str, float]]:
-    """Masked tokens displaced at the start by Gaussian noise of so many times their own root mean square.
-
-    ``apart_at_T`` and ``apart_at_end``: root mean square distance of the masked tokens' g to those of the undisturbed
-    descent after T and after ``steps`` steps, beside the same at the start; 2**0.5 would be unrelated states.
-    """
-    target, masked = patchify(batch["image"], network.patch_size), batch["masked"]
-    start = network.embed(target, masked)
-    hidden = torch.cat([torch.zeros_like(masked[:, :1]), masked], dim=1)
-
-    def states(tokens: Tensor) -> list[Tensor]:
-        middle = descend(network.block, tokens, network.steps, network.step_size).x
-        end = descend(network.block, middle, steps - network.steps, network.step_size).x
-        return [tokens, middle, end]
-
-    plain, norm = states(start), network.block.norm
-    found = []
-    for size in sizes:
-        torch.manual_seed(0)
-        noise = torch.randn_like(start) * size * start[hidden].square().mean().sqrt() * hidden[..., None]
-        other = states(start + noise)
-        pairs = [(norm(a)[hidden], norm(b)[hidden]) for a, b in zip(other, plain, strict=True)]
-        apart = [(a - b).square().mean().sqrt() / b.std() for a, b in pairs]
-        mse = masked_mse(network.decode(other[1][:, 1:]), target, masked).mean()
-        names = ("apart_at_start", "apart_at_T", "apart_at_end")
-        found.append({"noise": size, **dict(zip(names, map(float, apart), strict=True)), "mse_at_T": float(mse)})
-    return found
-
-
-@torch.no_grad()
-def rest(network: InpaintingET, batch: Batch, most: int, tolerances: tuple[float, ...]) -> list[dict[str, float]]:
-    """Steps until an image's fastest token moves no faster than each tolerance, and how many images ever do."""
-    tokens = network.embed(patchify(batch["image"], network.patch_size), batch["masked"])
-    found = []
-    for tolerance in tolerances:
-        result = descend(network.block, tokens, most, network.step_size, tol=tolerance)
-        after = descend(network.block, result.x, 1, network.step_size)
-        still = speed(network.block.norm(result.x), network.block.norm(after.x), network.step_size)
-        arrived = result.steps < most
-        steps = result.steps[arrived].float()
-        found.append(
-            {
-                "tolerance": tolerance,
-                "arrived": float(arrived.float().mean()),
-                "largest_speed_after": float(still.max()),
-            }
-            | ({"median_steps": float(steps.median()), "slowest": float(steps.max())} if arrived.any() else {})
-        )
-    return found
-
-
-def without_second_term(network: InpaintingET, batch: Batch, steps: int) -> dict[str, Convergence]:
-    """The trained network with its own update, and with the attention's second term dropped at inference only."""
-    found = {"both terms": converge(network, batch["image"], batch["masked"], steps)}
-    terms, network.block.attention.terms = network.block.attention.terms, "query"
-    found["first term only"] = converge(network, batch["image"], batch["masked"], steps)
-    network.block.attention.terms = terms
-    return found
-
-
-def summary(found: Convergence, trained_steps: int) -> dict[str, float]:
-    """Error at T, the smallest error and its step, and how often the energy rose: up to T and after it."""
-    mse, rises = found.mse.mean(1), (found.energies.diff(dim=0) > 0).float()
-    return {
-        "mse_at_T": float(mse[trained_steps]), "best_mse": float(mse.min()), "best_step": int(mse.argmin()),
-        "mse_at_end": float(mse[-1]), "rises_until_T": float(rises[:trained_steps].mean()),
-        "rises_after_T": float(rises[trained_steps:].mean()), "speed_at_end": float(found.speed[-1].mean()),
-    }  # fmt: skip
 
 
 def trainings(folder: Path, steps: int, count: int) -> list[dict[str, Any]]:
@@ -210,11 +145,166 @@ def answer(real: Path, folder: Path, output: Path, count: int = 60) -> dict[str,
     return found
 
 
-if __name__ == "__main__":
+def answer_pretrained(output: Path, count: int = 8, images: Path | None = None, past: int = 20) -> dict[str, Any]:
+    """The questions that need no training, asked of the published weights; the file is renewed after each answer.
+
+    Matrix products are in bfloat16 where the hardware has it; tokens, layer norms and energies are in float32. Long
+    descents are of half of the photographs.
+
+    Args:
+        output: Folder of questions_pretrained.json and the figures.
+        count: How many photographs.
+        images: Their folder; None takes those that ship inside scikit-image and scikit-learn.
+        past: The descent is followed for so many times T steps.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    network = load_pretrained()
+    batch = photographs(network, count, images)
+    half = {key: values[::2] for key, values in batch.items()}
+    bf16 = has_fast_bf16("cpu")
+    found: dict[str, Any] = {
+        "model": {
+            "run": "pretrained", "photographs": len(batch["image"]), "images": images.name if images else "embedded",
+            "hidden": float(batch["masked"].float().mean()), "T": network.steps, "step_size": network.step_size,
+            "bf16": bf16, "torch": torch.__version__,
+        }
+    }  # fmt: skip
+
+    def keep(name: str, value: Any) -> None:
+        found[name] = value
+        write_atomically(output / "questions_pretrained.json", json.dumps(found, indent=1) + "\n")
+        print(name, flush=True)
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16), torch.no_grad():
+        keep("trained_descent", scored(network, batch))
+        keep("mask_ratio", [{"ratio": r, **scored(network, photographs(network, count, images, r))} for r in RATIOS])
+        keep("image_size", [at_size(size, count, images) for size in SIZES])
+        keep("heads", without_heads(network, batch))
+        steps, size = network.steps, network.step_size
+        torch.manual_seed(0)
+        keep("noise", [{"noise_std": std, "mse": error_after(network, batch, steps, size, std)} for std in NOISE])
+        keep("chosen_starts", chosen_starts(network, batch))
+        keep("finer_steps", finer_steps(network, batch))
+        with only_term(network, "query"):
+            dropped, _ = descend_past(network, half, 4 * steps)
+        keep("first_term_only", {"photographs": len(half["image"]), **summary(dropped, steps), **curves(dropped)})
+        keep("other_starts", other_starts(network, batch, 4 * steps, (0.1, 0.3, 1.0)))
+        shown = [step for step in SHOWN if step <= past * steps]
+        curve, pictures = descend_past(network, half, past * steps, shown)
+    numbers = {**summary(curve, steps), **curves(curve), "rest": arrivals(curve)}
+    keep("descent", {"photographs": len(half["image"]), **numbers})
+    draw_past(pictures, output / "questions_pretrained_past.jpg")
+    draw_pretrained(found, output)
+    return found
+
+
+def at_size(size: int, count: int, images: Path | None) -> dict[str, float]:
+    """Scores with images of ``size`` x ``size`` pixels, the position biases resized."""
+    network = load_pretrained(image_size=size)
+    return {"size": size, "patches": network.num_patches, **scored(network, photographs(network, count, images))}
+
+
+def curves(found: Convergence) -> dict[str, list[float]]:
+    """Means over the images at every step, four digits each."""
+    named = {"speed": found.speed, "energy": found.energies, "mse": found.mse}
+    return {name: [float(f"{value:.4g}") for value in values.mean(1).tolist()] for name, values in named.items()}
+
+
+def arrivals(found: Convergence) -> list[dict[str, float]]:
+    """Steps until an image's fastest token moves no faster than each tolerance: the share that does, and the median."""
+    rows = []
+    for tolerance in TOLERANCES:
+        steps = found.steps_to(tolerance)
+        arrived = steps[steps >= 0]
+        median = {"median_steps": float(arrived.float().median())} if len(arrived) else {}
+        rows.append({"tolerance": tolerance, "arrived": len(arrived) / len(steps), **median})
+    return rows
+
+
+def draw_past(pictures: dict[int, Tensor], path: Path, count: int = 4) -> None:
+    """The completions of ``count`` photographs along a long descent."""
+    figure = new_figure(1.7 * len(pictures), 1.75 * count)
+    axes = figure.subplots(count, len(pictures), squeeze=False)
+    for column, (step, pixels) in enumerate(pictures.items()):
+        for row, axis in enumerate(axes[:, column]):
+            axis.set(xticks=[], yticks=[])
+            if row < len(pixels):
+                axis.imshow(pixels[row].permute(1, 2, 0).clamp(0, 1).numpy())
+        axes[0, column].set_title(f"t = {step}")
+    figure.savefig(path, dpi=90)
+
+
+def draw_pretrained(found: dict[str, Any], output: Path) -> None:
+    """questions_pretrained_descent.png and questions_pretrained.png from the numbers of :func:`answer_pretrained`."""
+    trained = found["model"]["T"]
+    lines = {"as trained": found["descent"], "second term dropped": found["first_term_only"]}
+    figure = new_figure(11, 3.2)
+    for axis, (key, title) in zip(
+        figure.subplots(1, 3),
+        {"energy": "energy", "speed": "speed of the fastest token", "mse": "MSE on hidden patches"}.items(),
+        strict=True,
+    ):
+        for name, numbers in lines.items():
+            axis.plot(range(key == "speed", len(numbers["mse"])), numbers[key], label=name)
+        axis.axvline(trained, color="grey", linestyle="--", label="T")
+        axis.set(title=title, xlabel="step t", xscale="symlog" if key == "mse" else "linear")
+        axis.set_xlim(0, None)
+        axis.set_yscale("log" if key == "speed" else "linear")
+        axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.savefig(output / "questions_pretrained_descent.png", dpi=100)
+    figure = new_figure(11, 6)
+    axes = figure.subplots(2, 3).flat
+    for axis, (key, x, title, label) in zip(
+        axes,
+        (
+            ("mask_ratio", "ratio", "share of hidden patches", "hidden"),
+            ("image_size", "size", "image size", "pixels a side"),
+            ("finer_steps", "steps", "same total time in other steps", "steps"),
+        ),
+        strict=False,
+    ):
+        rows = found[key]
+        places = [row[x] for row in rows]
+        axis.plot(places, [row["mse"] for row in rows], "o-", label="Energy Transformer")
+        if "mse_mean_fill" in rows[0]:
+            axis.plot(places, [row["mse_nearest_fill"] for row in rows], ":", label="nearest visible patch")
+            axis.plot(places, [row["mse_mean_fill"] for row in rows], "--", color="grey", label="mean colour")
+        if key == "mask_ratio":
+            axis.legend(fontsize=8)
+        axis.set(title=title, xlabel=label, ylabel="MSE on hidden patches", ylim=(0, None))
+    draw_bars(axes[3], [(row["without"], row["mse"]) for row in found["heads"]], "left out")
+    draw_bars(axes[4], [(row["start"], row["mse_at_T"]) for row in found["chosen_starts"]], "hidden tokens start as")
+    draw_bars(axes[5], [(f"noise {row['noise_std']}", row["mse"]) for row in found["noise"]], "noise in each step")
+    figure.savefig(output / "questions_pretrained.png", dpi=100)
+
+
+def draw_bars(axis: Any, rows: list[tuple[str, float]], title: str) -> None:
+    """Horizontal bars with their errors; the first row is the reference line."""
+    names, values = zip(*rows, strict=True)
+    axis.barh(names, values, color=["C1", *["C0"] * (len(rows) - 1)])
+    axis.axvline(values[0], color="C1", linewidth=1)
+    axis.invert_yaxis()
+    axis.tick_params(labelsize=7)
+    axis.set(title=title, xlabel="MSE on hidden patches")
+
+
+def main() -> dict[str, Any]:
+    """Answer from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("real", type=Path)
-    parser.add_argument("questions", type=Path)
+    parser.add_argument("run", help="pretrained, or the folder of a run")
     parser.add_argument("output", type=Path)
+    parser.add_argument("--trainings", type=Path, help="folder of the short trainings; not of pretrained")
+    parser.add_argument("--images", type=Path, help="folder of photographs for pretrained; default: the embedded ones")
+    parser.add_argument("--count", type=int, help="photographs; default: 8 of pretrained, 60 of a run")
     options = parser.parse_args()
+    if is_pretrained(options.run):
+        return answer_pretrained(options.output, options.count or 8, options.images)
+    if options.trainings is None:
+        parser.error("--trainings is missing")
+    return answer(Path(options.run), options.trainings, options.output, options.count or 60)
+
+
+if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps(exit_on_user_error(lambda: answer(options.real, options.questions, options.output)), indent=1))
+    exit_on_user_error(main)

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from et.inpainting.analysis import converge
 from et.inpainting.model import InpaintingET
 from et.inpainting.patches import patchify
 from et.inpainting.scores import masked_mse
@@ -56,6 +57,65 @@ def test_dropping_the_second_term_is_undone_afterwards(script, network_and_batch
     assert network.block.attention.terms == "both"
     assert torch.equal(found["both terms"].energies[0], found["first term only"].energies[0])
     assert not torch.allclose(found["both terms"].energies[-1], found["first term only"].energies[-1])
+
+
+def test_a_descent_step_by_step_is_the_descent(script, network_and_batch):
+    network, batch = network_and_batch
+    found, pictures = script.descend_past(network, batch, 5, keep=(0, 5))
+    expected = converge(network, batch["image"], batch["masked"], 5)
+    for name in ("speed", "energies", "mse"):
+        assert torch.allclose(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-6), name
+    assert set(pictures) == {0, 5} and pictures[5].shape == batch["image"].shape
+
+
+def test_a_head_left_out_adds_nothing_and_comes_back(script, network_and_batch):
+    network, batch = network_and_batch
+    network.block.attention.w_query.data *= 50
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    rows = {row["without"]: row["mse"] for row in script.without_heads(network, batch)}
+    assert set(rows) == {"nothing", "head 1", "head 2", "all heads", "Hopfield network"}
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    attention, network.block.attention = network.block.attention, None
+    assert rows["all heads"] == pytest.approx(script.error_after(network, batch, 3, 0.5), rel=1e-5)
+    network.block.attention = attention
+    assert rows["head 1"] != rows["nothing"] != rows["head 2"]
+
+
+def test_a_start_at_the_originals_is_the_start_without_a_mask(script, network_and_batch):
+    network, batch = network_and_batch
+    rows = {row["start"]: row for row in script.chosen_starts(network, batch)}
+    assert rows["MASK token (as trained)"]["mse_at_T"] == pytest.approx(script.error_after(network, batch, 3, 0.5))
+    with torch.no_grad():
+        prediction = network(batch["image"], torch.zeros_like(batch["masked"]))
+    error = masked_mse(prediction, patchify(batch["image"], 4), batch["masked"]).mean()
+    assert rows["original patch"]["mse_at_T"] == pytest.approx(error.item(), rel=1e-5)
+
+
+def test_everything_from_published_weights(script, monkeypatch, tmp_path):
+    def small(image_size=32):
+        torch.manual_seed(0)
+        return InpaintingET(image_size, 8, dim=16, num_heads=2, head_dim=4, num_memories=24, steps=2).eval()
+
+    monkeypatch.setattr(script, "load_pretrained", small)
+    monkeypatch.setattr(script, "SIZES", (16, 32))
+    monkeypatch.setattr(script, "RATIOS", (0.25, 0.75))
+    script.answer_pretrained(tmp_path, count=3, past=4)
+    found = json.loads((tmp_path / "questions_pretrained.json").read_text())
+    assert found["model"]["photographs"] == 3 and found["descent"]["photographs"] == 2
+    assert [row["patches"] for row in found["image_size"]] == [4, 16]
+    assert len(found["descent"]["mse"]) == 9 and found["descent"]["rises_until_T"] == 0
+    names = ("questions_pretrained.png", "questions_pretrained_descent.png", "questions_pretrained_past.jpg")
+    assert all((tmp_path / name).stat().st_size > 5000 for name in names)
+
+
+def test_the_numbers_of_the_published_weights_are_those_of_the_page():
+    found = json.loads((ROOT / "docs" / "questions_pretrained.json").read_text())
+    page = (ROOT / "docs" / "questions.md").read_text()
+    rows = [*found["mask_ratio"], *found["image_size"], *found["finer_steps"], *found["heads"], *found["noise"]]
+    for value in (row["mse"] for row in rows):
+        assert f"{value:.3f}" in page, value
+    for row in found["chosen_starts"]:
+        assert f"| {row['start']} | {row['mse_at_start']:.3f} | {row['mse_at_T']:.3f} |" in page
 
 
 def test_every_training_on_the_page_can_be_traced(script):

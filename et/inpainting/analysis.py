@@ -23,7 +23,7 @@ from et.inpainting.scores import masked_mse
 def position_similarity(network: InpaintingET) -> Tensor:
     """Cosine similarity of the position biases of all patches (figures 2 and 7): (rows, columns, rows, columns)."""
     unit = F.normalize(network.position.detach()[1:].float(), dim=-1)
-    return (unit @ unit.T).reshape(*network.grid, *network.grid)
+    return (unit @ unit.T).float().reshape(*network.grid, *network.grid)
 
 
 def locality(similarity: Tensor) -> float:
@@ -39,7 +39,7 @@ def locality(similarity: Tensor) -> float:
 def decode_directions(network: InpaintingET, vectors: Tensor) -> Tensor:
     """Directions in token space as patches (figures 2, 4, 5 and 6): (..., D) -> (..., C, height, width)."""
     pixels = vectors.detach().float() @ network.decoder.weight.detach().float().T
-    return pixels.unflatten(-1, (network.channels, *network.patch_size))
+    return pixels.float().unflatten(-1, (network.channels, *network.patch_size))
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Trajectory:
             module that is left out.
         attention_size, hopfield_size: Root mean square of those updates in token space, for each patch, (T + 1, B, N).
         energies, attention_energies, hopfield_energies: Energies, (T + 1, B).
+        g: Layer-normalised tokens with CLS before the first and after each step, (T + 1, B, 1 + N, D).
     """
 
     tokens: Tensor
@@ -62,6 +63,7 @@ class Trajectory:
     energies: Tensor
     attention_energies: Tensor
     hopfield_energies: Tensor
+    g: Tensor
 
 
 @torch.no_grad()
@@ -72,13 +74,36 @@ def follow(network: InpaintingET, images: Tensor, masked: Tensor, steps: int | N
     seen: dict[str, Tensor | None] = {}
     for name in ("attention", "hopfield"):
         module = getattr(network.block, name)
-        update = None if module is None else torch.stack([module.update(point) for point in g])[:, :, 1:]
+        update = None if module is None else torch.stack([module.update(point).float() for point in g])[:, :, 1:]
         seen[name] = None if update is None else decode_directions(network, update).flatten(-3)
         seen[f"{name}_size"] = None if update is None else update.square().mean(-1).sqrt()
     return Trajectory(
         network.decode(descent.states[:, :, 1:]).float(), **seen, energies=descent.energies,
-        attention_energies=descent.attention_energies, hopfield_energies=descent.hopfield_energies,
+        attention_energies=descent.attention_energies, hopfield_energies=descent.hopfield_energies, g=g,
     )  # fmt: skip
+
+
+@torch.no_grad()
+def attention_of(network: InpaintingET, g: Tensor, patch: int) -> Tensor:
+    """Whom a patch attends to: its row of each head's attention matrix.
+
+    Args:
+        network: A model with an attention module.
+        g: Layer-normalised tokens with CLS, (..., 1 + N, D).
+        patch: Index of the patch, 0 .. N - 1.
+
+    Returns:
+        Weights of the keys, CLS first, (..., H, 1 + N); they sum to 1.
+    """
+    attention, own = network.block.attention, 1 + patch
+    queries = torch.einsum("...d,hyd->...hy", g[..., own, :].float(), attention.w_query)
+    keys = torch.einsum("...nd,hyd->...hny", g.float(), attention.w_key)
+    if attention.b_query is not None:
+        queries, keys = queries + attention.b_query, keys + attention.b_key[:, None]
+    scores = attention.beta[:, None] * torch.einsum("...hy,...hny->...hn", queries, keys)
+    if not attention.all_pairs.self_attention:
+        scores[..., own] = -torch.inf
+    return scores.softmax(-1)
 
 
 @dataclass(frozen=True)

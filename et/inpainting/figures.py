@@ -21,6 +21,8 @@ from et.inpainting.pictures import complete, draw_completions
 from et.inpainting.pixels import to_pixels
 
 TOLERANCE = 0.01  # speed in units of g per unit of time below which an image counts as converged
+DPI = 110
+MOST_HEADS = 6  # heads side by side in figure 6
 MOST_STATES = 13  # columns of figure 4, which are all of the paper's T = 12
 PAST_T = 8  # how many times T the descent is followed for its fixed point
 
@@ -69,7 +71,7 @@ def draw_positions(networks: Mapping[str, InpaintingET], path: Path) -> dict[str
         image = axis.imshow(shown, vmin=-1, vmax=1, cmap="viridis", interpolation="nearest")
         axis.set(xticks=[], yticks=[], title=label)
     figure.colorbar(image, ax=figure.axes, shrink=0.7, label="cosine similarity of position biases")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=max(DPI, shown.shape[1]))  # three pixels for each similarity
     return found
 
 
@@ -79,26 +81,31 @@ def draw_memories(network: InpaintingET, path: Path, count: int | None = None) -
     chosen = memories[memories.norm(dim=1).argsort(descending=True)[:count]]
     patches = analysis.decode_directions(network, chosen).cpu()
     columns = ceil(len(patches) ** 0.5)
-    figure = new_figure(6, 6.3)
+    side = max(6, 1.05 * columns * (network.patch_size[1] + 1) / DPI)  # no pixel of a memory is lost
+    figure = new_figure(side, side + 0.3)
     axis = figure.subplots()
     axis.imshow(mosaic(patches, columns), interpolation="nearest")
     which = f"the {len(chosen)} longest of {len(memories)}" if len(chosen) < len(memories) else f"all {len(memories)}"
     axis.set(xticks=[], yticks=[], title=f"memories of the Hopfield network, decoded: {which}")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=DPI)
 
 
 def draw_attention_weights(network: InpaintingET, path: Path) -> None:
     """Draw figure 6: the rows of each head's W^Q and W^K, decoded."""
     attention = network.block.attention
-    figure = new_figure(2.2 * attention.num_heads + 0.4, 4.6)
-    axes = figure.subplots(2, attention.num_heads, squeeze=False)
-    for row, (label, weight) in zip(axes, {"queries": attention.w_query, "keys": attention.w_key}.items(), strict=True):
-        for head, axis in enumerate(row):
+    columns = min(attention.num_heads, MOST_HEADS)
+    rows = ceil(attention.num_heads / columns)
+    figure = new_figure(2.2 * columns + 0.4, 4.6 * rows)
+    axes = figure.subplots(2 * rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    weights = {"queries": attention.w_query, "keys": attention.w_key}
+    for half, (label, weight) in zip((axes[:rows], axes[rows:]), weights.items(), strict=True):
+        for head, axis in zip(range(attention.num_heads), half.flat, strict=False):
             patches = analysis.decode_directions(network, weight[head]).cpu()
             axis.imshow(mosaic(patches, ceil(len(patches) ** 0.5)), interpolation="nearest")
-            axis.set(xticks=[], yticks=[], title=f"head {head + 1}")
-        row[0].set_ylabel(label)
-    figure.savefig(path, dpi=110)
+            axis.set_title(f"head {head + 1}, {label}", fontsize=9)
+    figure.savefig(path, dpi=DPI)
 
 
 def draw_steps(network: InpaintingET, seen: analysis.Trajectory, masked: Tensor, path: Path, image: int = 0) -> None:
@@ -129,7 +136,7 @@ def draw_steps(network: InpaintingET, seen: analysis.Trajectory, masked: Tensor,
                 chart.plot(size[:, image, chosen].mean(-1).cpu(), style, color=colour, label=f"{name}, {where} patches")
     chart.set(xlabel="step t", ylabel="size of the update", ylim=(0, None))
     chart.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=DPI)
 
 
 def draw_energies(seen: analysis.Trajectory, path: Path) -> None:
@@ -141,7 +148,7 @@ def draw_energies(seen: analysis.Trajectory, path: Path) -> None:
         axis.set(title=name, xlabel="step t")
         axis.grid(alpha=0.3)
     figure.suptitle(f"energy along the descent, {seen.energies.shape[1]} images")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=DPI)
 
 
 def draw_convergence(found: analysis.Convergence, trained_steps: int, path: Path) -> None:
@@ -156,7 +163,7 @@ def draw_convergence(found: analysis.Convergence, trained_steps: int, path: Path
         axis.set(title=name, xlabel="step t")
         axis.grid(alpha=0.3)
     figure.axes[0].set_yscale("log")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=DPI)
 
 
 def animate(pixels: Tensor, original: Tensor, path: Path, scale: int = 3, milliseconds: int = 350) -> None:
@@ -178,7 +185,8 @@ def draw_figures(
 
     Returns:
         The numbers in the figures: ``worst`` and ``best`` (index, MSE over the masking seeds), and for an Energy
-            Transformer ``locality``, ``energy_rises`` (share of steps in which an image's energy rose) and ``rest``.
+            Transformer ``locality``, ``update_sizes`` (of each module on the masked patches, by step), ``energy_rises``
+            (share of steps in which an image's energy rose) and ``rest``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     network = network.cpu().eval()
@@ -189,7 +197,8 @@ def draw_figures(
     draw_completions(complete(network, batch), folder / "examples.png")
     chosen = {"best": order[:count], "worst": order[::-1][:count]}
     for name, indices in chosen.items():
-        title = f"{name} of {len(order)} images by mean squared error over {data.mask_seeds} masks"
+        masks = "1 mask" if data.mask_seeds == 1 else f"{data.mask_seeds} masks"
+        title = f"{name} of {len(order)} images by mean squared error over {masks}"
         draw_completions(complete(network, evaluation_batch(data, indices)), folder / f"{name}.png", title)
     numbers = {name: [[index, float(errors[index])] for index in indices] for name, indices in chosen.items()}
     return {**numbers, **draw_inside(network, batch, folder)} if isinstance(network, InpaintingET) else numbers
@@ -206,6 +215,12 @@ def draw_inside(network: InpaintingET, batch: dict[str, Tensor], folder: Path) -
         draw_attention_weights(network, folder / "attention_weights.png")
     seen = analysis.follow(network, images, masked)
     draw_steps(network, seen, masked, folder / "steps.png", image=len(images) // 2)
+    sizes = {"attention": seen.attention_size, "hopfield": seen.hopfield_size}
+    numbers["update_sizes"] = {
+        name: [float(f"{of_step[masked].mean():.4g}") for of_step in size]
+        for name, size in sizes.items()
+        if size is not None
+    }
     draw_energies(seen, folder / "energies.png")
     numbers["energy_rises"] = float((seen.energies.diff(dim=0) > 0).float().mean())
     found = analysis.converge(network, images, masked, PAST_T * network.steps)

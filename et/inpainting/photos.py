@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from et.core.arguments import check_sizes
@@ -114,3 +116,33 @@ class Photos:
             "name": self.name, "variant": self.variant, "sha256": digest.hexdigest(), "train": list(TRAINING),
             "evaluation": list(HELD_OUT), "evaluation_images": self.eval_length,
         }  # fmt: skip
+
+
+class WholePhotos:
+    """Embedded photographs for evaluation, each resized and cut at its centre to one image.
+
+    Args:
+        image_size: height and width of an image, or one number for both.
+        names: of the photographs; None: all of them, those that :class:`Photos` holds out in the middle, where figure
+            4 takes its image from.
+    """
+
+    name, variant, train_length = "whole_photos", "embedded photographs, centre crop", 0
+
+    def __init__(self, image_size: int | tuple[int, int], names: Sequence[str] | None = None):
+        self.size, self.eval_names = pair(image_size), list(names or (*TRAINING[:8], *HELD_OUT, *TRAINING[8:]))
+        self.eval_length = len(self.eval_names)
+
+    def train_item(self, index: int, rng: np.random.Generator) -> Tensor:
+        raise NotImplementedError("these photographs are for evaluation only")
+
+    def eval_item(self, index: int) -> Tensor:
+        """Photograph ``index``, (3, H, W) float32, normalised."""
+        from et.inpainting.canvas import fit_image
+
+        image = Image.fromarray(load_photo(self.eval_names[index]))
+        return normalise(np.asarray(fit_image(image, self.size, "crop")))
+
+    def describe(self) -> dict[str, object]:
+        """Names of the photographs."""
+        return {"name": self.name, "variant": self.variant, "evaluation": self.eval_names}

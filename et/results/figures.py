@@ -12,15 +12,17 @@ from pathlib import Path
 from et.utils.errors import UserError, unwrapped
 from et.utils.startup import tolerate_encoding
 
-USAGE = """python -m et.results.figures run=PATH | experiment=NAME [output=FOLDER] [mask_seeds=N] [compare=PATH,PATH]
+USAGE = """python -m et.results.figures run=PATH | experiment=NAME [output=FOLDER] [images=FOLDER]
+                             [mask_seeds=N] [compare=PATH,PATH]
 
 run         a run's folder, a folder of runs (the newest one is taken), a converted checkpoint, or
             pretrained: the authors' published weights, on the embedded photographs
 experiment  instead of run: the run that train.py experiment=NAME makes without other settings
 output      where the figures go; default: PATH/figures
+images      photographs to show instead of the run's own (image completion only)
 mask_seeds  masks an image for the ranking of worst and best; default: as the run was tested
 compare     other runs, whose position biases are drawn beside the run's (figure 7) instead of everything else"""
-KEYS = ("run", "experiment", "output", "mask_seeds", "compare")
+KEYS = ("run", "experiment", "output", "images", "mask_seeds", "compare")
 
 
 def parse(arguments: Sequence[str]) -> dict[str, str]:
@@ -55,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(compare_positions([run, *others], Path(output) if output else output_folder(run, "figures")))
         else:
             seeds = int(options["mask_seeds"]) if "mask_seeds" in options else None
-            print(draw_run(run, Path(output) if output else None, seeds))
+            images = Path(options["images"]) if "images" in options else None
+            print(draw_run(run, Path(output) if output else None, seeds, images))
     except (UserError, ValueError, OSError) as error:
         print(f"error: {unwrapped(error)}", file=sys.stderr)
         return 1

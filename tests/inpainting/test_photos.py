@@ -1,7 +1,8 @@
 import numpy as np
 import torch
 
-from et.inpainting.photos import HELD_OUT, TRAINING, Photos, load_photo, pyramid, windows
+from et.inpainting.photos import HELD_OUT, TRAINING, Photos, WholePhotos, load_photo, pyramid, windows
+from et.inpainting.pixels import to_pixels
 
 
 def test_all_photographs_load():
@@ -36,3 +37,13 @@ def test_crops_depend_on_the_generator_alone():
     assert first.shape == (3, 16, 16) and first.dtype == torch.float32
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert photos.describe()["evaluation_images"] == photos.eval_length > 100
+
+
+def test_whole_photographs_are_all_of_them_cut_at_the_centre():
+    source = WholePhotos((32, 48))
+    assert sorted(source.eval_names) == sorted((*TRAINING, *HELD_OUT)) and source.eval_length == len(source.eval_names)
+    assert {source.eval_item(index).shape for index in (0, 9)} == {(3, 32, 48)}
+    same = WholePhotos(load_photo("chelsea").shape[:2], ["chelsea"])
+    assert np.array_equal(
+        (to_pixels(same.eval_item(0)) * 255).round().numpy(), load_photo("chelsea").transpose(2, 0, 1)
+    )

@@ -11,8 +11,9 @@ from et.inpainting import analysis
 from et.inpainting.data import InpaintingData
 from et.inpainting.figures import animate, draw_figures
 from et.inpainting.patches import patchify
-from et.inpainting.photos import Photos
+from et.inpainting.photos import HELD_OUT, TRAINING, Photos
 from et.results.figures import main, parse
+from et.runs.loading import load_run
 from et.training.run import train
 from et.utils.errors import UserError
 from tests.configs import TINY
@@ -38,6 +39,25 @@ def test_figures_of_an_image_run(config, capsys):
     assert 0 <= numbers["energy_rises"] <= 1 and len(numbers["rest"]["steps"]) == 8
     assert main([f"run={run}", f"compare={run}", f"output={run}/compared"]) == 0
     assert (run / "compared" / "positions_compared.png").exists()
+
+
+def test_other_images_than_the_runs_own(config, tmp_path):
+    run = train(config(*TINY, "trainer.max_epochs=1")).folder
+    for number in range(3):
+        Image.effect_noise((90, 100 + number), 50).save(tmp_path / f"{number}.png")
+    assert main([f"run={run}", f"images={tmp_path}", "mask_seeds=1"]) == 0
+    numbers = json.loads((run / "figures" / "figures.json").read_text())
+    assert sorted(index for index, _ in numbers["best"]) == [0, 1, 2]
+    assert {len(sizes) for sizes in numbers["update_sizes"].values()} == {3}
+
+
+def test_pretrained_shows_the_embedded_photographs(config, monkeypatch, tmp_path):
+    run = train(config(*TINY, "trainer.max_epochs=1")).folder
+    cfg, network = load_run(run)
+    monkeypatch.setattr("et.runs.figures.load_run", lambda _: (cfg, network))
+    assert main(["run=pretrained", f"output={tmp_path}"]) == 0
+    numbers = json.loads((tmp_path / "figures.json").read_text())
+    assert len({index for index, _ in numbers["best"] + numbers["worst"]}) == len(TRAINING) + len(HELD_OUT)
 
 
 def test_a_vit_has_examples_only(tmp_path):
