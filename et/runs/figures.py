@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from et.core.precision import CPU_HAS_BFLOAT16
 from et.runs.identity import differences
-from et.runs.loading import find_run, load_run, output_folder, task_class
+from et.runs.loading import find_run, is_pretrained, load_run, output_folder, task_class
 from et.utils.files import write_atomically
 
 
@@ -44,14 +44,6 @@ def draw_run(run: Path, output: Path | None = None, mask_seeds: int | None = Non
         numbers = task.draw_figures(network, data, output)
     write_atomically(output / "figures.json", json.dumps(numbers, indent=2) + "\n")
     return output
-
-
-def image_folder(images: Path, image_size: int) -> dict[str, Any]:
-    """Configuration of a folder of images, resized by the shorter side and cut at the centre."""
-    return {
-        "_target_": "et.inpainting.folders.ImageFolders", "root": str(images), "train": None, "evaluation": ".",
-        "image_size": image_size, "name": images.resolve().name, "crop_pct": 1.0,
-    }  # fmt: skip
 
 
 def compare_positions(runs: Sequence[Path], output: Path) -> Path:
