@@ -6,13 +6,6 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
-PAGE = Path(__file__).parent / "page"
 
 
 def signed(value: float, digits: int) -> str:
@@ -91,32 +84,51 @@ def _markdown_grid(grid: Grid) -> list[str]:
     return lines + [row([f"**{e.text}**" if e.bold and e.text else e.text for e in entries]) for entries in grid.rows]
 
 
-def shown(item: Text, small_count: bool = False) -> Markup:
-    """HTML of an entry; with ``small_count``, a number of runs at its end, "(n = 5)", is set small."""
-    text = html.escape(item.text)
-    text = Markup(re.sub(r"(\(n = .*\))$", r"<small>\1</small>", text) if small_count else text)
-    return Markup("<strong>{}</strong>").format(text) if item.bold and text else text
-
-
-@cache
-def templates() -> Environment:
-    """The templates in page/. Everything they insert is escaped unless it is Markup."""
-    environment = Environment(
-        loader=FileSystemLoader(PAGE),
-        undefined=StrictUndefined,
-        # html.escape and not markupsafe's: it writes quotation marks as tables have had them.
-        finalize=lambda value: value if isinstance(value, Markup) else Markup(html.escape(str(value))),
-        autoescape=True,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["shown"] = shown
-    return environment
+_CSS = """
+:root { color-scheme: light dark }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem }
+.wide { overflow-x: auto }
+table { border-collapse: collapse; margin: .5rem 0 1.5rem }
+caption { text-align: left; font-weight: 600; padding: .4rem 0 }
+th, td { padding: .2rem .6rem; border-bottom: 1px solid #8884; text-align: right; white-space: nowrap }
+th[scope=row], thead th.head, td.head { text-align: left }
+pre { overflow-x: auto }
+"""
 
 
 def to_html(document: Document) -> str:
     """Render as one self-contained page."""
-    return templates().get_template("table.html").render(document=document)
+    escape = html.escape
+    body = [f"<h1>{escape(document.title)}</h1>", f"<p>{escape(document.intro)}</p>" if document.intro else ""]
+    body += [line for grid in document.grids for line in _html_grid(grid)]
+    for section in document.sections:
+        body.append(f"<h2>{escape(section.heading)}</h2>")
+        if section.code:
+            body.append("<pre><code>" + escape("\n".join(section.points)) + "</code></pre>")
+        else:
+            body += ["<ul>", *(f"<li>{escape(point)}</li>" for point in section.points), "</ul>"]
+    head = (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(document.title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
+    )
+    return head + "\n".join(line for line in body if line) + "\n</body>\n</html>\n"
+
+
+def _html_grid(grid: Grid) -> list[str]:
+    def entry(index: int, item: Text) -> str:
+        text = html.escape(item.text)
+        text = f"<strong>{text}</strong>" if item.bold and text else text
+        return f'<td class="head">{text}</td>' if index < grid.heads else f"<td>{text}</td>"
+
+    columns = [
+        f'<th scope="col"{" class=head" if index < grid.heads else ""}>{html.escape(name)}</th>'
+        for index, name in enumerate(grid.columns)
+    ]
+    lines = ['<div class="wide">', "<table>", f"<caption>{html.escape(grid.caption)}</caption>"]
+    lines += ["<thead><tr>" + "".join(columns) + "</tr></thead>", "<tbody>"]
+    lines += ["<tr>" + "".join(entry(index, item) for index, item in enumerate(row)) + "</tr>" for row in grid.rows]
+    return [*lines, "</tbody>", "</table>", "</div>"]
 
 
 _LATEX = {

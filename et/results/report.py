@@ -8,19 +8,18 @@ descents.
 from __future__ import annotations
 
 import argparse
+import html
 import json
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from markupsafe import Markup
 
 from et.results import paper
 from et.results.collect import Collection, Run, relative
 from et.results.evidence import Evidence
-from et.results.formats import PAGE, Document, Grid, Text, templates
+from et.results.formats import Document, Grid, Section, Text
 from et.results.results_table import Entry
 from et.results.run_files import read_descent
 from et.results.tables import gather, render
@@ -30,6 +29,7 @@ from et.utils.files import write_atomically
 from et.utils.paths import EXPERIMENTS
 from et.utils.startup import tolerate_encoding
 
+PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("dom.js", "charts.js", "tables.js", "cells.js", "viewer.js", "overview.js", "main.js")
 
 
@@ -57,19 +57,25 @@ def build(
         "descents": evidence.descents,
         "tables": [{"number": table.number, "title": table.title, "kind": table.kind} for table in tables],
     }
-    return (
-        templates()
-        .get_template("index.html")
-        .render(
-            style=Markup((PAGE / "style.css").read_text(encoding="utf-8")),
-            script=Markup("\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS)),
-            data=Markup(json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")),
-            numbered=tables,
-            others=others,
-            tables=Markup("\n").join(sections),
-            commit=git_commit()[:12],
-        )
+    return fill(
+        (PAGE / "index.html").read_text(encoding="utf-8"),
+        {
+            "style": (PAGE / "style.css").read_text(encoding="utf-8"),
+            "script": "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS),
+            "data": json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c"),
+            "navigation": "\n".join(
+                f'<li><a href="#table-{t.number}" title="{html.escape(t.title)}">{t.number}</a></li>' for t in tables
+            ),
+            "others": others,
+            "tables": "\n".join(sections),
+            "commit": html.escape(git_commit()[:12]),
+        },
     )
+
+
+def fill(template: str, parts: Mapping[str, str]) -> str:
+    """Replace each {{name}} in ``template``; inserted text is not searched again."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
 def other_runs(runs: Collection) -> dict[tuple[str, str], list[Run]]:
@@ -84,56 +90,102 @@ def other_runs(runs: Collection) -> dict[tuple[str, str], list[Run]]:
 
 def others_html(groups: Mapping[tuple[str, str], Sequence[Run]], evidence: Evidence) -> str:
     """Table of the runs that are in none of the paper's tables; empty if there are none."""
-    rows = [
-        {
-            "experiment": experiment,
-            "protocol": protocol,
-            "variant": runs[0].variant or "exact",
-            "count": Text(f"{len(runs)} run{'s' if len(runs) > 1 else ''}", value=len(runs)),
-            "cell": evidence.add_other(experiment, protocol, runs),
-        }
-        for (experiment, protocol), runs in groups.items()
-    ]
-    return templates().get_template("sections.html").module.others(rows) if rows else ""
+    if not groups:
+        return ""
+    rows = []
+    for (experiment, protocol), runs in groups.items():
+        name = evidence.add_other(experiment, protocol, runs)
+        count = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
+        rows.append(
+            f'<tr><th scope="row">{html.escape(experiment)}</th><td>{html.escape(protocol)}</td>'
+            f"<td>{html.escape(runs[0].variant or 'exact')}</td>"
+            f'<td class="number" data-value="{len(runs)}">{cell_button(name, count)}</td></tr>'
+        )
+    head = "".join(_column(text) for text in ("Experiment", "Protocol", "Data")) + _column("Runs", "number")
+    return (
+        '<section aria-labelledby="others-title"><h2 id="others-title">Runs outside the paper’s tables</h2>'
+        '<div class="wide"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></section>"
+    )
 
 
 def table_html(table: paper.Table, document: Document, evidence: Evidence) -> str:
     """Section of one table of the paper."""
-    grids = [grid_view(table, grid, evidence) for grid in document.grids]
-    return templates().get_template("sections.html").module.section(table, document.intro, grids, document.sections)
+    name = f"table-{table.number}"
+    parts = [
+        f'<section class="paper-table {table.kind}" id="{name}" aria-labelledby="{name}-title">',
+        f'<p class="eyebrow">Table {table.number}</p>',
+        f'<h1 class="title" id="{name}-title" tabindex="-1">{html.escape(table.title)}</h1>',
+        f'<p class="intro">{html.escape(document.intro)}</p>' if document.intro else "",
+        *(grid_html(table, grid, evidence) for grid in document.grids),
+        *(section_html(section) for section in document.sections),
+        "</section>",
+    ]
+    return "\n".join(part for part in parts if part)
 
 
-def grid_view(table: paper.Table, grid: Grid, evidence: Evidence) -> dict[str, Any]:
-    """A grid for the template.
-
-    One of the columns that name a row is its ``head``; on a phone the others are shown inside that head (``where``).
-    """
+def grid_html(table: paper.Table, grid: Grid, evidence: Evidence) -> str:
+    """One grid. One of the columns that name a row is its head; on a phone the others are shown inside that head."""
     head = 0 if table.kind == "statistics" else grid.heads - 1
-    grouped = len(table.condition_columns) or grid.heads - 1  # the columns in which rows are grouped
+    named = len(table.condition_columns) or grid.heads - 1  # the columns in which rows are grouped
     rows, before = [], None
     for row in grid.rows:
-        group = [item.text for item in row[:grouped]] if head else None
+        group = [item.text for item in row[:named]] if head else None
         again, before = group is not None and group == before, group
+        entries = [_entry(table, row, index, head, grid.heads, evidence) for index in range(len(row))]
         measured = any(isinstance(item.cell, Entry) and item.cell.measured is not None for item in row)
-        where = " · ".join(item.text for n, item in enumerate(row[: grid.heads]) if n != head and item.text)
-        entries = [
-            {
-                "text": item,
-                "where": where,
-                "cell": evidence.add_cell(table, item.cell) if isinstance(item.cell, Entry) else None,
-            }
-            for item in row
-        ]
         classes = " ".join(name for name, is_so in (("measured", measured), ("again", again)) if is_so)
-        rows.append({"classes": classes, "entries": entries})
-    return {
-        "caption": grid.caption,
-        "columns": grid.columns,
-        "head": head,
-        "heads": grid.heads,
-        "grouped": grouped,
-        "rows": rows,
-    }
+        rows.append(f'<tr class="{classes}">{"".join(entries)}</tr>')
+    caption = html.escape(grid.caption)
+    columns = [
+        _column(name, "head" if index == head else "condition" if index < grid.heads else "number")
+        for index, name in enumerate(grid.columns)
+    ]
+    return (
+        f'<div class="wide" tabindex="0" role="region" aria-label="{caption}"><table>'
+        f"<caption>{caption}</caption><thead><tr>{''.join(columns)}</tr></thead>\n<tbody>\n"
+        + "\n".join(rows)
+        + "\n</tbody></table></div>"
+    )
+
+
+def _column(name: str, kind: str = "head") -> str:
+    sort = f'<button type="button" class="sort">{html.escape(name)}</button>'
+    return f'<th scope="col" aria-sort="none" class="{kind}">{sort}</th>'
+
+
+def _entry(table: paper.Table, row: Sequence[Text], index: int, head: int, heads: int, evidence: Evidence) -> str:
+    item = row[index]
+    text = html.escape(item.text)
+    text = f"<strong>{text}</strong>" if item.bold and text else text
+    if index == head:
+        where = " · ".join(other.text for n, other in enumerate(row[:heads]) if n != head and other.text)
+        return f'<th scope="row"><span class="where">{html.escape(where)}</span>{text}</th>'
+    if index < heads:
+        grouped = index < (len(table.condition_columns) or heads - 1)
+        return f'<td class="condition{" grouped" if grouped else ""}">{text}</td>'
+    value = "" if item.value is None else f' data-value="{item.value:.6g}"'
+    if isinstance(item.cell, Entry):
+        text = cell_button(evidence.add_cell(table, item.cell), item.text, item.bold)
+    return f'<td class="number"{value}>{text}</td>'
+
+
+def cell_button(name: str, text: str, bold: bool = False) -> str:
+    """Button that opens a cell; the number of runs is smaller than the value."""
+    shown = re.sub(r"(\(n = .*\))$", r"<small>\1</small>", html.escape(text))
+    kind = "cell missing" if text == "missing" else "cell"
+    shown = f"<strong>{shown}</strong>" if bold else shown
+    return f'<button type="button" class="{kind}" data-cell="{name}" aria-haspopup="dialog">{shown}</button>'
+
+
+def section_html(section: Section) -> str:
+    """Collapsed section below the grids."""
+    if section.code:
+        body = '<pre tabindex="0"><code>' + html.escape("\n".join(section.points)) + "</code></pre>"
+    else:
+        body = "<ul>" + "".join(f"<li>{html.escape(point)}</li>" for point in section.points) + "</ul>"
+    count = f' <span class="count">{len(section.points)}</span>'
+    return f"<details><summary>{html.escape(section.heading)}{count}</summary>{body}</details>"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,7 +12,6 @@ from PIL import Image
 
 from et.results import paper, report
 from et.results.collect import collect
-from et.results.formats import templates
 from et.runs.identity import Key
 from tests.results.checks import html_faults
 from tests.results.conftest import write_run
@@ -131,9 +130,8 @@ def test_descents_of_no_run_come_first_under_their_own_title(tmp_path):
     assert all(frame.startswith("data:image/webp;base64,") for frame in found["pictures"][0]["frames"])
 
 
-def test_inserted_text_is_escaped_and_not_searched_for_placeholders():
-    page = templates().from_string("{{ a }} {{ b }}").render(a="{{ b }}", b="<x> \"'")
-    assert page == "{{ b }} &lt;x&gt; &quot;&#x27;"
+def test_what_is_filled_in_is_not_filled_again():
+    assert report.fill("{{a}} {{b}}", {"a": "{{b}}", "b": "x"}) == "{{b}} x"
 
 
 def test_bad_arguments_are_errors_for_people(tmp_path, capsys):
