@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import LearningRateMonitor, RichProgressBar
+from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.plugins.environments import TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 
@@ -40,6 +40,7 @@ from et.training.graceful_stop import StopOnSignal
 from et.training.launcher import agreed, cluster_environment, local_processes, must_start_processes, run_processes
 from et.training.loggers import extra_loggers, finish_loggers, log_outcome
 from et.training.metrics_file import MetricsFile
+from et.training.terminal import ProgressBar, TerminalLog
 from et.training.trainer_options import ValidationComes, check_options, overfit_options, repeat_first_epoch
 from et.utils.errors import UserError
 from et.utils.files import write_atomically
@@ -288,7 +289,9 @@ def build_trainer(
         callbacks.append(CentralizedGradients())
     progress = cfg.callbacks.progress and cfg.trainer.get("enable_progress_bar", True)
     if progress:
-        callbacks.append(RichProgressBar(leave=False))
+        about = f"{cfg.protocol} · {cfg.fidelity} · seed {cfg.seed}"
+        log = TerminalLog(cfg.name, about, folder, cfg.callbacks.monitor, cfg.callbacks.mode)
+        callbacks += [ProgressBar(leave=False), log]
     callbacks += [instantiate(callback, folder=folder) for callback in (cfg.callbacks.get("pictures") or {}).values()]
     return instantiate(
         cfg.trainer,
