@@ -49,7 +49,7 @@ def train_help() -> str:
         width = max(map(len, experiments))
         for name, sentence in experiments.items():
             sentence = sentence.removeprefix(f"{group}, ")
-            lines.append(f"  {name:{width}}  {sentence[:1].upper() + sentence[1:] if ' ' in sentence else sentence}")
+            lines.append(f"  {name:{width}}  {sentence}")
         suffixes = dict.fromkeys(suffix for name in experiments for suffix in variants_of(name))
         if suffixes:
             lines.append(f"  variants: {', '.join(f'NAME_{suffix}' for suffix in suffixes)}")
