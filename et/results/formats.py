@@ -137,7 +137,9 @@ def _html_grid(grid: Grid) -> list[str]:
     lines += ["<thead><tr>" + "".join(columns) + "</tr></thead>", "<tbody>"]
     lines += ["<tr>" + "".join(entry(index, item) for index, item in enumerate(row)) + "</tr>" for row in grid.rows]
     lines += ["</tbody>", "</table>", "</div>"]
-    return ["<details>", f"<summary>{html.escape(grid.caption)}</summary>", *lines, "</details>"] if grid.folded else lines
+    return (
+        ["<details>", f"<summary>{html.escape(grid.caption)}</summary>", *lines, "</details>"] if grid.folded else lines
+    )
 
 
 _LATEX = {

@@ -82,8 +82,8 @@ def results_grids(
 ) -> list[Grid]:
     """The grid of one metric, and a folded one of the rows without a measurement that are not ET's.
 
-    Both have the columns of the metrics that stand beside this one. Data sets with a measurement come first, and of each
-    data set ET.
+    Both have the columns of the metrics that stand beside this one. Data sets with a measurement come first, and of
+    each data set ET.
     """
     variants, configurations = variant_names(lines), configuration_names(lines)
     lines = [line for line in lines if metric.applies(line.condition.name)]
@@ -146,9 +146,8 @@ def shown_and_folded(lines: Sequence[Line], measured: set[int]) -> tuple[list[in
 
     def place(index: int) -> tuple[bool, int, bool, bool]:
         line = lines[index]
-        return (
-            line.condition.name not in with_runs, order[line.condition.name], not line.method.ours, index not in measured
-        )  # fmt: skip
+        name = line.condition.name
+        return name not in with_runs, order[name], not line.method.ours, index not in measured
 
     return sorted(shown, key=place), [index for index in range(len(lines)) if index not in shown]
 
@@ -156,9 +155,7 @@ def shown_and_folded(lines: Sequence[Line], measured: set[int]) -> tuple[list[in
 def without_empty_columns(grid: Grid) -> Grid:
     """``grid`` without the columns after "Paper" and the protocols' in which no row has an entry."""
     fixed = grid.heads + 1 + len(PROTOCOLS)
-    kept = [
-        at for at in range(len(grid.columns)) if at < fixed or any(row[at].text != DASH.text for row in grid.rows)
-    ]
+    kept = [at for at in range(len(grid.columns)) if at < fixed or any(row[at].text != DASH.text for row in grid.rows)]
     rows = [[row[at] for at in kept] for row in grid.rows]
     return Grid(grid.caption, [grid.columns[at] for at in kept], rows, grid.heads, grid.folded)
 

@@ -21,15 +21,16 @@ from et.utils.files import write_atomically
 INTRO = (
     "Each row is one method of this repository on one data set: mean ± deviation (n runs). `held_out` tests on data "
     "that training and model selection never see. `released` follows the authors' protocol; in table 2 its accuracy is "
-    "on training data. Rows on other data have no number of the paper beside them. The best baseline has the best mean "
-    "under `held_out` on the same data, chosen by the scores shown."
+    "on training data. Rows on other data have no number of the paper beside them. The best other method has the "
+    "best mean under `held_out` on the same data with the same settings, chosen by the scores shown. Settings in "
+    "brackets differ from the paper's (fewer epochs, for example)."
 )
 
 MARKS = {
     "paper": {"marker": "D", "markerfacecolor": "none", "color": "#b4500f"},
     "held_out": {"marker": "o", "color": "#2b5bc7"},
     "released": {"marker": "s", "markerfacecolor": "none", "color": "#0b6b60"},
-    "best baseline, held_out": {"marker": "|", "markersize": 12, "markeredgewidth": 2, "color": "#1f1d1a"},
+    "best other method, held_out": {"marker": "|", "markersize": 12, "markeredgewidth": 2, "color": "#1f1d1a"},
 }
 
 
@@ -77,14 +78,12 @@ def first_metrics(table: Table) -> list[Metric]:
 
 
 def best_baseline(table: Table, metric: Metric, lines: Sequence[Line], of: Line) -> tuple[str, Measured] | None:
-    """The best baseline on the data of a line under ``held_out``, in the experiments' own configuration."""
-    group = (of.condition.name, of.variant, of.method.tuned)
-    if of.label:
-        return None
+    """The best baseline under ``held_out`` on the data of a line, in the same configuration (equal epochs)."""
+    group = (of.condition.name, of.variant, of.method.tuned, of.label)
     measured = [
         (line, found)
         for line in lines
-        if not line.method.ours and not line.label and (line.condition.name, line.variant, line.method.tuned) == group
+        if not line.method.ours and (line.condition.name, line.variant, line.method.tuned, line.label) == group
         if (found := measure(table, metric, line, "held_out")) is not None
     ]
     top = best(measured, metric)
@@ -107,16 +106,9 @@ def summary_document(collection: Collection) -> tuple[Document, list[Glance]]:
         else:
             without.append(f"Table {number}: {table.title}")
     everything = total(standings)
-    counts = [
-        f"numbers of the paper with an experiment here: {everything.of_paper}",
-        f"of these, with a measurement beside them: {everything.beside}",
-        f"measured cells on the paper's data, baselines and other budgets included: {everything.papers_data}",
-        f"measured cells on other data: {everything.other_data}",
-    ]
-    figure = "![Measured values beside the paper's, and on other data beside the best baseline](summary.svg)"
-    sections = [Section("Counts", counts)]
-    sections += [Section("Tables without a measurement", without)] if without else []
-    return Document("Results at a glance", f"{INTRO}\n\n{figure}", grids, sections), rows
+    figure = "![Measured values beside the paper's, and on other data beside the best other method](summary.svg)"
+    sections = [Section("Tables without a measurement", without)] if without else []
+    return Document("Results at a glance", f"{everything.sentence()}\n\n{INTRO}\n\n{figure}", grids, sections), rows
 
 
 def glance_grids(table: Table, rows: Sequence[Glance]) -> list[Grid]:
@@ -127,7 +119,7 @@ def glance_grids(table: Table, rows: Sequence[Glance]) -> list[Grid]:
         if not chosen:
             continue
         head = [*table.condition_columns, "Method", "Metric"]
-        columns = [*head, *([] if other else ["Paper"]), *PROTOCOLS, "best baseline, held_out"]
+        columns = [*head, *([] if other else ["Paper"]), *PROTOCOLS, "best other method, held_out"]
         entries = [glance_entries(row, other) for row in chosen]
         grids.append(Grid(f"Table {table.number}, {table.title}: on {where}", columns, entries, len(head)))
     return grids
@@ -136,7 +128,7 @@ def glance_grids(table: Table, rows: Sequence[Glance]) -> list[Grid]:
 def glance_entries(row: Glance, other: bool) -> list[Text]:
     """The entries of a row; rows on other data have no column for the paper."""
     line, metric = row.line, row.metric
-    name = line.method.name + (f" ({line.label})" if line.label else "")
+    name = line.method.name + (f" ({short_label(line.label)})" if line.label else "")
     unit = f" ({metric.unit})" if metric.unit else ""
     entries = [*map(Text, line.condition.labels), Text(name), Text(f"{metric.label}{unit}")]
     if not other:
@@ -146,6 +138,14 @@ def glance_entries(row: Glance, other: bool) -> list[Text]:
         return [*entries, DASH]
     method, measured = row.baseline
     return [*entries, Text(f"{_shown(row, measured, 'held_out').text} {method}", value=measured.mean)]
+
+
+def short_label(label: str) -> str:
+    """A configuration's label with the last part of each key: "optim.schedule.warmup_epochs=1" is "warmup_epochs=1"."""
+    return ", ".join(
+        part.lstrip("+~").split("=")[0].split(".")[-1] + "=" + part.partition("=")[2] if "=" in part else part
+        for part in label.split(", ")
+    )
 
 
 def _shown(row: Glance, measured: Measured | None, protocol: str) -> Text:
@@ -184,9 +184,7 @@ def draw_summary(rows: Sequence[Glance], path: Path) -> None:
         for axis, (title, part) in zip(axes, parts, strict=True):
             _draw_part(axis, title, part)
         axes[-1].set_xlabel("per cent; higher is better")
-        handles = [
-            pyplot.Line2D([], [], label=label, linestyle="", **style) for label, style in MARKS.items()
-        ]
+        handles = [pyplot.Line2D([], [], label=label, linestyle="", **style) for label, style in MARKS.items()]
         figure.legend(handles=handles, loc="outside upper center", ncols=len(MARKS), frameon=False)
         figure.savefig(path, metadata={"Date": None}, facecolor="white")
         pyplot.close(figure)
@@ -203,7 +201,7 @@ def _draw_part(axis, title: str, rows: Sequence[Glance]) -> None:
         values = {
             "paper": row.cell and row.cell.mean,
             **{protocol: measured and measured.mean for protocol, measured in row.measured.items()},
-            "best baseline, held_out": row.baseline and row.baseline[1].mean,
+            "best other method, held_out": row.baseline and row.baseline[1].mean,
         }
         known = [value for value in values.values() if value is not None]
         axis.plot([min(known), max(known)], [at, at], color="#bbbbbb", linewidth=1, zorder=1)

@@ -75,7 +75,7 @@ def _group(name: str, comment: str) -> str:
 
 
 def variants_of(name: str) -> tuple[str, ...]:
-    """Suffixes of the composed experiments that ``name`` has: ``yelp_1pct`` has ``mlp``, so there is ``yelp_1pct_mlp``."""
+    """Suffixes of the experiments composed from ``name``: ``yelp_1pct`` has ``mlp``, so there is ``yelp_1pct_mlp``."""
     return tuple(dict.fromkeys(v["suffix"] for v in _variants() if re.fullmatch(v["of"], name)))
 
 

@@ -237,7 +237,9 @@ def summary_sentence(record: dict[str, Any]) -> str:
             f"a constant answer has {metrics['test/mae_constant']:.4f}."
         )
     if "test/f1_macro" in metrics:
-        return f"Macro-F1 {metrics['test/f1_macro']:.1%} and AUC {metrics.get('test/auc', 0):.1%} on {data}'s test nodes."
+        return (
+            f"Macro-F1 {metrics['test/f1_macro']:.1%} and AUC {metrics.get('test/auc', 0):.1%} on {data}'s test nodes."
+        )
     if "test/accuracy" in metrics:
         where = "test data" if record["protocol"] == "held_out" else "the data of the released protocol"
         return f"Accuracy {metrics['test/accuracy']:.1%} on {where} of {data}."

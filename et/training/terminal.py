@@ -72,7 +72,13 @@ class TerminalLog(Callback):
         say(f"  folder      {self.folder}")
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         if trainer.is_global_zero and not trainer.sanity_checking:
             self.trivial.see(batch, pl_module)
@@ -85,7 +91,9 @@ class TerminalLog(Callback):
         name = self.monitor or next((name for name in metrics if name in answers), next(iter(metrics), None))
         if name not in metrics:
             return
-        better = self._best is None or (metrics[name] < self._best if self.mode == "min" else metrics[name] > self._best)
+        better = self._best is None or (
+            metrics[name] < self._best if self.mode == "min" else metrics[name] > self._best
+        )
         self._best = metrics[name] if better else self._best
         beside = f" ({answers[name][0]}: {answers[name][1]:.4f})" if name in answers else ""
         best = "best so far" if better else f"best {self._best:.4f}"
