@@ -79,6 +79,7 @@ def build(
         "runs": evidence.runs,
         "configurations": evidence.configurations,
         "descents": evidence.descents,
+        "tasks": list(TASKS),
         "tables": [
             {
                 "number": table.number, "title": table.title, "kind": table.kind, "task": task_of(table.number),
@@ -236,8 +237,9 @@ def _entry(table: paper.Table, grid: Grid, row: Sequence[Text], index: int, head
     if isinstance(item.cell, Entry):
         text = cell_button(evidence.add_cell(table, item.cell), item.text, item.bold)
     # On a phone a row is a card, and each entry stands beside its column's name; what is empty is left out there.
-    label, empty = html.escape(grid.columns[index]), " empty" if item.text in ("", DASH.text) else ""
-    return f'<td class="number{empty}" data-label="{label}"{value}>{text}</td>'
+    label, kind = html.escape(grid.columns[index]), "number"
+    kind += " empty" if item.text in ("", DASH.text) else " long" if len(item.text) > 24 else ""
+    return f'<td class="{kind}" data-label="{label}"{value}>{text}</td>'
 
 
 def cell_button(name: str, text: str, bold: bool = False) -> str:

@@ -71,7 +71,7 @@ function runDetails(identity, cell, open) {
     make("summary", null, make("span", null, runName(run)),
       value === null ? null : make("strong", null, `${value.toFixed(cell.digits)}${cell.unit ? ` ${cell.unit}` : ""}`),
       make("small", null, identity)),
-    make("dl", { class: "tiles lead" }, leadMetrics(run, cell)),
+    make("dl", { class: "tiles" }, leadMetrics(run, cell)),
     make("dl", { class: "facts" },
       fact("data", `${run.dataset.name} (${run.dataset.variant ?? "unknown"})`),
       fact("model", run.fidelity),

@@ -29,7 +29,7 @@ function standing() {
     make("dl", { class: "tiles large" }, tiles.map(([value, name]) => fact(name, String(value)))),
     make("p", { class: "muted" }, "A cell is a metric of a method on a data set under one protocol. The paper’s data ",
       "include baselines and shorter trainings, which the paper has no number for."));
-  const tasks = [...new Set(data.tables.map((table) => table.task))];
+  const tasks = data.tasks.filter((task) => data.tables.some((table) => table.task === task));
   byId("cards").replaceChildren(
     make("h2", { id: "cards-title" }, "Task by task"),
     ...tasks.flatMap((task) => [make("h3", null, task), make("ul", { class: "cards" },
