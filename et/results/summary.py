@@ -79,15 +79,27 @@ def first_metrics(table: Table) -> list[Metric]:
 
 def best_baseline(table: Table, metric: Metric, lines: Sequence[Line], of: Line) -> tuple[str, Measured] | None:
     """The best baseline under ``held_out`` on the data of a line, in the same configuration (equal epochs)."""
-    group = (of.condition.name, of.variant, of.method.tuned, of.label)
+    group = (of.condition.name, of.variant, of.method.tuned, budget(of.label))
     measured = [
         (line, found)
         for line in lines
-        if not line.method.ours and (line.condition.name, line.variant, line.method.tuned, line.label) == group
+        if not line.method.ours and (line.condition.name, line.variant, line.method.tuned, budget(line.label)) == group
         if (found := measure(table, metric, line, "held_out")) is not None
     ]
     top = best(measured, metric)
     return next(((line.method.name, found) for line, found in measured if line is top[0]), None) if top else None
+
+
+def budget(label: str) -> str:
+    """How long a configuration trains; lines of equal budget are compared. The whole label if it changes more than that.
+
+    Warm-up and the interval of validation follow the epochs and make no difference.
+    """
+    parts = dict(part.lstrip("+").split("=", 1) for part in label.split(", ") if "=" in part)
+    counted = {key: parts.pop(key) for key in ("trainer.max_epochs", "trainer.limit_train_batches") if key in parts}
+    for key in ("optim.schedule.warmup_epochs", "trainer.check_val_every_n_epoch"):
+        parts.pop(key, None)
+    return label if parts else ", ".join(f"{key}={value}" for key, value in counted.items())
 
 
 def summary_document(collection: Collection) -> tuple[Document, list[Glance]]:
