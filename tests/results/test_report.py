@@ -332,10 +332,17 @@ def test_the_overview_counts_apart_and_says_each_difference_in_a_sentence(browse
     tiles = texts(browser, "#standing .tiles dd")
     assert tiles[0].startswith("4 of ") and tiles[2] == "0"
     sentences = texts(browser, "#deltas .sentence")
-    assert "ET (Ours) on Amazon · 1%: Macro-F1 92.0 % on held-out data (3 runs), 2.7 points above the paper’s 89.3 ± 0.7." in (
-        sentences
+    assert (
+        "ET (Ours) on Amazon · 1%: Macro-F1 92.0 % on held-out data (3 runs), 2.7 points above the paper’s 89.3 ± 0.7."
+        in (sentences)
     )
-    assert texts(browser, ".bar nav a") == ["Overview", "Image completion", "Anomaly detection", "Graphs", "Documentation"]
+    assert texts(browser, ".bar nav a") == [
+        "Overview",
+        "Image completion",
+        "Anomaly detection",
+        "Graphs",
+        "Documentation",
+    ]
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1400, "dark")])
