@@ -91,7 +91,7 @@ def best_baseline(table: Table, metric: Metric, lines: Sequence[Line], of: Line)
 
 
 def budget(label: str) -> str:
-    """How long a configuration trains; lines of equal budget are compared. The whole label if it changes more than that.
+    """How long a configuration trains, by which lines are compared; the whole label if it changes anything else.
 
     Warm-up and the interval of validation follow the epochs and make no difference.
     """

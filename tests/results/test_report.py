@@ -214,6 +214,7 @@ def test_one_view_at_a_time_that_the_address_names(browser, page):
 
 def test_a_column_sorts_up_and_down_and_back(browser, page):
     show(browser, page, place="#table-1")
+    one(browser, "#table-1 input[type=checkbox]").click()  # rows without a measurement, too
     heading = one(browser, "#table-1 thead th:nth-child(6)")
     assert heading.text.startswith("held_out") and heading.get_attribute("aria-sort") == "none"
     before = column(browser, 5)

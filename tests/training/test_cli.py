@@ -95,7 +95,7 @@ def test_a_record_is_printed_with_its_data(capsys):
 
 def test_a_summary_has_four_rows_the_main_ones_first_and_a_sentence():
     metrics = {"test/auc": 0.9, "test/f1_macro": 0.8, "val/f1_macro": 0.7, "test/threshold": 0.5, "val/auc": 0.1}
-    assert summary_rows(metrics) == ["test/f1_macro", "test/auc", "test/threshold", "val/auc"]
+    assert summary_rows(metrics) == ["test/f1_macro", "test/auc", "test/threshold", "val/f1_macro"]
     record = {"metrics": metrics, "dataset": {"name": "yelp"}, "protocol": "held_out"}
     assert summary_sentence(record) == "Macro-F1 80.0% and AUC 90.0% on yelp's test nodes."
     record["metrics"] = {"test/mae": 0.2, "test/mae_constant": 1.5}
