@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from et.utils.startup import prepare
 
 if __name__ == "__main__":  # before the imports that take time
@@ -20,6 +22,11 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    from et.training.help import asks_for_help, evaluate_help
+
+    if asks_for_help(sys.argv[1:]):
+        print(evaluate_help())
+        sys.exit(0)
     from et.training.cli import run_hydra
 
     run_hydra(main, "evaluate")

@@ -25,6 +25,11 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    from et.training.help import asks_for_help, train_help
+
+    if asks_for_help(sys.argv[1:]):
+        print(train_help())
+        sys.exit(0)
     from et.training.cli import run_hydra
 
     if sys.argv[1:2] == ["--from-run"]:  # its configuration is the record's: nothing for Hydra to compose

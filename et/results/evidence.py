@@ -13,6 +13,7 @@ from et.results.collect import STALE, Run
 from et.results.paper import Table
 from et.results.results_table import Entry, measured_text
 from et.results.run_files import as_data_uri, picture_files, read_curves, read_descent
+from et.results.standing import line_differs, on_other_data
 from et.runs.identity import config_of
 from et.runs.record import hashed_config
 from et.utils.errors import UserError
@@ -52,6 +53,8 @@ class Evidence:
             "direction": metric.direction,
             "protocol": entry.protocol,
             "variant": line.variant,
+            "otherData": on_other_data(line),
+            "beside": not line_differs(line) and paper is not None,
             "label": line.label,
             "text": measured_text(entry).text,
             "mean": measured and measured.mean,

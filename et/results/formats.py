@@ -33,12 +33,16 @@ class Text:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: column heads and rows of equal length; the first ``heads`` columns name the row."""
+    """A table: column heads and rows of as many entries.
+
+    The first ``heads`` columns name the row. A ``folded`` grid is closed until the reader opens it.
+    """
 
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Text]]
     heads: int = 1
+    folded: bool = False
 
     def __post_init__(self) -> None:
         if any(len(row) != len(self.columns) for row in self.rows):
@@ -68,7 +72,11 @@ def to_markdown(document: Document) -> str:
     """Render as GitHub markdown."""
     parts = [f"# {document.title}", document.intro]
     for grid in document.grids:
-        parts += [f"## {grid.caption}", "\n".join(_markdown_grid(grid))]
+        lines = "\n".join(_markdown_grid(grid))
+        if grid.folded:
+            parts += [f"<details>\n<summary>{html.escape(grid.caption)}</summary>", lines, "</details>"]
+        else:
+            parts += [f"## {grid.caption}", lines]
     for section in document.sections:
         points = ["```", *section.points, "```"] if section.code else [f"- {point}" for point in section.points]
         parts += [f"## {section.heading}", "\n".join(points)]
@@ -93,6 +101,7 @@ caption { text-align: left; font-weight: 600; padding: .4rem 0 }
 th, td { padding: .2rem .6rem; border-bottom: 1px solid #8884; text-align: right; white-space: nowrap }
 th[scope=row], thead th.head, td.head { text-align: left }
 pre { overflow-x: auto }
+summary { cursor: pointer; font-weight: 600; padding: .4rem 0 }
 """
 
 
@@ -128,7 +137,10 @@ def _html_grid(grid: Grid) -> list[str]:
     lines = ['<div class="wide">', "<table>", f"<caption>{html.escape(grid.caption)}</caption>"]
     lines += ["<thead><tr>" + "".join(columns) + "</tr></thead>", "<tbody>"]
     lines += ["<tr>" + "".join(entry(index, item) for index, item in enumerate(row)) + "</tr>" for row in grid.rows]
-    return [*lines, "</tbody>", "</table>", "</div>"]
+    lines += ["</tbody>", "</table>", "</div>"]
+    return (
+        ["<details>", f"<summary>{html.escape(grid.caption)}</summary>", *lines, "</details>"] if grid.folded else lines
+    )
 
 
 _LATEX = {

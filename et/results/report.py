@@ -10,31 +10,50 @@ from __future__ import annotations
 import argparse
 import html
 import json
+import os
 import re
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from et.results import paper
+from et.results.cells import lines_of
 from et.results.collect import Collection, Run, relative
 from et.results.evidence import Evidence
 from et.results.formats import Document, Grid, Section, Text
-from et.results.results_table import Entry
+from et.results.results_table import DASH, Entry
 from et.results.run_files import read_descent
+from et.results.standing import standing_of
 from et.results.tables import gather, render
 from et.runs.record import git_commit
 from et.utils.errors import UserError
 from et.utils.files import write_atomically
-from et.utils.paths import EXPERIMENTS
+from et.utils.paths import EXPERIMENTS, ROOT
 from et.utils.startup import tolerate_encoding
+
+# The paper's tables by task, in the order of the page's navigation, with the name of each within its task.
+TASKS = {
+    "Image completion": {14: "Without a module", 16: "Beside a ViT", 4: "Settings", 15: "Parameters"},
+    "Anomaly detection": {1: "Results", 12: "Relations apart", 13: "Without a module", 5: "Data", 6: "Settings"},
+    "Graphs": {
+        2: "TUDataset", 7: "GNNBenchmark", 8: "TUDataset: data", 9: "TUDataset: settings",
+        10: "GNNBenchmark: training", 11: "GNNBenchmark: architecture",
+    },
+}  # fmt: skip
 
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("dom.js", "charts.js", "tables.js", "cells.js", "viewer.js", "overview.js", "main.js")
 
 
 def build(
-    numbers: Sequence[int], roots: Sequence[Path], experiments: Path, figure_bytes: int, descents: Sequence[Path] = ()
+    numbers: Sequence[int],
+    roots: Sequence[Path],
+    experiments: Path,
+    figure_bytes: int,
+    descents: Sequence[Path] = (),
+    docs: str = "../docs",
 ) -> str:
     """The page of the tables ``numbers``.
 
@@ -44,33 +63,76 @@ def build(
         experiments: where the tableNN/ folders with recorded results are.
         figure_bytes: how much of the runs' pictures may go in.
         descents: output folders of ``complete.py --report``, shown before the runs' descents; absent ones are left out.
+        docs: address of the documentation's folder, for the page's links.
     """
     evidence, runs = Evidence(figure_bytes), gather(roots, experiments)
     evidence.descents += [found for found in map(read_descent, descents) if found is not None]
     others = others_html(other_runs(runs), evidence)
     tables = [paper.load(number) for number in numbers]
-    sections = [table_html(table, render(table, runs, experiments)[0], evidence) for table in tables]
+    sections, standings = [], {}
+    for table in tables:
+        sections.append(table_html(table, numbers, render(table, runs, experiments)[0], evidence))
+        if table.kind == "results":
+            standings[table.number] = standing_of(table, lines_of(table, runs.of(table.experiments())))
     data = {
         "cells": evidence.cells,
         "runs": evidence.runs,
         "configurations": evidence.configurations,
         "descents": evidence.descents,
-        "tables": [{"number": table.number, "title": table.title, "kind": table.kind} for table in tables],
-    }
+        "tasks": list(TASKS),
+        "tables": [
+            {
+                "number": table.number, "title": table.title, "kind": table.kind, "task": task_of(table.number),
+                "standing": asdict(standings[table.number]) if table.number in standings else None,
+            }
+            for table in tables
+        ],
+    }  # fmt: skip
     return fill(
         (PAGE / "index.html").read_text(encoding="utf-8"),
         {
             "style": (PAGE / "style.css").read_text(encoding="utf-8"),
             "script": "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS),
             "data": json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c"),
-            "navigation": "\n".join(
-                f'<li><a href="#table-{t.number}" title="{html.escape(t.title)}">{t.number}</a></li>' for t in tables
-            ),
+            "navigation": navigation_html(numbers),
+            "docs": html.escape(docs, quote=True),
             "others": others,
             "tables": "\n".join(sections),
             "commit": html.escape(git_commit()[:12]),
         },
     )
+
+
+def task_of(number: int) -> str:
+    """The task of a table of the paper, a key of :data:`TASKS`."""
+    return next(task for task, names in TASKS.items() if number in names)
+
+
+def navigation_html(numbers: Sequence[int]) -> str:
+    """A link for each task that has one of the tables ``numbers``, to the first of them."""
+    items = []
+    for task, names in TASKS.items():
+        there = [number for number in names if number in numbers]
+        if there:
+            items.append(
+                f'<li><a href="#table-{there[0]}" data-task="{html.escape(task)}">{html.escape(task)}</a></li>'
+            )
+    return "\n".join(items)
+
+
+def tabs_html(number: int, numbers: Sequence[int]) -> str:
+    """Links between the tables of one task; empty if it has one table only."""
+    task = task_of(number)
+    there = [other for other in TASKS[task] if other in numbers]
+    if len(there) < 2:
+        return ""
+    items = [
+        f'<li><a href="#table-{other}"{" aria-current=page" if other == number else ""}>'
+        f"{html.escape(TASKS[task][other])} <small>table {other}</small></a></li>"
+        for other in there
+    ]
+    name = html.escape(f"{task}, from table {number}")
+    return f'<nav class="tabs" aria-label="{name}"><ul>{"".join(items)}</ul></nav>'
 
 
 def fill(template: str, parts: Mapping[str, str]) -> str:
@@ -109,11 +171,13 @@ def others_html(groups: Mapping[tuple[str, str], Sequence[Run]], evidence: Evide
     )
 
 
-def table_html(table: paper.Table, document: Document, evidence: Evidence) -> str:
-    """Section of one table of the paper."""
+def table_html(table: paper.Table, numbers: Sequence[int], document: Document, evidence: Evidence) -> str:
+    """The section of one table of the paper; ``numbers`` are the page's tables."""
     name = f"table-{table.number}"
     parts = [
-        f'<section class="paper-table {table.kind}" id="{name}" aria-labelledby="{name}-title">',
+        f'<section class="paper-table {table.kind}" id="{name}" aria-labelledby="{name}-title" '
+        f'data-task="{html.escape(task_of(table.number))}">',
+        tabs_html(table.number, numbers),
         f'<p class="eyebrow">Table {table.number}</p>',
         f'<h1 class="title" id="{name}-title" tabindex="-1">{html.escape(table.title)}</h1>',
         f'<p class="intro">{html.escape(document.intro)}</p>' if document.intro else "",
@@ -132,7 +196,7 @@ def grid_html(table: paper.Table, grid: Grid, evidence: Evidence) -> str:
     for row in grid.rows:
         group = [item.text for item in row[:named]] if head else None
         again, before = group is not None and group == before, group
-        entries = [_entry(table, row, index, head, grid.heads, evidence) for index in range(len(row))]
+        entries = [_entry(table, grid, row, index, head, evidence) for index in range(len(row))]
         measured = any(isinstance(item.cell, Entry) and item.cell.measured is not None for item in row)
         classes = " ".join(name for name, is_so in (("measured", measured), ("again", again)) if is_so)
         rows.append(f'<tr class="{classes}">{"".join(entries)}</tr>')
@@ -141,11 +205,16 @@ def grid_html(table: paper.Table, grid: Grid, evidence: Evidence) -> str:
         _column(name, "head" if index == head else "condition" if index < grid.heads else "number")
         for index, name in enumerate(grid.columns)
     ]
-    return (
+    shown = (
         f'<div class="wide" tabindex="0" role="region" aria-label="{caption}"><table>'
         f"<caption>{caption}</caption><thead><tr>{''.join(columns)}</tr></thead>\n<tbody>\n"
         + "\n".join(rows)
         + "\n</tbody></table></div>"
+    )
+    if not grid.folded:
+        return shown
+    return (
+        f'<details class="folded"><summary>{caption} <span class="count">{len(rows)}</span></summary>{shown}</details>'
     )
 
 
@@ -154,8 +223,8 @@ def _column(name: str, kind: str = "head") -> str:
     return f'<th scope="col" aria-sort="none" class="{kind}">{sort}</th>'
 
 
-def _entry(table: paper.Table, row: Sequence[Text], index: int, head: int, heads: int, evidence: Evidence) -> str:
-    item = row[index]
+def _entry(table: paper.Table, grid: Grid, row: Sequence[Text], index: int, head: int, evidence: Evidence) -> str:
+    item, heads = row[index], grid.heads
     text = html.escape(item.text)
     text = f"<strong>{text}</strong>" if item.bold and text else text
     if index == head:
@@ -167,7 +236,10 @@ def _entry(table: paper.Table, row: Sequence[Text], index: int, head: int, heads
     value = "" if item.value is None else f' data-value="{item.value:.6g}"'
     if isinstance(item.cell, Entry):
         text = cell_button(evidence.add_cell(table, item.cell), item.text, item.bold)
-    return f'<td class="number"{value}>{text}</td>'
+    # On a phone a row is a card, and each entry stands beside its column's name; what is empty is left out there.
+    label, kind = html.escape(grid.columns[index]), "number"
+    kind += " empty" if item.text in ("", DASH.text) else " long" if len(item.text) > 24 else ""
+    return f'<td class="{kind}" data-label="{label}"{value}>{text}</td>'
 
 
 def cell_button(name: str, text: str, bold: bool = False) -> str:
@@ -203,7 +275,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not root.is_dir():
                 raise UserError(f"there is no folder {root}: --runs names folders with run folders in them")
         numbers = sorted(set(options.tables)) or paper.NUMBERS
-        page = build(numbers, options.runs, options.experiments, int(options.figures_mb * 1e6), options.descents)
+        docs = Path(os.path.relpath(ROOT / "docs", options.output.absolute().parent)).as_posix()
+        page = build(numbers, options.runs, options.experiments, int(options.figures_mb * 1e6), options.descents, docs)
         options.output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(options.output, page)
     except (UserError, OSError) as error:

@@ -25,6 +25,7 @@ from et.results.collect import Collection
 from et.results.formats import Document, Grid, Section, Text, signed
 from et.results.paper import Cell, Metric, Table
 from et.results.reference_tables import counted_grid, counted_rows
+from et.results.standing import line_differs, standing_of
 
 DASH = Text("–")
 LEGEND = (
@@ -53,9 +54,12 @@ def results_document(table: Table, collection: Collection) -> Document:
     """A results table: one grid per metric, with both protocols beside the paper's value."""
     lines, expected = lines_of(table, collection), expected_runs(table.number)
     grids = [
-        results_grid(table, metric, lines, expected) if metric.measured else counted_grid(table, metric)
+        grid
         for metric in table.metrics
         if metric.beside is None
+        for grid in (
+            results_grids(table, metric, lines, expected) if metric.measured else [counted_grid(table, metric)]
+        )
     ]
     sections = [
         Section("Data variants", [f"{name}: {text}" for text, name in variant_names(lines).items()]),
@@ -69,19 +73,25 @@ def results_document(table: Table, collection: Collection) -> Document:
     if not any(metric.measured for metric in table.metrics):
         intro = "Counted from the modules that the experiments build."
         return Document(f"Table {table.number}: {table.title}", intro, grids, [s for s in sections if s.points])
-    return Document(f"Table {table.number}: {table.title}", LEGEND, grids, [s for s in sections if s.points])
+    intro = f"{standing_of(table, lines).sentence()} {LEGEND}"
+    return Document(f"Table {table.number}: {table.title}", intro, grids, [s for s in sections if s.points])
 
 
-def results_grid(table: Table, metric: Metric, lines: Sequence[Line], expected: Mapping[tuple[str, str], int]) -> Grid:
-    """Grid of one metric, with the columns of the metrics beside it."""
+def results_grids(
+    table: Table, metric: Metric, lines: Sequence[Line], expected: Mapping[tuple[str, str], int]
+) -> list[Grid]:
+    """The grid of one metric, and a folded one of the rows without a measurement that are not ET's.
+
+    Both have the columns of the metrics that stand beside this one. Data sets with a measurement come first, and of
+    each data set ET.
+    """
     variants, configurations = variant_names(lines), configuration_names(lines)
     lines = [line for line in lines if metric.applies(line.condition.name)]
     tops = {protocol: best_lines(table, metric, lines, protocol) for protocol in PROTOCOLS}
     against = {protocol: comparisons(table, metric, lines, protocol) for protocol in PROTOCOLS}
     with_comparison = [protocol for protocol in PROTOCOLS if against[protocol]]
-    beside = [other for other in table.metrics if other.beside == metric.name]
-    others = [(other, protocol) for other in beside for protocol in other.protocols]
-    rows = []
+    others = [(o, protocol) for o in table.metrics if o.beside == metric.name for protocol in o.protocols]
+    rows = {}
     for index, line in enumerate(lines):
         cell = table.cell(metric.name, line.condition.name, line.method.name) if not line_differs(line) else None
         measured = {protocol: measure(table, metric, line, protocol) for protocol in PROTOCOLS}
@@ -99,24 +109,60 @@ def results_grid(table: Table, metric: Metric, lines: Sequence[Line], expected: 
             delta = difference(measured[protocol], cell)
             row.append(DASH if delta is None else Text(signed(delta, metric.digits), value=delta))
         row += [comparison_text(metric, against[protocol].get(index)) for protocol in with_comparison]
-        rows.append(row)
-    unit = f" ({metric.unit})" if metric.unit else ""
-    better = {"max": ", higher is better", "min": ", lower is better"}.get(metric.direction, "")
+        rows[index] = row
     columns = [*table.condition_columns, "Data", "Method", "Paper", *PROTOCOLS]
     columns += [f"{protocol}, {other.label}" for other, protocol in others]
     columns += [f"Δ {name}" for name in PROTOCOLS]
     columns += [f"against baseline, {protocol}" for protocol in with_comparison]
-    return Grid(f"{metric.label}{unit}{better}", columns, rows, heads=len(table.condition_columns) + 2)
+    shown, folded = shown_and_folded(lines, {index for index, row in rows.items() if has_measurement(row)})
+    heads = len(table.condition_columns) + 2
+    grids = [
+        Grid(caption_of(metric), columns, [rows[index] for index in shown], heads),
+        Grid(f"{metric.label}: quoted or not measured", columns, [rows[index] for index in folded], heads, folded=True),
+    ]
+    return [without_empty_columns(grid) for grid in grids if grid.rows]
+
+
+def caption_of(metric: Metric) -> str:
+    """The metric's name, unit and direction."""
+    unit = f" ({metric.unit})" if metric.unit else ""
+    return f"{metric.label}{unit}" + {"max": ", higher is better", "min": ", lower is better"}.get(metric.direction, "")
+
+
+def has_measurement(row: Sequence[Text]) -> bool:
+    """True if an entry of the row stands for runs."""
+    return any(isinstance(text.cell, Entry) and text.cell.measured is not None for text in row)
+
+
+def shown_and_folded(lines: Sequence[Line], measured: set[int]) -> tuple[list[int], list[int]]:
+    """Positions of the lines that are shown, in their order, and of those that are folded away.
+
+    Shown are ET and what was measured. Data sets with a measurement come first; of each data set ET comes first, then
+    the other methods. Within these groups the order is that of ``lines``.
+    """
+    with_runs = {lines[index].condition.name for index in measured}
+    order = {name: at for at, name in enumerate(dict.fromkeys(line.condition.name for line in lines))}
+    shown = [index for index, line in enumerate(lines) if line.method.ours or index in measured]
+
+    def place(index: int) -> tuple[bool, int, bool, bool]:
+        line = lines[index]
+        name = line.condition.name
+        return name not in with_runs, order[name], not line.method.ours, index not in measured
+
+    return sorted(shown, key=place), [index for index in range(len(lines)) if index not in shown]
+
+
+def without_empty_columns(grid: Grid) -> Grid:
+    """``grid`` without the columns after "Paper" and the protocols' in which no row has an entry."""
+    fixed = grid.heads + 1 + len(PROTOCOLS)
+    kept = [at for at in range(len(grid.columns)) if at < fixed or any(row[at].text != DASH.text for row in grid.rows)]
+    rows = [[row[at] for at in kept] for row in grid.rows]
+    return Grid(grid.caption, [grid.columns[at] for at in kept], rows, grid.heads, grid.folded)
 
 
 def wanted_runs(line: Line, protocol: str, expected: Mapping[tuple[str, str], int]) -> int:
     """Number of runs that the table's sweep has for an entry; 0 if the row is not in the sweep."""
     return 0 if line_differs(line) else expected.get((line.method.experiment_for(line.condition.name), protocol), 0)
-
-
-def line_differs(line: Line) -> bool:
-    """True if a row is not comparable with the paper's number: other data, or another configuration."""
-    return bool(line.label) or (bool(line.variant) and line.condition.in_paper)
 
 
 def best_lines(table: Table, metric: Metric, lines: Sequence[Line], protocol: str) -> set[int]:

@@ -1,7 +1,8 @@
 """The paper's tables with measured values: python -m et.results.tables [1 2 ...]
 
-Reads experiments/*/results.jsonl and, with --runs, run folders. Writes table.md, .csv, .tex and .html into
-experiments/tableNN/. Runs that are left out are reported in the output and in the tables.
+Reads experiments/*/results.jsonl and, with --runs, run folders; writes table.md, .csv, .tex and .html into
+experiments/tableNN/. What was left out, and why, stands in the tables under "Reports". Prints ET's rows of the tables
+that are named. Without numbers it renders all tables and experiments/summary.md.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from rich.markup import escape
 
 from et.results import paper
 from et.results.collect import Collection, collect, relative
@@ -53,6 +56,31 @@ def write(document: Document, csv_text: str, folder: Path) -> None:
         write_atomically(folder / f"table.{ending}", text)
 
 
+def remarks(document: Document) -> str:
+    """How many remarks on the records the table has; empty if none."""
+    count = sum(len(section.points) for section in document.sections if section.heading == "Reports")
+    return f" ({count} remark{'s' if count > 1 else ''} on the records under Reports)" if count else ""
+
+
+def print_own_rows(table: Table, document: Document) -> None:
+    """ET's rows of a results table on the terminal; nothing for other tables."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as Shown
+
+    ours = {method.name for method in table.methods if method.ours}
+    for grid in document.grids:
+        rows = [row for row in grid.rows if row[grid.heads - 1].text.split(", configuration ")[0] in ours]
+        if grid.folded or not rows:
+            continue
+        shown = Shown(title=grid.caption, title_justify="left", box=box.SIMPLE)
+        for index, name in enumerate(grid.columns):
+            shown.add_column(name, justify="left" if index < grid.heads else "right")
+        for row in rows:
+            shown.add_row(*(escape(entry.text) for entry in row))
+        Console(width=None if sys.stdout.isatty() else 180).print(shown)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Render tables of the paper."""
     parser = argparse.ArgumentParser(prog="python -m et.results.tables", description=main.__doc__)
@@ -70,10 +98,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             document, csv_text = render(table, runs, options.experiments)
             folder = options.experiments / f"table{table.number:02d}"
             write(document, csv_text, folder)
-            print(f"table {table.number}: {relative(folder)}/table.md")
-            for section in document.sections:
-                if section.heading == "Reports":
-                    print("\n".join(f"  {point}" for point in section.points))
+            print(f"table {table.number}: {relative(folder)}/table.md{remarks(document)}")
+            if options.tables:
+                print_own_rows(table, document)
+        if not options.tables:
+            from et.results.summary import write_summary
+
+            print(f"summary: {relative(write_summary(runs, options.experiments))}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

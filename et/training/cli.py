@@ -153,12 +153,12 @@ def run_evaluation(cfg: DictConfig) -> None:
         raise UserError("the evaluation failed") from end  # FailedJobs counts it; the others go on
 
 
-def print_metrics(title: str, dataset: dict[str, Any], metrics: dict[str, float]) -> None:
-    """Metrics as a table on the terminal, with the data they are of."""
+def print_metrics(title: str, dataset: dict[str, Any], metrics: dict[str, float], in_order: bool = False) -> None:
+    """Metrics as a table on the terminal, with the data they are of; sorted by name unless ``in_order``."""
     table = Table()
     table.add_column("metric")
     table.add_column("value", justify="right")
-    for name, value in sorted(metrics.items()):
+    for name, value in metrics.items() if in_order else sorted(metrics.items()):
         table.add_row(name, f"{value:.4f}")
     print(f"\n{title}\ndata: {dataset['name']} ({dataset['variant']})")
     Console().print(table)
@@ -166,11 +166,60 @@ def print_metrics(title: str, dataset: dict[str, Any], metrics: dict[str, float]
         print(f"warning: {warning}")
 
 
+# The rows that a summary shows, the most important first; four of those that a record has.
+SUMMARY_ROWS = (
+    "test/mse_masked", "test/mse_nearest_fill", "test/mse", "test/psnr",
+    "test/f1_macro", "test/auc", "test/average_precision", "test/recall_at_k",
+    "test/accuracy", "test/accuracy_weighted", "test/accuracy_std", "test/accuracy_all", "val/accuracy",
+    "test/mae", "test/mae_constant", "val/mae",
+)  # fmt: skip
+
+
 def print_record(record: dict[str, Any], folder: str, skipped: bool, summary: str | None = None) -> None:
-    """The metrics of a run as a table on the terminal, with what they are of, a summary and where the rest lies."""
+    """A run on the terminal: a sentence, its four main metrics, and what can be done with it next.
+
+    Args:
+        record: Content of result.json.
+        folder: The run's folder.
+        skipped: True if the run was finished before.
+        summary: The task's own sentence. If None, one from the main metric.
+    """
     title = f"{record['experiment']} · {record['protocol']} · {record['fidelity']} · seed {record['seed']}"
-    print_metrics(title, record["dataset"], record["metrics"])
-    if summary is not None:
-        print(summary)
+    metrics, chosen = record["metrics"], summary_rows(record["metrics"])
+    print_metrics(title, record["dataset"], {name: metrics[name] for name in chosen}, in_order=True)
+    print(summary or summary_sentence(record))
     state = "finished before; force=true runs it again" if skipped else f"{record['seconds']:.0f} s of training"
-    print(f"{record['num_params']:,} parameters, {record['epochs']} epochs, {state}\n{folder}")
+    print(f"{record['num_params']:,} parameters, {record['epochs']} epochs, {state}")
+    left = len(metrics) - len(chosen)
+    print(f"{folder}" + (f" (result.json has {left} more metrics)" if left else ""))
+    print("next:")
+    if record.get("task") != "graphs":
+        print(f"  python -m et.results.figures run={folder}   # figures of this run")
+    print(f"  python evaluate.py run={folder}   # score its weights again")
+    print(f"  python train.py --from-run {folder}   # repeat it and compare")
+
+
+def summary_rows(metrics: dict[str, float], count: int = 4) -> list[str]:
+    """Names of the ``count`` metrics that a summary shows."""
+    known = [name for name in SUMMARY_ROWS if name in metrics]
+    others = sorted((name for name in metrics if name not in known), key=lambda name: not name.startswith("test/"))
+    return [*known, *others][:count]
+
+
+def summary_sentence(record: dict[str, Any]) -> str:
+    """The outcome in one sentence, with a trivial answer beside it if the record has one."""
+    metrics, data = record["metrics"], record["dataset"]["name"]
+    if "test/mae_constant" in metrics and "test/mae" in metrics:
+        return (
+            f"Mean absolute error on {data}: {metrics['test/mae']:.4f}; "
+            f"a constant answer has {metrics['test/mae_constant']:.4f}."
+        )
+    if "test/f1_macro" in metrics:
+        return (
+            f"Macro-F1 {metrics['test/f1_macro']:.1%} and AUC {metrics.get('test/auc', 0):.1%} on {data}'s test nodes."
+        )
+    if "test/accuracy" in metrics:
+        where = "test data" if record["protocol"] == "held_out" else "the data of the released protocol"
+        return f"Accuracy {metrics['test/accuracy']:.1%} on {where} of {data}."
+    name = summary_rows(metrics, 1)
+    return f"{name[0]} {metrics[name[0]]:.4f} on {data}." if name else f"Nothing was measured on {data}."

@@ -12,13 +12,14 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import LearningRateMonitor, RichProgressBar
+from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 
 from et.training.callbacks import CentralizedGradients, FiniteLoss, SeededEpochs
 from et.training.device import accelerator, compute_exactly
 from et.training.launcher import cluster_environment, local_processes
+from et.training.terminal import ProgressBar, TerminalLog
 from et.training.trainer_options import overfit_options
 from et.utils.errors import UserError
 
@@ -43,7 +44,9 @@ def build_trainer(
         callbacks.append(CentralizedGradients())
     progress = bool(cfg.callbacks.progress and cfg.trainer.get("enable_progress_bar", True))
     if progress:
-        callbacks.append(RichProgressBar(leave=False))
+        about = f"{cfg.protocol} · {cfg.fidelity} · seed {cfg.seed}"
+        monitor, mode = cfg.callbacks.monitor, cfg.callbacks.mode
+        callbacks += [ProgressBar(leave=False), TerminalLog(cfg.name, about, folder, monitor, mode)]
     return instantiate(
         cfg.trainer,
         accelerator=accelerator(cfg.trainer.accelerator),

@@ -16,7 +16,8 @@ from tests.results.checks import compile_latex, html_faults, latex_faults
 
 def rows_of(text: str, caption: str) -> list[list[str]]:
     """Entries of the markdown table under a heading."""
-    section = text.split(f"## {caption}")[1].split("\n## ")[0]
+    start = f"## {caption}" if f"## {caption}" in text else f"<summary>{caption}</summary>"
+    section = text.split(start)[1].split("\n## ")[0].split("<details>")[0].split("</details>")[0]
     lines = [line for line in section.splitlines() if line.startswith("|")]
     return [[entry.strip() for entry in line.strip("|").split(" | ")] for line in lines]
 
@@ -57,7 +58,10 @@ def test_measured_paper_difference_protocol_and_variant(amazon, tmp_path):
     variant = found["Amazon-UPU", "1%", "variant 1", "ET (Ours)"]
     assert (variant["Paper"], variant["held_out"]) == ("–", "80.0 (n = 1 of 5)")
     assert found["Yelp", "1%", "", "ET (Ours)"]["held_out"] == "missing"
-    assert found["Amazon", "1%", "", "GraphConsis (quoted)"]["held_out"] == "–"
+    folded = rows_of(text, "Macro-F1: quoted or not measured")
+    quoted = {tuple(row[:4]): row for row in folded[2:]}["Amazon", "1%", "", "GraphConsis (quoted)"]
+    assert quoted[folded[0].index("held_out")] == "–"
+    assert not any("GraphConsis" in row[3] for row in rows)
     assert "- variant 1: a part" in text
     assert "- configuration 1: trainer.max_epochs=3" in text
     assert "held_out: seeds" in text
@@ -68,6 +72,33 @@ def test_a_baseline_that_wins_is_the_bold_one(amazon, tmp_path):
     rows = rows_of(render(1, tmp_path), "AUC (%), higher is better")
     amazon_rows = [row for row in rows if row[:2] == ["Amazon", "1%"]]
     assert [row[3] for row in amazon_rows if row[5].startswith("**")] == ["GT (quoted)"]
+
+
+def test_measured_data_sets_come_first_and_of_each_the_energy_transformer(amazon, tmp_path):
+    rows = rows_of(render(1, tmp_path), "Macro-F1 (%), higher is better")[2:]
+    names = [row[0] for row in rows]
+    assert names[:4] == ["Amazon"] * 3 + ["Amazon-UPU"], "what was measured, then ET where nothing was"
+    assert [row[3] for row in rows[:3]] == ["ET (Ours)", "ET (Ours), configuration 1", "GT (quoted)"]
+    assert all(row[3] == "ET (Ours)" and "missing" in row for row in rows[4:])
+
+
+def test_columns_without_an_entry_are_left_out(tmp_path):
+    head = rows_of(render(1, tmp_path), "Macro-F1 (%), higher is better")[0]
+    assert head == ["Dataset", "Train", "Data", "Method", "Paper", "held_out", "released"]
+
+
+def test_the_papers_data_and_other_data_are_counted_apart(amazon, tmp_path):
+    text = render(1, tmp_path)
+    # ET and GT with F1 and AUC on Amazon 1 %; ET under both protocols, and once with other settings (F1 alone).
+    assert "4 of 64 numbers of the paper have a measurement beside them" in text
+    assert "Measured cells: 7 on the paper's data, 1 on other data." in text
+
+
+def test_rendering_a_table_prints_its_own_rows_and_only_counts_remarks(amazon, tmp_path, capsys):
+    render(1, tmp_path)
+    printed = capsys.readouterr().out
+    assert "ET (Ours)" in printed and "92.0 ± 2.6" in printed and "GraphConsis" not in printed
+    assert "duplicate" not in printed and "GT (quoted)" not in printed
 
 
 def test_the_csv_has_every_number_and_its_runs(amazon, tmp_path):
@@ -95,12 +126,14 @@ def test_rendering_from_committed_lines_alone_gives_the_same(amazon, tmp_path):
     assert (tmp_path / "experiments/table01/table.md").read_text() == first
 
 
-def test_problems_are_printed_and_stand_in_the_table(amazon, tmp_path, capsys):
+def test_problems_are_counted_and_stand_in_the_table(amazon, tmp_path, capsys):
     folder = tmp_path / "runs" / "amazon_1pct" / "half"
     folder.mkdir()
     (folder / "result.json").write_text('{"experiment": "amaz')
     text = render(1, tmp_path)
-    assert "treated as missing" in text and "treated as missing" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "treated as missing" in text and "treated as missing" not in printed
+    assert "1 remark on the records under Reports" in printed
 
 
 @pytest.mark.parametrize("number", paper.NUMBERS)

@@ -10,7 +10,13 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from et.runs.identity import config_of
-from et.training.cli import print_record, run_evaluation, run_training
+from et.training.cli import (
+    print_record,
+    run_evaluation,
+    run_training,
+    summary_rows,
+    summary_sentence,
+)
 from et.utils.errors import UserError, exit_on_user_error
 from et.utils.startup import SIGNALS
 from tests.configs import ROOT
@@ -75,6 +81,18 @@ def test_a_record_is_printed_with_its_data(capsys):
     assert all(
         part in printed for part in ("photos (embedded)", "0.2500", "1,234 parameters", "force=true", "runs/demo/abc")
     )
+    assert "next:" in printed and "python evaluate.py run=runs/demo/abc" in printed
+
+
+def test_a_summary_has_four_rows_the_main_ones_first_and_a_sentence():
+    metrics = {"test/auc": 0.9, "test/f1_macro": 0.8, "val/f1_macro": 0.7, "test/threshold": 0.5, "val/auc": 0.1}
+    assert summary_rows(metrics) == ["test/f1_macro", "test/auc", "test/threshold", "val/f1_macro"]
+    record = {"metrics": metrics, "dataset": {"name": "yelp"}, "protocol": "held_out"}
+    assert summary_sentence(record) == "Macro-F1 80.0% and AUC 90.0% on yelp's test nodes."
+    record["metrics"] = {"test/mae": 0.2, "test/mae_constant": 1.5}
+    assert "0.2000" in summary_sentence(record) and "a constant answer has 1.5000" in summary_sentence(record)
+    record["metrics"] = {}
+    assert summary_sentence(record) == "Nothing was measured on yelp."
 
 
 def test_a_failing_evaluation_does_not_end_a_multirun(tmp_path, monkeypatch, capsys):

@@ -57,6 +57,13 @@ function configurationOf(run) {
       : make("p", { class: "muted" }, "Today’s configuration files no longer make this run; its record names the commit."));
 }
 
+// The test metrics that a run is read by, the cell's own first; deviations and counts stand under "All metrics".
+function leadMetrics(run, cell) {
+  const names = Object.keys(run.metrics).filter((name) => name.startsWith("test/") && !/_std|threshold/.test(name));
+  names.sort((a, b) => (b === cell.key) - (a === cell.key) || a.localeCompare(b));
+  return names.slice(0, 6).map((name) => fact(name.slice("test/".length).replaceAll("_", " "), round(run.metrics[name], 5)));
+}
+
 function runDetails(identity, cell, open) {
   const run = data.runs[identity];
   const value = cell.key ? run.metrics[cell.key] * cell.scale : null;
@@ -64,6 +71,7 @@ function runDetails(identity, cell, open) {
     make("summary", null, make("span", null, runName(run)),
       value === null ? null : make("strong", null, `${value.toFixed(cell.digits)}${cell.unit ? ` ${cell.unit}` : ""}`),
       make("small", null, identity)),
+    make("dl", { class: "tiles" }, leadMetrics(run, cell)),
     make("dl", { class: "facts" },
       fact("data", `${run.dataset.name} (${run.dataset.variant ?? "unknown"})`),
       fact("model", run.fidelity),

@@ -4,54 +4,75 @@ function ofTable(number) {
   return Object.entries(data.cells).filter(([, cell]) => cell.table === number);
 }
 
+// "3 of 8 numbers of the paper; 24 cells on other data"
+function standingText(counts) {
+  const parts = [];
+  if (counts.of_paper) parts.push(`${counts.beside} of ${counts.of_paper} numbers of the paper`);
+  if (counts.papers_data) parts.push(`${plural(counts.papers_data, "cell")} on its data`);
+  if (counts.other_data) parts.push(`${plural(counts.other_data, "cell")} on other data`);
+  return parts.join("; ") || "nothing measured";
+}
+
 function standing() {
-  const root = byId("standing");
-  const cells = Object.values(data.cells).filter((cell) => cell.table !== null);
-  const measured = cells.filter((cell) => cell.runs.length);
+  const root = byId("standing"), counted = data.tables.filter((table) => table.standing);
+  const sum = (key) => counted.reduce((total, table) => total + table.standing[key], 0);
+  const measured = Object.values(data.cells).filter((cell) => cell.table !== null && cell.runs.length);
   const runs = new Set(measured.flatMap((cell) => cell.runs)).size;
-  const tiles = [[data.tables.length, "tables of the paper"], [`${measured.length} of ${cells.length}`, "cells measured"],
-    [runs, runs === 1 ? "run behind them" : "runs behind them"]];
+  const tiles = [
+    [`${sum("beside")} of ${sum("of_paper")}`, "numbers of the paper with a measurement beside them"],
+    [sum("papers_data"), "cells measured on the paper’s data"],
+    [sum("other_data"), "cells measured on other data"],
+    [runs, runs === 1 ? "run behind them" : "runs behind them"],
+  ];
   const kinds = { configuration: "settings, compared with the experiment files", statistics: "counted from the data" };
   root.replaceChildren(make("h2", { id: "standing-title" }, "Where it stands"),
-    make("dl", { class: "tiles large" }, tiles.map(([value, name]) => fact(name, String(value)))));
+    make("dl", { class: "tiles large" }, tiles.map(([value, name]) => fact(name, String(value)))),
+    make("p", { class: "muted" }, "A cell is a metric of a method on a data set under one protocol. The paper’s data ",
+      "include baselines and shorter trainings, which the paper has no number for."));
+  const tasks = data.tasks.filter((task) => data.tables.some((table) => table.task === task));
   byId("cards").replaceChildren(
-    make("h2", { id: "cards-title" }, "Table by table"),
-    make("ul", { class: "cards" }, data.tables.map(({ number, title, kind }) => {
-      const all = ofTable(number), done = all.filter(([, cell]) => cell.runs.length).length;
-      const note = all.length ? `${done} of ${all.length} cells measured`
-        : kinds[kind] ?? "counted from the modules";
-      return make("li", null, make("a", { href: `#table-${number}` },
-        make("span", { class: "eyebrow" }, `Table ${number}`), make("span", { class: "name" }, title),
-        make("span", { class: "muted" }, note),
-        all.length ? make("span", { class: "meter", "aria-hidden": "true" },
-          make("span", { style: `width: ${(100 * done) / all.length}%` })) : null));
-    })));
+    make("h2", { id: "cards-title" }, "Task by task"),
+    ...tasks.flatMap((task) => [make("h3", null, task), make("ul", { class: "cards" },
+      data.tables.filter((table) => table.task === task).map(({ number, title, kind, standing: counts }) => {
+        const note = counts && ofTable(number).length ? standingText(counts) : kinds[kind] ?? "counted from the modules";
+        return make("li", null, make("a", { href: `#table-${number}` },
+          make("span", { class: "eyebrow" }, `Table ${number}`), make("span", { class: "name" }, title),
+          make("span", { class: "muted" }, note),
+          counts && counts.of_paper ? make("span", { class: "meter", "aria-hidden": "true" },
+            make("span", { style: `width: ${(100 * counts.beside) / counts.of_paper}%` })) : null));
+      }))]));
   root.hidden = byId("cards").hidden = false;
 }
 
-// Every measured cell in per cent that has a paper value, as a dot at measured minus paper.
+// What a dot says, as a sentence.
+function deltaSentence(cell) {
+  const difference = cell.mean - cell.paperMean, digits = cell.digits;
+  const how = cell.protocol === "held_out" ? "on held-out data" : "under the authors’ protocol";
+  const than = Math.abs(difference) < 0.5 * 10 ** -digits ? "the same as the paper"
+    : `${Math.abs(difference).toFixed(digits)} points ${difference > 0 ? "above" : "below"} the paper’s ${cell.paper}`;
+  const metric = cell.metric.replace(" (%)", "");
+  return `${cell.method} on ${cell.condition}: ${metric} ${cell.mean.toFixed(digits)} % ${how} ` +
+    `(${plural(cell.runs.length, "run")}), ${than}.`;
+}
+
+// Every measured cell in per cent that has a paper value: a sentence, and a dot at measured minus paper.
 function deltas() {
   const root = byId("deltas");
-  const rows = data.tables.map((table) => ({ ...table, cells: ofTable(table.number).filter(([, cell]) =>
-    cell.unit === "%" && cell.mean !== null && cell.paperMean !== null) })).filter(({ cells }) => cells.length);
-  if (!rows.length) return;
+  const cells = data.tables.flatMap((table) => ofTable(table.number)).filter(([, cell]) =>
+    cell.beside && cell.unit === "%" && cell.mean !== null && cell.paperMean !== null);
+  if (!cells.length) return;
   const of = (cell) => cell.mean - cell.paperMean;
-  const reach = Math.max(1, ...rows.flatMap(({ cells }) => cells.map(([, cell]) => Math.abs(of(cell))))) * 1.05;
-  const dot = ([name, cell]) => {
-    const text = `${cell.method}, ${cell.condition}, ${cell.metric}, ${cell.protocol}: ` +
-      `${signed(of(cell), cell.digits)} to the paper’s ${cell.paper}`;
-    return make("li", { style: `left: ${50 + (50 * of(cell)) / reach}%` }, make("button", {
-      type: "button", class: `dot ${cell.protocol}`, "data-cell": name, "aria-label": text, title: text,
-      "aria-haspopup": "dialog",
-    }));
-  };
+  const reach = Math.max(1, ...cells.map(([, cell]) => Math.abs(of(cell)))) * 1.05;
+  const row = ([name, cell]) => make("li", { class: "delta-row" },
+    make("button", { type: "button", class: "sentence", "data-cell": name, "aria-haspopup": "dialog" }, deltaSentence(cell)),
+    make("span", { class: "track", "aria-hidden": "true" },
+      make("span", { class: `dot ${cell.protocol}`, style: `left: ${50 + (50 * of(cell)) / reach}%` })));
   root.replaceChildren(
     make("h2", { id: "deltas-title" }, "Measured minus paper"),
-    make("p", { class: "muted" }, "A dot is a cell on the paper’s own data, in percentage points; it opens the cell’s runs. ",
-      make("span", { class: "swatch held_out" }), "held_out: honest evaluation ",
-      make("span", { class: "swatch released" }), "released: the authors’ own"),
-    make("div", { class: "deltas" }, rows.map(({ number, cells }) => make("div", { class: "delta-row" },
-      make("a", { href: `#table-${number}` }, `Table ${number}`), make("ul", { class: "track" }, cells.map(dot)))),
+    make("p", { class: "muted" }, "Cells on the paper’s own data, in percentage points. A sentence opens the runs behind it. ",
+      make("span", { class: "swatch held_out" }), "held_out: tested on data that training never saw ",
+      make("span", { class: "swatch released" }), "released: the authors’ own protocol"),
+    make("div", { class: "deltas" }, make("ul", null, cells.map(row)),
       make("div", { class: "delta-row axis", "aria-hidden": "true" }, make("span"),
         make("div", { class: "scale" }, make("span", null, `${MINUS}${reach.toFixed(0)}`), make("span", null, "paper"),
           make("span", null, `+${reach.toFixed(0)}`)))));

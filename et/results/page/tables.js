@@ -48,11 +48,12 @@ function makeSortable(table) {
 
 // A search field and, where something was measured, a switch that leaves only that.
 function addFilter(section) {
-  const tables = [...section.querySelectorAll("table")];
+  const tables = [...section.querySelectorAll("table")].filter((table) => !table.closest(".folded"));
   const rows = tables.flatMap((table) => [...table.tBodies[0].rows]);
-  if (rows.length < 12) return;
+  if (rows.length < 6) return;
   const search = make("input", { type: "search", placeholder: "data set, method …", autocomplete: "off" });
-  const only = make("input", { type: "checkbox" });
+  const measured = rows.some((row) => row.classList.contains("measured"));
+  const only = make("input", { type: "checkbox", checked: measured });
   const count = make("output", { class: "muted" });
   const apply = () => {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -67,11 +68,11 @@ function addFilter(section) {
   };
   search.addEventListener("input", apply);
   only.addEventListener("change", apply);
-  const measured = rows.some((row) => row.classList.contains("measured"));
   section.querySelector(".wide").before(make("form", { class: "filter", role: "search", submit: (e) => e.preventDefault() },
     make("label", null, make("span", null, "Filter rows"), search),
     measured ? make("label", { class: "switch" }, only, make("span", null, "measured here only")) : null,
     count));
+  apply();
 }
 
 function views() {
@@ -85,7 +86,7 @@ function showView(move) {
   if (!view) return; // a place inside a view, such as #main
   for (const one of views()) one.hidden = one !== view;
   for (const link of document.querySelectorAll(".bar nav a")) {
-    const current = link.hash === `#${view.id}`;
+    const current = view.dataset.task ? link.dataset.task === view.dataset.task : link.hash === `#${view.id}`;
     if (current) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
     if (current) link.scrollIntoView({ block: "nearest", inline: "center" });

@@ -1,0 +1,222 @@
+"""One page for a reader of the paper: experiments/summary.md and summary.svg, rendered from recorded results.
+
+python -m et.results.tables without numbers writes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from et.results import paper
+from et.results.cells import PROTOCOLS, Line, Measured, best, lines_of, measure
+from et.results.collect import Collection
+from et.results.formats import Document, Grid, Section, Text, to_markdown
+from et.results.paper import Cell, Metric, Table
+from et.results.results_table import DASH, Entry, measured_text
+from et.results.standing import line_differs, on_other_data, standing_of, total
+from et.utils.files import write_atomically
+
+INTRO = (
+    "Each row is one method of this repository on one data set: mean ± deviation (n runs). `held_out` tests on data "
+    "that training and model selection never see. `released` follows the authors' protocol; in table 2 its accuracy is "
+    "on training data. Rows on other data have no number of the paper beside them. The best other method has the "
+    "best mean under `held_out` on the same data with the same settings, chosen by the scores shown. Settings in "
+    "brackets differ from the paper's (fewer epochs, for example)."
+)
+
+MARKS = {
+    "paper": {"marker": "D", "markerfacecolor": "none", "color": "#b4500f"},
+    "held_out": {"marker": "o", "color": "#2b5bc7"},
+    "released": {"marker": "s", "markerfacecolor": "none", "color": "#0b6b60"},
+    "best other method, held_out": {"marker": "|", "markersize": 12, "markeredgewidth": 2, "color": "#1f1d1a"},
+}
+
+
+@dataclass(frozen=True)
+class Glance:
+    """A row of the summary: one line of a table, by the table's first metric.
+
+    Attributes:
+        cell: The paper's number; None if it has none or the line may not stand beside it.
+        baseline: Name and value of the best baseline under ``held_out`` on the same data; None if none was measured.
+    """
+
+    table: Table
+    metric: Metric
+    line: Line
+    cell: Cell | None
+    measured: dict[str, Measured | None]
+    baseline: tuple[str, Measured] | None
+
+    @property
+    def name(self) -> str:
+        """Data set and training ratio."""
+        return " ".join(self.line.condition.labels)
+
+
+def glances(table: Table, lines: Sequence[Line]) -> list[Glance]:
+    """The table's measured ET lines; of a table that compares only forms of ET, all of its measured lines."""
+    found = []
+    compared = any(not method.ours for method in table.methods)
+    for metric in first_metrics(table):
+        for line in lines:
+            measured = {protocol: measure(table, metric, line, protocol) for protocol in PROTOCOLS}
+            if not any(measured.values()) or not (line.method.ours or not compared):
+                continue
+            cell = None if line_differs(line) else table.cell(metric.name, line.condition.name, line.method.name)
+            found.append(Glance(table, metric, line, cell, measured, best_baseline(table, metric, lines, line)))
+    return found
+
+
+def first_metrics(table: Table) -> list[Metric]:
+    """The first measured metric of each condition, without repetitions."""
+    measured = [metric for metric in table.metrics if metric.measured and metric.in_paper]
+    firsts = [next((m for m in measured if m.applies(c.name)), None) for c in table.conditions]
+    return [metric for metric in measured if metric in firsts]
+
+
+def best_baseline(table: Table, metric: Metric, lines: Sequence[Line], of: Line) -> tuple[str, Measured] | None:
+    """The best baseline under ``held_out`` on the data of a line, in the same configuration (equal epochs)."""
+    group = (of.condition.name, of.variant, of.method.tuned, budget(of.label))
+    measured = [
+        (line, found)
+        for line in lines
+        if not line.method.ours and (line.condition.name, line.variant, line.method.tuned, budget(line.label)) == group
+        if (found := measure(table, metric, line, "held_out")) is not None
+    ]
+    top = best(measured, metric)
+    return next(((line.method.name, found) for line, found in measured if line is top[0]), None) if top else None
+
+
+def budget(label: str) -> str:
+    """How long a configuration trains, by which lines are compared; the whole label if it changes anything else.
+
+    Warm-up and the interval of validation follow the epochs and make no difference.
+    """
+    parts = dict(part.lstrip("+").split("=", 1) for part in label.split(", ") if "=" in part)
+    counted = {key: parts.pop(key) for key in ("trainer.max_epochs", "trainer.limit_train_batches") if key in parts}
+    for key in ("optim.schedule.warmup_epochs", "trainer.check_val_every_n_epoch"):
+        parts.pop(key, None)
+    return label if parts else ", ".join(f"{key}={value}" for key, value in counted.items())
+
+
+def summary_document(collection: Collection) -> tuple[Document, list[Glance]]:
+    """The page, and its rows for the figure."""
+    grids, rows, standings, without = [], [], [], []
+    for number in paper.NUMBERS:
+        table = paper.load(number)
+        if table.kind != "results" or not any(metric.measured for metric in table.metrics):
+            continue
+        lines = lines_of(table, collection.of(table.experiments()))
+        found, standing = glances(table, lines), standing_of(table, lines)
+        standings.append(standing)
+        rows += found
+        if found:
+            grids += glance_grids(table, found)
+        else:
+            without.append(f"Table {number}: {table.title}")
+    everything = total(standings)
+    figure = "![Measured values beside the paper's, and on other data beside the best other method](summary.svg)"
+    sections = [Section("Tables without a measurement", without)] if without else []
+    return Document("Results at a glance", f"{everything.sentence()}\n\n{INTRO}\n\n{figure}", grids, sections), rows
+
+
+def glance_grids(table: Table, rows: Sequence[Glance]) -> list[Grid]:
+    """A table's rows on the paper's data and those on other data, as two grids."""
+    grids = []
+    for other, where in ((False, "the paper's data"), (True, "other data")):
+        chosen = [row for row in rows if on_other_data(row.line) is other]
+        if not chosen:
+            continue
+        head = [*table.condition_columns, "Method", "Metric"]
+        columns = [*head, *([] if other else ["Paper"]), *PROTOCOLS, "best other method, held_out"]
+        entries = [glance_entries(row, other) for row in chosen]
+        grids.append(Grid(f"Table {table.number}, {table.title}: on {where}", columns, entries, len(head)))
+    return grids
+
+
+def glance_entries(row: Glance, other: bool) -> list[Text]:
+    """The entries of a row; rows on other data have no column for the paper."""
+    line, metric = row.line, row.metric
+    name = line.method.name + (f" ({short_label(line.label)})" if line.label else "")
+    unit = f" ({metric.unit})" if metric.unit else ""
+    entries = [*map(Text, line.condition.labels), Text(name), Text(f"{metric.label}{unit}")]
+    if not other:
+        entries.append(Text(row.cell.printed, value=row.cell.mean) if row.cell else DASH)
+    entries += [_shown(row, row.measured[protocol], protocol) for protocol in PROTOCOLS]
+    if row.baseline is None:
+        return [*entries, DASH]
+    method, measured = row.baseline
+    return [*entries, Text(f"{_shown(row, measured, 'held_out').text} {method}", value=measured.mean)]
+
+
+def short_label(label: str) -> str:
+    """A configuration's label with the last part of each key: "optim.schedule.warmup_epochs=1" is "warmup_epochs=1"."""
+    return ", ".join(
+        part.lstrip("+~").split("=")[0].split(".")[-1] + "=" + part.partition("=")[2] if "=" in part else part
+        for part in label.split(", ")
+    )
+
+
+def _shown(row: Glance, measured: Measured | None, protocol: str) -> Text:
+    return measured_text(Entry(row.metric, row.line, protocol, measured, row.cell, 0))
+
+
+def write_summary(collection: Collection, experiments: Path) -> Path:
+    """summary.md and summary.svg in ``experiments``; returns the page's path."""
+    document, rows = summary_document(collection)
+    experiments.mkdir(parents=True, exist_ok=True)
+    write_atomically(experiments / "summary.md", to_markdown(document))
+    draw_summary(rows, experiments / "summary.svg")
+    return experiments / "summary.md"
+
+
+def draw_summary(rows: Sequence[Glance], path: Path) -> None:
+    """Per cent on the horizontal axis: the paper's value, both protocols and the best baseline of every row.
+
+    Rows of other units and of configurations that are not the experiment's own are left out.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    chosen = [row for row in rows if row.metric.unit == "%" and not row.line.label]
+    parts = [
+        ("On the paper's data", [row for row in chosen if not on_other_data(row.line)]),
+        ("On other data", [row for row in chosen if on_other_data(row.line)]),
+    ]
+    heights = [max(1, len(part)) for _, part in parts]
+    with pyplot.rc_context({"svg.hashsalt": "summary", "font.size": 10, "font.family": "DejaVu Sans"}):
+        figure, axes = pyplot.subplots(
+            len(parts), 1, figsize=(9, 2 + 0.3 * sum(heights)), height_ratios=heights, layout="constrained"
+        )
+        for axis, (title, part) in zip(axes, parts, strict=True):
+            _draw_part(axis, title, part)
+        axes[-1].set_xlabel("per cent; higher is better")
+        handles = [pyplot.Line2D([], [], label=label, linestyle="", **style) for label, style in MARKS.items()]
+        figure.legend(handles=handles, loc="outside upper center", ncols=len(MARKS), frameon=False)
+        figure.savefig(path, metadata={"Date": None}, facecolor="white")
+        pyplot.close(figure)
+
+
+def _draw_part(axis, title: str, rows: Sequence[Glance]) -> None:
+    axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axis.set_ylim(max(1, len(rows)) - 0.4, -0.6)
+    axis.set_xlim(0, 103)
+    axis.grid(axis="x", alpha=0.3)
+    labels = [f"{row.name}, {row.line.method.name} (table {row.table.number}, {row.metric.label})" for row in rows]
+    axis.set_yticks(range(len(rows)), labels, fontsize=8)
+    for at, row in enumerate(rows):
+        values = {
+            "paper": row.cell and row.cell.mean,
+            **{protocol: measured and measured.mean for protocol, measured in row.measured.items()},
+            "best other method, held_out": row.baseline and row.baseline[1].mean,
+        }
+        known = [value for value in values.values() if value is not None]
+        axis.plot([min(known), max(known)], [at, at], color="#bbbbbb", linewidth=1, zorder=1)
+        for name, value in values.items():
+            if value is not None:
+                axis.plot(value, at, linestyle="", **MARKS[name])
