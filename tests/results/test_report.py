@@ -276,7 +276,7 @@ def test_a_cell_opens_its_runs_by_keyboard_and_gives_the_focus_back(browser, pag
 def test_a_missing_cell_says_how_to_fill_it(browser, page):
     show(browser, page, place="#table-1")
     one(browser, "#table-1 input[type=checkbox]").click()
-    one(browser, "#table-1 tbody .cell.missing:not([hidden])")
+    one(browser, "#table-1 input[type=search]").send_keys("yelp 1%")
     (missing, *_) = [b for b in browser.find_elements("css selector", "#table-1 .cell.missing") if b.is_displayed()]
     missing.click()
     assert "sweep=table01 experiment=yelp_1pct" in one(browser, "#cell .command code").text
