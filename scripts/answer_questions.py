@@ -1,7 +1,7 @@
-"""Measure what docs/questions.md reports: python scripts/answer_questions.py REAL_RUN QUESTION_RUNS OUTPUT
+"""Measure what docs/explanation/questions.md reports: python scripts/answer_questions.py REAL_RUN QUESTION_RUNS OUTPUT
 
 REAL_RUN is a finished run of experiment=imagenette_inpainting, QUESTION_RUNS the folder of the short trainings
-(paths.runs of the commands in docs/questions.md). OUTPUT gets questions.json and the figures.
+(paths.runs of the commands in docs/explanation/questions.md). OUTPUT gets questions.json and the figures.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def trainings(folder: Path, steps: int, count: int) -> list[dict[str, Any]]:
         )  # fmt: skip
         print(f"{record['experiment']} {record['run_id']}", flush=True)
     if not found:
-        raise UserError(f"{folder} holds no finished run of experiment=questions; docs/questions.md has the commands")
+        raise UserError(f"{folder} holds no finished run of experiment=questions; docs/explanation/questions.md has the commands")
     return sorted(found, key=lambda run: (run["terms"], run["schedule"], run["step_size"], run["steps"]))
 
 
