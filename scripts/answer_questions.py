@@ -145,7 +145,8 @@ def trainings(folder: Path, steps: int, count: int) -> list[dict[str, Any]]:
         )  # fmt: skip
         print(f"{record['experiment']} {record['run_id']}", flush=True)
     if not found:
-        raise UserError(f"{folder} holds no finished run of experiment=questions; docs/explanation/questions.md has the commands")
+        commands = "docs/explanation/questions.md has the commands"
+        raise UserError(f"{folder} holds no finished run of experiment=questions; {commands}")
     return sorted(found, key=lambda run: (run["terms"], run["schedule"], run["step_size"], run["steps"]))
 
 
