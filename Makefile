@@ -1,15 +1,18 @@
-# Everything a person types. PYTHON can name another interpreter of 3.11 or newer.
-PYTHON ?= python3.11
+# Everything a person types. PYTHON can name an interpreter; else the first of these that is 3.11 or newer is taken.
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3 python; do \
+	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$name" && break; done)
 VENV := .venv
 RUN := $(VENV)/bin/python
-EXTRAS := dev,slurm,sweep
+EXTRAS := dev
+# uv installs in a fraction of pip's time.
+UV := $(shell command -v uv 2>/dev/null)
 # Tests run file by file in so many processes of one thread each.
 WORKERS ?= 2
 # Which records verify-records repeats: others every day, all of them in the long run.
 SEED ?= $(shell date +%j)
 RUNS ?= $(or $(ET_RUNS_DIR),runs)
 
-.PHONY: help setup demo app test lint tables verify-records report clean
+.PHONY: help setup demo app test lint docs tables verify-records report clean
 
 help: ## say what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -17,8 +20,18 @@ help: ## say what can be made
 setup: $(VENV)/.ready ## create the environment in .venv (about 6 GB)
 
 $(VENV)/.ready: pyproject.toml
+ifeq ($(PYTHON),)
+	$(error No Python 3.11 or newer is on the PATH: install one, or name it with PYTHON=/path/to/python)
+endif
+	@echo "Python: $$(command -v $(PYTHON)), $$($(PYTHON) --version)"
+	@echo "Installing into $(VENV) with $(if $(UV),uv,pip): about 6 GB, some minutes"
+ifeq ($(UV),)
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --editable '.[$(EXTRAS)]'
+	$(RUN) -m pip install --disable-pip-version-check --editable '.[$(EXTRAS)]'
+else
+	$(UV) venv --allow-existing --python "$$(command -v $(PYTHON))" $(VENV)
+	$(UV) pip install --python $(RUN) --editable '.[$(EXTRAS)]'
+endif
 	@touch $@
 
 demo: export ET_RUNS_DIR := $(RUNS)
@@ -39,6 +52,9 @@ lint: setup ## check style, format and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+docs: setup ## build the documentation in build/site; a broken link is an error
+	$(RUN) -m mkdocs build --strict
 
 tables: setup ## render every table from the recorded results
 	$(RUN) -m et.results.tables

@@ -1,10 +1,10 @@
-"""Measure what docs/questions.md reports.
+"""Measure what docs/explanation/questions.md reports.
 
 python scripts/answer_questions.py pretrained OUTPUT: the authors' published weights, on photographs. OUTPUT gets
 questions_pretrained.json and the figures.
 
 python scripts/answer_questions.py RUN OUTPUT --trainings FOLDER: RUN is a finished run of
-experiment=imagenette_inpainting, FOLDER that of the short trainings (paths.runs of the commands in docs/questions.md).
+experiment=imagenette_inpainting, FOLDER that of the short trainings (paths.runs of the commands in docs/explanation/questions.md).
 OUTPUT gets questions.json and the figures.
 """
 
@@ -79,7 +79,8 @@ def trainings(folder: Path, steps: int, count: int) -> list[dict[str, Any]]:
         )  # fmt: skip
         print(f"{record['experiment']} {record['run_id']}", flush=True)
     if not found:
-        raise UserError(f"{folder} holds no finished run of experiment=questions; docs/questions.md has the commands")
+        commands = "docs/explanation/questions.md has the commands"
+        raise UserError(f"{folder} holds no finished run of experiment=questions; {commands}")
     return sorted(found, key=lambda run: (run["terms"], run["schedule"], run["step_size"], run["steps"]))
 
 

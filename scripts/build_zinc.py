@@ -3,7 +3,7 @@
     pip install -e ".[zinc]"
     python scripts/build_zinc.py data/zinc    # a folder with the files below; writes data/zinc/raw
 
-Reads (docs/zinc.md says where they come from):
+Reads (docs/how-to/zinc.md says where they come from):
 
     zinc_smiles.txt.xz       one molecule a line
     zinc_splits.npz          valid, test: line numbers of the official parts; all other lines are training molecules.
@@ -282,7 +282,7 @@ def build(folder: Path, seed: int, all_from_smiles: bool) -> None:
     needed = [folder / name for name in ("zinc_smiles.txt.xz", "zinc_splits.npz", "zinc_atom_types.json")]
     absent = [file.name for file in needed if not file.exists()]
     if absent:
-        raise UserError(f"{folder} lacks {', '.join(absent)}: docs/zinc.md says where they come from")
+        raise UserError(f"{folder} lacks {', '.join(absent)}: docs/how-to/zinc.md says where they come from")
     with lzma.open(needed[0], "rt") as file:
         smiles = file.read().split()
     with np.load(needed[1], allow_pickle=False) as arrays:

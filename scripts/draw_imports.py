@@ -1,4 +1,4 @@
-"""Draw which package imports which, into docs/architecture.md: python scripts/draw_imports.py
+"""Draw which package imports which, into docs/explanation/code.md: python scripts/draw_imports.py
 
 The drawing is a Mermaid flowchart, which GitHub renders. It is made from the syntax trees of the files in et/; nothing
 is imported. A solid arrow is an import at the top of a module. A dotted arrow is one inside a function or for type
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "architecture.md"
+PAGE = ROOT / "docs" / "explanation" / "code.md"
 TASKS = ("anomaly", "graphs", "inpainting")
 
 

@@ -110,7 +110,7 @@ def test_everything_from_published_weights(script, monkeypatch, tmp_path):
 
 def test_the_numbers_of_the_published_weights_are_those_of_the_page():
     found = json.loads((ROOT / "docs" / "questions_pretrained.json").read_text())
-    page = (ROOT / "docs" / "questions.md").read_text()
+    page = (ROOT / "docs" / "explanation" / "questions.md").read_text()
     rows = [*found["mask_ratio"], *found["image_size"], *found["finer_steps"], *found["heads"], *found["noise"]]
     for value in (row["mse"] for row in rows):
         assert f"{value:.3f}" in page, value

@@ -1,4 +1,4 @@
-"""Which packages may import which, read from the syntax trees of et/ (docs/architecture.md)."""
+"""Which packages may import which, read from the syntax trees of et/ (docs/explanation/code.md)."""
 
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -99,5 +99,5 @@ def test_a_wrong_import_is_found(tmp_path):
 
 
 def test_the_drawing_is_of_these_imports(imports):
-    page = (ROOT / "docs" / "architecture.md").read_text()
+    page = (ROOT / "docs" / "explanation" / "code.md").read_text()
     assert draw_imports.drawing(imports) in page, "python scripts/draw_imports.py draws it again"

@@ -1,4 +1,4 @@
-"""docs/extending.md runs from top to bottom in an empty folder, with its commands cut to two epochs."""
+"""docs/how-to/extending.md runs from top to bottom in an empty folder, with its commands cut to two epochs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from et.runs.record import read_result
 from tests.configs import ROOT
 
-PAGE = (ROOT / "docs" / "extending.md").read_text()
+PAGE = (ROOT / "docs" / "how-to" / "extending.md").read_text()
 SHORT = ["trainer.max_epochs=2", "trainer.accelerator=cpu", "callbacks.progress=false"]
 
 
@@ -40,7 +40,7 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch):
             # Two epochs make another run than the page's command does.
             text = text.replace('data.train_ratio=0.4"', f'data.train_ratio=0.4 {" ".join(SHORT)}"')
             names: dict = {}
-            exec(compile(text, "docs/extending.md", "exec"), names)
+            exec(compile(text, "docs/how-to/extending.md", "exec"), names)
             continue
         for line in filter(None, text.splitlines()):
             run_command(line, monkeypatch)

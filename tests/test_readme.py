@@ -1,23 +1,125 @@
-"""What the README shows runs, and what it names is there."""
+"""What the README shows runs, and what it says is on record."""
 
+from __future__ import annotations
+
+import csv
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from pathlib import Path
+
+import pytest
 
 from tests.configs import ROOT
 
 README = (ROOT / "README.md").read_text()
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+# Installation and the demo take minutes and a network: checked below without being run.
+LONG = re.compile(r"pip install|make demo|python3\S* -m venv|\. \.venv/bin/activate")
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """A copy of the tracked and new files with an environment in .venv: this one, by links."""
+    folder = tmp_path_factory.mktemp("clone")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+    )
+    for name in listed.stdout.decode().splitlines():
+        if (ROOT / name).is_file() and not name.startswith(".venv"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    environment = folder / ".venv"
+    environment.mkdir()
+    for name in ("bin", "lib", "pyvenv.cfg"):
+        (environment / name).symlink_to(Path(sys.prefix) / name)
+    (environment / ".ready").touch()
+    return folder
+
+
+def run_as_printed(line: str, clone: Path) -> subprocess.CompletedProcess:
+    """``line`` in a fresh shell with the environment of the copy activated, as the README says."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("ET_DATA_DIR", "ET_RUNS_DIR", "PYTHONPATH")}
+    return subprocess.run(
+        ["bash", "-c", f"export PATH={shlex.quote(sysconfig.get_path('scripts'))}:$PATH\n{line}"],
+        cwd=clone, env=environment | {"PYTHONPATH": str(clone)}, capture_output=True, text=True, timeout=550,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [line for line in COMMANDS if not LONG.search(line)])
+def test_commands_run_as_printed(line, clone):
+    done = run_as_printed(line, clone)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_demo_and_the_installation_are_what_the_project_has(clone):
+    assert sum(bool(LONG.search(line)) for line in COMMANDS) == 4 and len(COMMANDS) > 6
+    demo = subprocess.run(["make", "--dry-run", "demo"], cwd=clone, capture_output=True, text=True)
+    assert demo.returncode == 0 and "train.py experiment=demo_inpainting" in demo.stdout
+    assert "pip install" not in demo.stdout  # the environment is ready
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for named in re.findall(r"'\.\[([\w,]+)\]'", README):
+        assert set(named.split(",")) <= set(extras)
+
+
+def test_make_finds_a_python_and_says_which(tmp_path):
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy2(ROOT / name, tmp_path / name)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "python3.13").symlink_to(sys.executable)  # the only Python there is, under a name that is not tried first
+    for name in ("bash", "sh", "date", "expand", "grep", "sed", "touch", "make"):
+        (tools / name).symlink_to(shutil.which(name))
+
+    def dry_run(**variables: str) -> subprocess.CompletedProcess:
+        command = ["make", "--dry-run", "setup", *(f"{k}={v}" for k, v in variables.items())]
+        return subprocess.run(command, cwd=tmp_path, env={"PATH": str(tools)}, capture_output=True, text=True)
+
+    assert "\npython3.13 -m venv .venv\n" in dry_run().stdout
+    (tools / "python3.13").unlink()
+    nothing = dry_run()
+    assert nothing.returncode and "No Python 3.11 or newer" in nothing.stderr
 
 
 def test_python_examples_run(capsys):
     examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert examples
     for example in examples:
+        promised = re.findall(r"# (torch\.Size\(.*?\))", example)
         exec(compile(example, "README.md", "exec"), {})
-    assert "torch.Size([2, 50, 64])" in capsys.readouterr().out
+        assert capsys.readouterr().out.splitlines() == promised
+
+
+def test_results_at_a_glance_are_on_record():
+    found = [row for path in sorted(ROOT.glob("experiments/table*/table.csv")) for row in csv.DictReader(path.open())]
+    rows = [row for row in found if row.get("mean")]
+    section = README[README.index("## Results at a glance") : README.index("## The layer")]
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line][2:]
+    assert len(table) >= 7
+    for name, _, paper, ours, baseline, n in table:
+        values = {_rounded(row) for row in rows if row["n"] == n}
+        assert ours in values, (name, ours)
+        assert re.search(r"[\d.]+(?: ± [\d.]+)?$", baseline)[0] in values, (name, baseline)
+        if paper:
+            assert any(row["paper_mean"] == paper and _rounded(row) == ours for row in rows), (name, paper)
+    for value in re.findall(r"[\d.]+ ± [\d.]+", section):
+        assert any(_rounded(row) == value for row in rows), value
+
+
+def _rounded(row: dict[str, str]) -> str:
+    """Mean and deviation of a row of a table.csv as the tables print them."""
+    digits = 3 if row["metric"] == "mse" else 1
+    mean = f"{float(row['mean']):.{digits}f}"
+    return f"{mean} ± {float(row['deviation']):.1f}" if row["deviation"] and digits == 1 else mean
 
 
 def test_links_and_experiments_exist():
-    for link in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / link).exists(), link
     for name in re.findall(r"experiment=(\w+)", README):
         assert (ROOT / "conf" / "experiment" / f"{name}.yaml").exists() or name == "NAME", name
     for name in re.findall(r"sweep=(\w+)", README):
@@ -25,5 +127,7 @@ def test_links_and_experiments_exist():
 
 
 def test_make_targets_exist():
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE)) <= targets
+    targets = set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in ("README.md", "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))):
+        named = set(re.findall(r"(?:^|`)make ([\w-]+)", (ROOT / page).read_text(), re.MULTILINE))
+        assert named <= targets, (page, named - targets)

@@ -156,7 +156,7 @@ class EnergyTransformerBlock(nn.Module):
         weights: StackedWeights | None = None,
         query_index: Tensor | None = None,
     ) -> Tensor:
-        """Negative gradient -dE/dg in closed form: [P K | P^T Q] [W^Q; W^K] + r(g xi^T) xi (eq. 6, 9, 17).
+        """Negative gradient -dE/dg in closed form: ``[P K | P^T Q] [W^Q; W^K] + r(g xi^T) xi`` (eq. 6, 9, 17).
 
         Args:
             g: Layer-normalised tokens, (B, N, D) or (N, D).

@@ -220,7 +220,7 @@ class GraphEnergyTransformer(nn.Module):
             tokens = tokens.index_add(0, batch.cls_tokens, self.cls.expand(len(batch), -1))
             layout = make_layout(batch, self.layout, self.sink_padding)
             # Padding is encoded like a node without features. Its eigenvectors are zero here; the released code takes
-            # them from the padded adjacency, batch by batch (docs/reproduction.md).
+            # them from the padded adjacency, batch by batch (docs/explanation/paper.md).
             x = layout.place(tokens, self.encoder.bias + self.position.bias)
             kernel = None if self.kernel is None else self.kernel.permute(1, 2, 0)
             return x, layout, layout.adjacency(x, self.adjacency, kernel)

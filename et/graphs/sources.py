@@ -126,7 +126,7 @@ def load_zinc(name: str, root: Path, cache: Path) -> Source:
         return [Cached(str(root / "zinc"), subset=subset, split=split) for split in SPLITS]
 
     if not raw.exists():
-        address = f"{ZINC.url} (or build them from SMILES: docs/zinc.md)"
+        address = f"{ZINC.url} (or build them from SMILES: docs/how-to/zinc.md)"
         download(lambda: fresh_read(read, cache), "train.pickle, train.index, ...", address, raw)
     absent = [file.name for file in files if not file.exists()]
     if absent:

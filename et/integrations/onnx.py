@@ -12,7 +12,7 @@ from et.graphs.model import GraphEnergyTransformer
 class OneGraph(nn.Module):
     """A trained model, in evaluation, as a function of one graph's tensors.
 
-    docs/integrations.md exports one.
+    docs/how-to/integrations.md exports one.
 
     Args:
         model: With the sparse layout; its batch of one graph is made here.

@@ -11,14 +11,19 @@ import math
 from typing import Any
 
 import torch
-from timm.layers import PatchEmbed, resample_abs_pos_embed, resample_patch_embed, to_2tuple
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models._features import feature_take_indices
-from timm.models.vision_transformer import global_pool_nlc
 from torch import Tensor, nn
 
 from et.core import EnergyTransformerBlock, descend
 from et.core.arguments import check_sizes
+
+try:
+    from timm.layers import PatchEmbed, resample_abs_pos_embed, resample_patch_embed, to_2tuple
+    from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+    from timm.models._features import feature_take_indices
+    from timm.models.vision_transformer import global_pool_nlc
+except ModuleNotFoundError as error:
+    message = "et.integrations.timm needs timm: pip install 'energy-transformer[timm]'"
+    raise ModuleNotFoundError(message, name=error.name) from error
 
 POOLS = ("token", "avg", "max", "avgmax", "")
 

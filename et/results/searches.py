@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from et.results.collect import Run, append, collect, relative
 from et.results.paper import TUNED
 from et.utils.errors import UserError
-from et.utils.paths import CONF, EXPERIMENTS
+from et.utils.paths import EXPERIMENTS, ROOT
 from et.utils.startup import tolerate_encoding
 
 FILE = EXPERIMENTS / "table01" / "searches.jsonl"
@@ -61,7 +61,8 @@ def experiment_file(best: Run, count: int) -> str:
 
 
 def write_experiments(found: Mapping[str, Sequence[Run]], folder: Path) -> list[Path]:
-    """Write an experiment file for every search into ``folder``."""
+    """An experiment file for every search, in ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, runs in sorted(found.items()):
         paths.append(folder / f"{name}{TUNED}.yaml")
@@ -74,7 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m et.results.searches", description=main.__doc__)
     parser.add_argument("--runs", nargs="+", required=True, help="folders of the searches, searched at any depth")
     parser.add_argument("--file", type=Path, default=FILE, help="where trials are recorded")
-    parser.add_argument("--experiments", type=Path, default=CONF / "experiment", help="where experiment files go")
+    parser.add_argument(
+        "--experiments", type=Path, default=ROOT / "conf" / "experiment", help="where experiment files go"
+    )
     options = parser.parse_args(arguments)
     new = collect(options.runs)
     try:

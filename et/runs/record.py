@@ -14,7 +14,7 @@ from typing import Any
 
 from et.utils.errors import UserError
 from et.utils.files import write_atomically
-from et.utils.paths import ROOT
+from et.utils.paths import IN_CHECKOUT, ROOT
 
 RESULT_KEYS = (
     "experiment", "run_id", "seed", "fidelity", "protocol", "task", "dataset", "metrics", "num_params", "epochs",
@@ -209,7 +209,9 @@ def _checksum(record: Mapping[str, Any]) -> str:
 
 
 def git_commit(root: Path | None = None) -> str:
-    """Commit of the source tree, followed by "+changes" if files differ from it; "unknown" outside a checkout."""
+    """Commit of the source tree, with "+changes" where files differ from it; "unknown" outside a checkout."""
+    if root is None and not IN_CHECKOUT:  # an installed package may lie inside the repository of another project
+        return "unknown"
     root = root or ROOT
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)

@@ -1,7 +1,12 @@
-"""Paths of the project's own folders."""
+"""Where the project's own folders are: at the top of a checkout, or inside an installed package."""
 
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-CONF = ROOT / "conf"
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+#: True if the package is imported from a checkout, False if it is installed as a wheel.
+IN_CHECKOUT = (_PACKAGE.parent / "conf" / "train.yaml").is_file() and (_PACKAGE.parent / "train.py").is_file()
+#: What commands write to by default: the checkout, or the working directory. Never the folder of installed packages.
+ROOT = _PACKAGE.parent if IN_CHECKOUT else Path.cwd()
+CONF = _PACKAGE.parent / "conf" if IN_CHECKOUT else _PACKAGE / "conf"
 EXPERIMENTS = ROOT / "experiments"

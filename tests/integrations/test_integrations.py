@@ -1,4 +1,4 @@
-"""The examples of docs/integrations.md run, and the interfaces they show behave as their hosts expect."""
+"""The examples of docs/how-to/integrations.md run, and the interfaces they show behave as their hosts expect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import et.integrations.timm
 from et.core import EdgeTopology, descend
 from et.integrations.pyg import EnergyConv
 
-PAGE = Path(__file__).parents[2] / "docs" / "integrations.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "integrations.md"
 EXAMPLES = re.findall(r"^## (.+?)\n.*?```python\n(.*?)```", PAGE.read_text(), re.S | re.M)
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_heads": 2, "head_dim": 16, "num_memories": 64}
 

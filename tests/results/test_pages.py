@@ -1,4 +1,4 @@
-"""The pages about the tables name commands, files and links that exist."""
+"""The pages of the documentation name commands, files and links that exist."""
 
 from __future__ import annotations
 
@@ -6,21 +6,67 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
-from et.results import paper
+from et.anomaly.published import PUBLISHED
+from et.graphs.published import PUBLISHED_TU
+from et.runs.record import LATER_KEYS, RESULT_KEYS
 from et.utils.paths import CONF
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "docs/reproduction.md", *(ROOT / f"experiments/table{n:02d}/README.md" for n in paper.NUMBERS)]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "experiments").glob("table*/README.md")),
+]
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub and mkdocs make them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_sweeps_and_modules_of_a_page_exist(page):
     text = page.read_text()
-    generated = {"table.md"}  # made by `make tables`
-    for link in re.findall(r"\]\(([^)#]+)\)", text):
-        assert link in generated or link.startswith("http") or (page.parent / link).exists(), link
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    for link, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", prose):
+        target = page if not link else (page.parent / link).resolve()
+        if link.startswith("http"):
+            continue
+        assert target.exists(), link
+        if anchor and target.suffix == ".md":
+            assert anchor in anchors(target), f"{link}#{anchor}"
     for sweep in re.findall(r"sweep=(\w+)", text):
-        assert (CONF / "sweep" / f"{sweep}.yaml").exists(), sweep
-    for module in re.findall(r"python -m ([\w.]+)", text):
+        assert (CONF / "sweep" / f"{sweep}.yaml").exists() or sweep in ("tableNN", "mine"), sweep
+    for module in re.findall(r"python -m (et\.[\w.]+)", text):
         assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
+
+
+def test_every_page_is_in_the_navigation():
+    text = re.sub(r"!!python\S+", "", (ROOT / "mkdocs.yml").read_text())
+    named = set(re.findall(r"[\w/-]+\.(?:md|ipynb)$", text, re.MULTILINE))
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*") if path.suffix == ".md"}
+    tables = {path.relative_to(ROOT).as_posix() for path in (ROOT / "experiments").glob("table*/README.md")}
+    assert named == pages | tables | {"tutorial.ipynb"}
+
+
+def test_the_data_page_names_every_published_file():
+    page = (ROOT / "docs/how-to/data.md").read_text()
+    for name, about in PUBLISHED.items():
+        assert about.file in page, name
+        address = about.address.partition(" ")[0]
+        assert not address.startswith("http") or address.removesuffix("/") in page.replace("/raw/main", ""), name
+    assert all(name in page for name in PUBLISHED_TU)
+
+
+def test_the_reference_names_every_key_and_field():
+    configuration = (ROOT / "docs/reference/configuration.md").read_text()
+    for key in yaml.safe_load((CONF / "train.yaml").read_text()):
+        assert key in ("defaults", "hydra") or f"`{key}`" in configuration, key
+    for name in re.findall(r'--8<-- "([^":]+)', configuration):
+        assert (ROOT / name).is_file(), name
+    record = (ROOT / "docs/reference/runs.md").read_text()
+    assert all(f"`{field}`" in record for field in (*RESULT_KEYS, *LATER_KEYS))
