@@ -4,7 +4,7 @@ python scripts/answer_questions.py pretrained OUTPUT: the authors' published wei
 questions_pretrained.json and the figures.
 
 python scripts/answer_questions.py RUN OUTPUT --trainings FOLDER: RUN is a finished run of
-experiment=imagenette_inpainting, FOLDER that of the short trainings (paths.runs of the commands in docs/explanation/questions.md).
+experiment=imagenette_inpainting, FOLDER that of the short trainings (paths.runs of the commands on that page).
 OUTPUT gets questions.json and the figures.
 """
 
