@@ -226,7 +226,7 @@ def test(
             load_best(kept.folder, kept.identity, kept.best_epoch, kept.best_step)
         except UserError as error:
             # Without a cause: every process of a distributed run raises this alike.
-            raise UserError(f"{error}. ResumePoint the same command again: it trains anew what is lost") from None
+            raise UserError(f"{error}. Start the same command again: it trains anew what is lost") from None
     # After fit the weights in memory are those of last.ckpt: no file need be read for them.
     trainer.test(task, data, ckpt_path=kept.folder / "best.ckpt" if best else None, weights_only=True, verbose=False)
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
