@@ -72,12 +72,12 @@ def record_descents(
     for number, subject in enumerate(subjects_of(data, count)):
         batch = evaluation_batch(data, subject.indices)
         parts = list(follow(network, batch, steps))
-        frames, *numbers = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        pixels, attention, hopfield, errors = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
         original = to_pixels(batch["image"])
         stills = {"masked": hide(original, batch["masked"], network.patch_size), "original": original}
-        joined = {label: join_tiles(pixels, subject.grid) for label, pixels in stills.items()}
-        frames = [join_tiles(pixels, subject.grid) for pixels in frames]
-        pictures.append(picture_record(number, subject.name, frames, joined, *numbers, folder))
+        joined = {label: join_tiles(still, subject.grid) for label, still in stills.items()}
+        frames = [join_tiles(frame, subject.grid) for frame in pixels]
+        pictures.append(picture_record(number, subject.name, frames, joined, attention, hopfield, errors, folder))
     return write_descent(network, pictures, folder)
 
 

@@ -210,10 +210,10 @@ def _draw_part(axis, title: str, rows: Sequence[Glance]) -> None:
     labels = [f"{row.name}, {row.line.method.name} (table {row.table.number}, {row.metric.label})" for row in rows]
     axis.set_yticks(range(len(rows)), labels, fontsize=8)
     for at, row in enumerate(rows):
-        values = {
-            "paper": row.cell and row.cell.mean,
-            **{protocol: measured and measured.mean for protocol, measured in row.measured.items()},
-            "best other method, held_out": row.baseline and row.baseline[1].mean,
+        values: dict[str, float | None] = {
+            "paper": None if row.cell is None else row.cell.mean,
+            **{name: None if measured is None else measured.mean for name, measured in row.measured.items()},
+            "best other method, held_out": None if row.baseline is None else row.baseline[1].mean,
         }
         known = [value for value in values.values() if value is not None]
         axis.plot([min(known), max(known)], [at, at], color="#bbbbbb", linewidth=1, zorder=1)

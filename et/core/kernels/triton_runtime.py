@@ -13,7 +13,8 @@ from torch import Tensor
 
 from et.core.csr import SortedEdges
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 SPLIT = 1024  # edges that one program takes at most
 
 
