@@ -24,7 +24,7 @@ LINK = re.compile(r"(\]\()([^)#:\s]+)(#[^)\s]*)?(\))")
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the files of experiments/, but for rendered HTML."""
     for path in sorted((ROOT / "experiments").rglob("*")):
-        if path.is_file() and path.suffix in {".md", ".csv", ".jsonl", ".json", ".tex", ".png", ".jpg"}:
+        if path.is_file() and path.suffix in {".md", ".csv", ".jsonl", ".json", ".tex", ".png", ".svg", ".jpg"}:
             files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     return files
 
