@@ -33,7 +33,8 @@ def crossing(imports, sources, targets):
 
 def test_every_package_is_read(imports):
     folders = {path.name for path in (ROOT / "et").iterdir() if (path / "__init__.py").is_file()}
-    assert {draw_imports.package(i.source) for i in imports} == folders
+    modules = {path.stem for path in (ROOT / "et").glob("*.py")}  # the entry points
+    assert {draw_imports.package(i.source) for i in imports} - modules == folders
 
 
 def test_core_imports_nothing_of_the_project(imports):

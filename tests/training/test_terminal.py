@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from et.baselines.fill_baselines import nearest_fill
 from rich import get_console
 from torch import nn
 
+from et.inpainting.fill_baselines import nearest_fill
 from et.inpainting.patches import patchify
 from et.training.terminal import (
     ProgressBar,
