@@ -265,11 +265,11 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def et_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> EnergyImageClassifier:
     """ET-Base: D 768, H 12, Y 64, M 3072, T 12, the sizes of ViT-Base; published weights allow self-attention."""
-    if pretrained:
+    overlay = kwargs.get("pretrained_cfg_overlay") or {}
+    if pretrained and not {"file", "url", "hf_hub_id", "state_dict"} & overlay.keys():  # no weights of the caller's
         from et.integrations.pretrained import timm_state
 
-        own = {"state_dict": timm_state(), "num_classes": 0}
-        kwargs["pretrained_cfg_overlay"] = own | (kwargs.get("pretrained_cfg_overlay") or {})
+        kwargs["pretrained_cfg_overlay"] = {"state_dict": timm_state(), "num_classes": 0, **overlay}
         kwargs["block"] = {"self_attention": True} | (kwargs.get("block") or {})
     model = build_model_with_cfg(
         EnergyImageClassifier,
