@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from et.baselines.fill_baselines import mean_fill, nearest_fill
 from et.core import descend
 from et.core.descent import speed
 from et.inpainting.analysis import Convergence, converge
 from et.inpainting.canvas import make_canvas
 from et.inpainting.complete import EMBEDDED
+from et.inpainting.fill_baselines import mean_fill, nearest_fill
 from et.inpainting.folders import list_images, open_image
 from et.inpainting.model import InpaintingET
 from et.inpainting.patches import fill, patchify

@@ -144,7 +144,7 @@ class TrivialAnswers:
 
 def nearest_patch_errors(batch: Mapping[str, Tensor], network: Any) -> Tensor:
     """(B,) mean squared errors on the masked patches when each is a copy of the nearest visible one."""
-    from et.baselines.fill_baselines import nearest_fill
+    from et.inpainting.fill_baselines import nearest_fill
     from et.inpainting.lit import masked_mse
     from et.inpainting.patches import patchify
 
