@@ -80,7 +80,7 @@ def _group(name: str, comment: str) -> str:
 
 def variants_of(name: str) -> tuple[str, ...]:
     """Suffixes of the experiments composed from ``name``: ``yelp_1pct`` has ``mlp``, so there is ``yelp_1pct_mlp``."""
-    return tuple(dict.fromkeys(v["suffix"] for v in _variants() if re.fullmatch(v["of"], name)))
+    return tuple(dict.fromkeys(v["suffix"] for v in _variants() if _is_of(v, name)))
 
 
 def is_composed(name: str) -> bool:

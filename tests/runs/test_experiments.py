@@ -46,6 +46,11 @@ def test_an_experiment_on_a_data_file_has_baselines_and_labels():
     assert config_of(["experiment=reddit_gadbench_semi_xgbgraph"])["data"]["semi_supervised"]
 
 
+def test_variants_are_listed_where_some_are_of_data_files():
+    assert {"xgbgraph", "gcn", "labels", "mlp"} <= set(experiments.variants_of("reddit_40pct"))
+    assert "xgbgraph" not in experiments.variants_of("tu_mutag")
+
+
 def test_no_composed_experiment_has_a_file_as_well():
     composed = [name for name in experiments.names() if experiments.is_composed(name)]
     assert composed and not set(composed) & set(experiments.files())
