@@ -32,7 +32,7 @@ def test_composes_and_builds(name):
     resolve(cfg)
     with torch.device("meta"):  # shapes without memory: what counts is that every argument has its place
         network = instantiate(cfg.model)
-    assert sum(p.numel() for p in network.parameters()) > 0 or name.rpartition("trees")[1]
+    assert sum(p.numel() for p in network.parameters()) > 0 or hasattr(network, "fit")  # trees have none
 
 
 def run_one_batch(config, name):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +15,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from et.anomaly.graph import NodeGraph, check_graph, make_undirected, neighbourhoods, reverse_cuthill_mckee
-from et.anomaly.sources import PUBLISHED, existing_file, load_graph
+from et.anomaly.graph import (
+    NodeGraph,
+    check_graph,
+    drop_columns,
+    make_undirected,
+    neighbourhoods,
+    reverse_cuthill_mckee,
+)
+from et.anomaly.masks import masked_split
+from et.anomaly.sources import PUBLISHED, existing_file, graph_path, load_graph
 from et.anomaly.splits import Split, few_anomalies, make_split
 from et.core import EdgeTopology
 from et.core.arguments import check_given, check_sizes
@@ -70,7 +79,11 @@ class NodeDataModule(pl.LightningDataModule):
         source, root, path, neighbours: see :func:`et.anomaly.sources.load_graph`.
         num_nodes, num_features, num_relations: what the file must hold (the model is built from these numbers);
             None: what it holds.
-        train_ratio, seed, protocol: see :func:`et.anomaly.splits.make_split`.
+        train_ratio, seed, protocol, semi_supervised: see :func:`et.anomaly.splits.make_split`.
+        split: ``drawn`` by ``protocol``; ``masks``: the file's own (see :func:`et.anomaly.masks.masked_split`).
+        inductive: Train on the graph of the training nodes alone, validate on that of training and validation nodes,
+            test on the whole graph (GADBench's inductive mode).
+        drop_features: Columns of the features to leave out, in the file's numbering. None: none.
         fidelity: ``paper`` or ``released``.
         merge: one graph out of all relations (table 1), or one a relation (table 12).
         self_loops, repeated_edges: what a neighbour is; None: as ``fidelity`` has it.
@@ -91,14 +104,14 @@ class NodeDataModule(pl.LightningDataModule):
         self,
         source: str,
         root: str | Path,
-        num_nodes: int | None,
-        num_features: int | None,
+        num_nodes: int | None = None,
+        num_features: int | None = None,
         num_relations: int | None = 1,
         path: str | Path | None = None,
         neighbours: int = 10,
-        train_ratio: float = 0.4,
+        train_ratio: float | str = 0.4,
         seed: int = 0,
-        protocol: Literal["held_out", "released"] = "held_out",
+        protocol: Literal["held_out", "released", "gadbench"] = "held_out",
         fidelity: Literal["paper", "released"] = "paper",
         merge: bool = True,
         self_loops: bool | None = None,
@@ -108,6 +121,10 @@ class NodeDataModule(pl.LightningDataModule):
         scaling: Literal["moments", "quantiles"] = "moments",
         sample_ratio: float | None = None,
         subgraphs: int = 1,
+        split: Literal["drawn", "masks"] = "drawn",
+        semi_supervised: bool = False,
+        inductive: bool = False,
+        drop_features: Sequence[int] | None = None,
     ):
         super().__init__()
         check_sizes(neighbours=neighbours, subgraphs=subgraphs)
@@ -120,6 +137,8 @@ class NodeDataModule(pl.LightningDataModule):
         self.repeated_edges = released if repeated_edges is None else repeated_edges
         self.one_way_edges, self.sample_ratio, self.subgraphs = one_way_edges, sample_ratio, subgraphs
         self.standardize, self.scaling = standardize, scaling
+        self.split, self.semi_supervised, self.inductive = split, semi_supervised, inductive
+        self.drop_features = list(drop_features or ())
         self.whole: NodeBatch | None = None
         self._moved: NodeBatch | None = None  # the same on the device where it is trained
 
@@ -145,8 +164,10 @@ class NodeDataModule(pl.LightningDataModule):
             raise UserError(f"data.scaling must be moments or quantiles, not {self.scaling!r}")
         if self.sample_ratio is not None and not 0 < self.sample_ratio <= 1:
             raise UserError(f"data.sample_ratio must lie between 0 and 1, not be {self.sample_ratio}")
+        if self.inductive and self.sample_ratio is not None:
+            raise UserError("data.inductive=true trains on all training nodes at once: set data.sample_ratio=null")
         graph = self._read()
-        split = make_split(graph.labels.numpy(), self.train_ratio, self.seed, self.protocol)
+        split = self._make_split(graph)
         edges = neighbourhoods(graph, self.merge, self.self_loops, self.repeated_edges)
         self._description, self._split = self._describe(graph, split, edges), split
         for warning in self._description.get("warnings", ()):
@@ -170,15 +191,31 @@ class NodeDataModule(pl.LightningDataModule):
             split.save(Path(trainer.default_root_dir) / "split.npz", graph.num_nodes)
 
     def counts(self) -> dict[str, int]:
-        """The numbers of nodes, features and relations that the file has.
+        """The numbers of nodes, of features that are kept, and of relations that the file has.
 
         Raises:
             UserError: the file is missing or damaged.
         """
-        return self._counts_of(load_graph(self.source, self.root, self.path, self.neighbours))
+        return self._counts_of(self._load())
+
+    def _load(self) -> NodeGraph:
+        graph = load_graph(self.source, self.root, self.path, self.neighbours)
+        check_graph(graph)
+        return drop_columns(graph, self.drop_features)
+
+    def _make_split(self, graph: NodeGraph) -> Split:
+        """The parts, by masks or drawn."""
+        labels = graph.labels.numpy()
+        if self.split == "drawn":
+            return make_split(labels, self.train_ratio, self.seed, self.protocol, self.source, self.semi_supervised)
+        if self.split != "masks":
+            raise UserError(f"data.split must be drawn or masks, not {self.split!r}")
+        path = graph_path(self.source, self.root, self.path)
+        if path is None:
+            raise UserError(f"{self.source} is no file and has no masks: set data.split=drawn")
+        return masked_split(path, labels, self.seed, self.semi_supervised)
 
     def _counts_of(self, graph: NodeGraph) -> dict[str, int]:
-        check_graph(graph)
         return {
             "num_nodes": graph.num_nodes,
             "num_features": graph.features.shape[1],
@@ -186,7 +223,7 @@ class NodeDataModule(pl.LightningDataModule):
         }
 
     def _read(self) -> NodeGraph:
-        graph = load_graph(self.source, self.root, self.path, self.neighbours)
+        graph = self._load()
         found = self._counts_of(graph)
         wrong = {key: count for key, count in found.items() if self.expected[key] not in (None, count)}
         if wrong:
@@ -210,7 +247,7 @@ class NodeDataModule(pl.LightningDataModule):
             **({"warnings": few} if few else {}),
             "name": graph.name,
             "variant": graph.variant,
-            "sha256": graph.sha256(),
+            "sha256": self._data_sha256(graph, split),
             "num_nodes": graph.num_nodes,
             "num_features": graph.features.shape[1],
             "directed_edges": {name: edge_index.shape[1] for name, edge_index in edges.items()},
@@ -219,7 +256,11 @@ class NodeDataModule(pl.LightningDataModule):
             "self_loops": self.self_loops,
             "repeated_edges": self.repeated_edges,
             "standardize": self.standardize if self.standardize == "none" else f"{self.scaling}, {self.standardize}",
-            "train_ratio": self.train_ratio,
+            "train_ratio": self._train_share(split, len(labelled)),
+            **({"split": "masks of the file"} if self.split == "masks" else {}),
+            **({"semi_supervised": True} if self.semi_supervised else {}),
+            **({"inductive": True} if self.inductive else {}),
+            **({"dropped_features": self.drop_features} if self.drop_features else {}),
             "train_nodes": len(split.train),
             "val_nodes": len(split.val),
             "test_nodes": len(split.test),
@@ -229,6 +270,17 @@ class NodeDataModule(pl.LightningDataModule):
     def _features(self, graph: NodeGraph, split: Split) -> Tensor:
         scaled = standardized(graph.features, self.standardize, self.scaling, split)
         return to_float32(scaled, graph.name)
+
+    def _data_sha256(self, graph: NodeGraph, split: Split) -> str:
+        """Hash of the graph; with ``split=masks`` of the parts too, which then are part of the data."""
+        if self.split == "drawn":
+            return graph.sha256()
+        return hashlib.sha256((graph.sha256() + split.sha256(graph.num_nodes)).encode()).hexdigest()
+
+    def _train_share(self, split: Split, labelled: int) -> float:
+        """``train_ratio`` if it made the split, else the share of training nodes that the split has."""
+        asked = self.split == "drawn" and not self.semi_supervised and self.train_ratio != "published"
+        return self.train_ratio if asked else round(len(split.train) / labelled, 6)
 
     def parts(self) -> Tensor:
         """(N,) uint8, in the order of the graph's file: 0 in no part, 1 train, 2 validation, 3 test."""
@@ -246,7 +298,8 @@ class NodeDataModule(pl.LightningDataModule):
                 "multiple of them, under protocol=held_out. A step on one graph is one process's: trainer.devices=1"
             )
         if self.sample_ratio is None:
-            return whole_graph_loader(self.whole)
+            whole, nothing = self.whole, self.whole.train[:0]
+            return whole_graph_loader(induced(whole, whole.train, nothing, nothing) if self.inductive else whole)
         samples = SubgraphSamples(self.whole, self.sample_ratio, self.seed, self.subgraphs)
         return DataLoader(
             samples, batch_size=self.subgraphs // world, sampler=EpochSampler(len(samples)), collate_fn=joined,
@@ -254,7 +307,8 @@ class NodeDataModule(pl.LightningDataModule):
         )  # fmt: skip
 
     def val_dataloader(self) -> DataLoader:
-        return whole_graph_loader(self.whole)
+        whole = self.whole
+        return whole_graph_loader(induced(whole, whole.train, whole.val, whole.test[:0]) if self.inductive else whole)
 
     def test_dataloader(self) -> DataLoader:
         return whole_graph_loader(self.whole)
@@ -312,22 +366,25 @@ class SubgraphSamples(Dataset):
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> NodeBatch:
         rng = sample_rng(self.seed, *epoch_and_index)
         parts = [self._draw(rng, part) for part in (self.whole.train, self.whole.val, self.whole.test)]
-        nodes = torch.cat(parts)
-        train, val, test = torch.arange(len(nodes)).split([len(part) for part in parts])
-        return replace(
-            self.whole,
-            features=self.whole.features[nodes],
-            labels=self.whole.labels[nodes],
-            topologies=tuple(induced_topology(topology.edges, nodes) for topology in self.whole.topologies),
-            train=train,
-            val=val,
-            test=test,
-            nodes=self.whole.nodes[nodes],
-        )
+        return induced(self.whole, *parts)
 
     def _draw(self, rng: np.random.Generator, part: Tensor) -> Tensor:
         count = max(1, int(self.ratio * len(part)))
         return part[torch.from_numpy(rng.choice(len(part), count, replace=False)).to(part.device)]
+
+
+def induced(whole: NodeBatch, train: Tensor, val: Tensor, test: Tensor) -> NodeBatch:
+    """The subgraph of ``whole`` on some of the nodes of each part, (.,) positions, and the edges among them."""
+    nodes = torch.cat([train, val, test])
+    places = torch.arange(len(nodes)).split([len(train), len(val), len(test)])
+    return replace(
+        whole,
+        features=whole.features[nodes],
+        labels=whole.labels[nodes],
+        topologies=tuple(induced_topology(topology.edges, nodes) for topology in whole.topologies),
+        nodes=whole.nodes[nodes],
+        **dict(zip(("train", "val", "test"), places, strict=True)),
+    )
 
 
 def joined(batches: list[NodeBatch]) -> NodeBatch:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -98,6 +99,24 @@ def check_graph(graph: NodeGraph) -> None:
                 f"relation {name!r} of {where} names nodes {low} .. {high}, "
                 f"but the nodes are 0 .. {graph.num_nodes - 1}"
             )
+
+
+def drop_columns(graph: NodeGraph, columns: Sequence[int]) -> NodeGraph:
+    """``graph`` without some columns of its features.
+
+    Raises:
+        UserError: There is no such column, or none would be left.
+    """
+    if not columns:
+        return graph
+    width = graph.features.shape[1]
+    wrong = [column for column in columns if not isinstance(column, int) or not 0 <= column < width]
+    if wrong or len(set(columns)) == width:
+        raise UserError(
+            f"data.drop_features={list(columns)} must name some of the columns 0 .. {width - 1} of {graph.name!r}"
+        )
+    kept = [column for column in range(width) if column not in columns]
+    return replace(graph, features=graph.features[:, kept])
 
 
 def edge_keys(edge_index: Tensor, num_nodes: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from et.anomaly.data import NodeBatch, NodeDataModule
+from et.anomaly.known_labels import draw_masked, folds, open_labels
 from et.anomaly.metrics import best_threshold, measure
 from et.core.precision import at_least_float32
 from et.training.task import Task
@@ -44,11 +45,18 @@ class AnomalyTask(Task):
     and the subgraph of the epoch where it trains on one. Threshold by validation macro-F1; the test numbers are those
     of the epoch with the best validation macro-F1 (the first, in a tie), whatever the weights were later.
 
+    ``gadbench``: as ``held_out``; the split and the measure that chooses the epoch are GADBench's, and so is the loss.
+    (GADBench scores a network without dropout before the epoch's update instead of after it.)
+
+    A network whose ``takes_known_labels`` is true sees training labels (see :mod:`et.anomaly.known_labels`).
+
     Args:
-        network: called with (features, topologies, nodes), gives log-odds (n,).
+        network: called with (features, topologies, nodes), gives log-odds (n,). With known labels it takes a fourth
+            argument, the labels that are open.
         optim: configuration of the optimizer.
-        protocol: ``held_out`` or ``released``.
+        protocol: ``held_out``, ``released`` or ``gadbench``.
         balance: anomalous nodes weigh omega ** balance in the loss; 1: as in eq. 12; 0: all nodes weigh the same.
+        masked_share: With known labels, the share of the training labels that each step masks and predicts.
     """
 
     family = "anomaly"
@@ -58,13 +66,17 @@ class AnomalyTask(Task):
         self,
         network: nn.Module,
         optim: DictConfig,
-        protocol: Literal["held_out", "released"] = "held_out",
+        protocol: Literal["held_out", "released", "gadbench"] = "held_out",
         balance: float = 1.0,
+        masked_share: float = 0.2,
     ):
         super().__init__(network, optim)
-        if protocol not in ("held_out", "released"):
-            raise UserError(f"protocol must be held_out or released, not {protocol!r}")
+        if protocol not in ("held_out", "released", "gadbench"):
+            raise UserError(f"protocol must be held_out, released or gadbench, not {protocol!r}")
+        if not 0 < masked_share < 1:
+            raise UserError(f"task.masked_share must lie between 0 and 1, not be {masked_share}")
         self.protocol, self.balance = protocol, balance
+        self.known_labels, self.masked_share = getattr(network, "takes_known_labels", False), masked_share
         # Measures of the latest and of the best epoch under `released`, in buffers so that checkpoints keep them.
         for name in ("latest_val", "best_val", "best_test"):
             self.register_buffer(name, torch.zeros(len(MEASURES)))
@@ -75,20 +87,29 @@ class AnomalyTask(Task):
         if self.protocol == "released":
             self.trainer.check_val_every_n_epoch = 1
 
-    def log_odds(self, batch: NodeBatch) -> Tensor:
-        """(n,) log-odds of every node of the batch."""
-        return self.network(batch.features, batch.topologies, batch.nodes)
+    def log_odds(self, batch: NodeBatch, known: Tensor | None = None) -> Tensor:
+        """(n,) log-odds of every node of the batch; ``known`` (n,): the labels that are open, if any are."""
+        inputs = (batch.features, batch.topologies, batch.nodes)
+        return self.network(*inputs) if known is None else self.network(*inputs, known)
 
     def training_step(self, batch: NodeBatch, batch_index: int) -> Tensor:
-        log_odds = self.log_odds(batch)
+        predicted, known = self.open_in_training(batch)
+        log_odds = self.log_odds(batch, known)
         weight = batch.anomaly_weight**self.balance
-        loss = weighted_cross_entropy(log_odds[batch.train], batch.labels[batch.train], weight)
+        loss = weighted_cross_entropy(log_odds[predicted], batch.labels[predicted], weight)
         if self.trainer.world_size > 1:
-            loss = loss * self._share(batch.labels[batch.train], weight)
+            loss = loss * self._share(batch.labels[predicted], weight)
         self.log("train/loss", loss, prog_bar=True, batch_size=1, sync_dist=True)
         if self.protocol == "released":
             self._measure_training_step(log_odds.detach(), batch)
         return loss
+
+    def open_in_training(self, batch: NodeBatch) -> tuple[Tensor, Tensor | None]:
+        """The nodes that a step predicts, (m,), and the labels it may see, (n,): never those of the same nodes."""
+        if not self.known_labels:
+            return batch.train, None
+        masked, others = draw_masked(batch.train, self.masked_share)
+        return masked, open_labels(batch.labels, others)
 
     def _share(self, labels: Tensor, anomaly_weight: float) -> Tensor:
         """What makes the mean over the processes' losses the weighted mean over the nodes of all of them."""
@@ -122,13 +143,13 @@ class AnomalyTask(Task):
         if self.protocol == "released":
             self._log_measures("val", self.latest_val)
         else:
-            self._log_measures("val", self._measure(self.score(batch), batch, batch.val)[0])
+            self._log_measures("val", self._measure(self.score_others(batch), batch, batch.val)[0])
 
     def test_step(self, batch: NodeBatch, batch_index: int) -> None:
         if self.protocol == "released":
             self._log_measures("test", self.best_test)
             return
-        log_odds = self.score(batch)
+        log_odds = self.score_others(batch)
         _, threshold = self._measure(log_odds, batch, batch.val)
         self._log_measures("test", self._measure(log_odds, batch, batch.test, threshold)[0])
 
@@ -141,11 +162,27 @@ class AnomalyTask(Task):
         return {"probability": probability, "label": label}
 
     def score(self, batch: NodeBatch) -> Tensor:
-        """(n,) log-odds in evaluation mode; a network that can, scores a large graph piece by piece."""
+        """(n,) log-odds in evaluation mode. No node's score depends on its own label.
+
+        With known labels, the training nodes are scored in folds, each with the labels of the other folds open.
+        """
+        log_odds = self.score_others(batch)
+        if self.known_labels:
+            for inside, others in folds(batch.train, batch.nodes[batch.train]):
+                log_odds[inside] = self._score(batch, open_labels(batch.labels, others))[inside]
+        return log_odds
+
+    def score_others(self, batch: NodeBatch) -> Tensor:
+        """(n,) log-odds in evaluation mode with all training labels open; meant for the nodes that do not train."""
+        return self._score(batch, open_labels(batch.labels, batch.train) if self.known_labels else None)
+
+    def _score(self, batch: NodeBatch, known: Tensor | None) -> Tensor:
+        """(n,) log-odds; a network that can, scores a large graph piece by piece."""
         in_pieces = getattr(self.network, "score", None)
-        if in_pieces is not None:
-            return in_pieces(batch.features, batch.topologies, batch.nodes)
-        return self.log_odds(batch)
+        if in_pieces is None:
+            return self.log_odds(batch, known)
+        inputs = (batch.features, batch.topologies, batch.nodes)
+        return in_pieces(*inputs) if known is None else in_pieces(*inputs, known=known)
 
     @classmethod
     def draw_figures(cls, network: nn.Module, data: NodeDataModule, folder: Path) -> dict[str, Any]:
@@ -163,7 +200,8 @@ class FittedTask(AnomalyTask):
 
     Args:
         network: with ``fit(features, topologies, labels, train)`` and ``fitted``. The other arguments are those of
-            :class:`AnomalyTask`; the optimizer has nothing to do.
+            :class:`AnomalyTask`; the optimizer has nothing to do. With known labels, a row of its input must not
+            depend on that node's own label: it is fitted and scores with all training labels open.
     """
 
     repeat_tolerance = 1e-6  # neither the order of the nodes nor that of sums matters to trees
@@ -180,10 +218,16 @@ class FittedTask(AnomalyTask):
         if self.trainer.datamodule.sample_ratio is not None:
             raise UserError("this network is fitted once, on the whole graph: set data.sample_ratio=null")
 
-    def log_odds(self, batch: NodeBatch) -> Tensor:
+    def log_odds(self, batch: NodeBatch, known: Tensor | None = None) -> Tensor:
         if not self.network.fitted:
             self.network.fit(batch.features, batch.topologies, batch.labels, batch.train)
-        return super().log_odds(batch)
+        return super().log_odds(batch, known)
+
+    def open_in_training(self, batch: NodeBatch) -> tuple[Tensor, Tensor | None]:
+        return batch.train, open_labels(batch.labels, batch.train) if self.known_labels else None
+
+    def score(self, batch: NodeBatch) -> Tensor:
+        return self.score_others(batch)
 
     def training_step(self, batch: NodeBatch, batch_index: int) -> None:
         super().training_step(batch, batch_index)

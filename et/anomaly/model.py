@@ -7,8 +7,11 @@ from itertools import accumulate
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from et.anomaly import known_labels as labels_seen
+from et.anomaly.known_labels import MASKED
 from et.anomaly.released import ReleasedBlock
 from et.anomaly.scoring import BLOCK, WHOLE, Step, blocks, take_step
 from et.core import EdgeTopology, EnergyTransformerBlock, descend
@@ -55,6 +58,9 @@ class AnomalyTransformer(nn.Module):
         dropout: Dropout probability. ``released``: on the Hopfield network's hidden layer (0.3 there). ``paper``: on
             the input of the head; the paper has none.
         use_attention, use_hopfield: If False, leave the module out (table 13).
+        known_labels: Add an embedding of the node's label to its token: benign, anomalous or masked. Not in the paper.
+        label_counts: Append the log counts of the neighbours with an open label, by class and relation, to the
+            features. Not in the paper.
     """
 
     def __init__(
@@ -77,6 +83,8 @@ class AnomalyTransformer(nn.Module):
         memories_per_dim: int = 2,
         use_attention: bool = True,
         use_hopfield: bool = True,
+        known_labels: bool = False,
+        label_counts: bool = False,
     ):
         super().__init__()
         if fidelity not in ("paper", "released"):
@@ -91,7 +99,9 @@ class AnomalyTransformer(nn.Module):
         dropout = (0.3 if self.released else 0.0) if dropout is None else dropout
         sizes = (dim, num_heads, head_dim, num_memories)
         parts = {"use_attention": use_attention, "use_hopfield": use_hopfield}
-        self.embed = nn.Linear(in_features, dim)
+        self.label_counts, self.takes_known_labels = label_counts, known_labels or label_counts
+        self.embed = nn.Linear(in_features + (2 * num_relations if label_counts else 0), dim)
+        self.label = nn.Parameter(torch.empty(3, dim).normal_(std=0.02)) if known_labels else None
         self.position = None
         if position_embedding or (position_embedding is None and not self.released):
             if num_nodes is None:
@@ -115,40 +125,60 @@ class AnomalyTransformer(nn.Module):
     def reset_parameters(self) -> None:
         """Initialise all parameters again, with the same random draws as a new model."""
         self.embed.reset_parameters()
-        if self.position is not None:
-            nn.init.normal_(self.position, std=0.02)
+        for embedding in (self.label, self.position):
+            if embedding is not None:
+                nn.init.normal_(embedding, std=0.02)
         self.dynamics.reset_parameters()
         for layer in self.head.modules():
             if isinstance(layer, nn.Linear):
                 layer.reset_parameters()
 
-    def tokens(self, features: Tensor, nodes: Tensor | None = None) -> Tensor:
+    def tokens(self, features: Tensor, nodes: Tensor | None = None, known: Tensor | None = None) -> Tensor:
         """Initial tokens x_1 (eq. 10).
 
         Args:
-            features: Node features, (n, F).
+            features: Node features, with the label counts if the model takes them, (n, F).
             nodes: Node ids in the whole graph for the position embedding, (n,). If None, 0 .. N-1.
+            known: Open labels for the label embedding, (n,). If None, all labels are masked.
 
         Returns:
             Tokens, (n, D).
         """
         x = self.embed(features)
+        if self.label is not None:
+            x = x + (self.label[MASKED] if known is None else F.embedding(known, self.label))
         if self.position is None:
             return x
         return x + (self.position if nodes is None else self.position[nodes])
 
-    def forward(self, features: Tensor, topologies: Sequence[EdgeTopology], nodes: Tensor | None = None) -> Tensor:
+    def inputs(self, features: Tensor, topologies: Sequence[EdgeTopology], known: Tensor | None) -> Tensor:
+        """The features with what is appended to them, (n, F) -> (n, F) or (n, F + 2 R)."""
+        if not self.label_counts:
+            return features
+        if known is None:
+            known = torch.full((len(features),), MASKED, device=features.device)
+        return torch.cat([features, labels_seen.label_counts(known, topologies).to(features)], dim=1)
+
+    def forward(
+        self,
+        features: Tensor,
+        topologies: Sequence[EdgeTopology],
+        nodes: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> Tensor:
         """Log-odds of an anomaly.
 
         Args:
             features: Node features, (n, F).
             topologies: One topology, or one per relation.
             nodes: Node ids in the whole graph, (n,). If None, 0 .. N-1.
+            known: Open labels 0, 1 or 2 (masked) for ``known_labels`` and ``label_counts``, (n,). If None, all are
+                masked.
 
         Returns:
             Log-odds, (n,).
         """
-        x = self.tokens(features, nodes)
+        x = self.tokens(self.inputs(features, topologies, known), nodes, known)
         return self.classify(self.dynamics.first(x), self.dynamics(x, topologies))
 
     @torch.no_grad()
@@ -158,6 +188,7 @@ class AnomalyTransformer(nn.Module):
         topologies: Sequence[EdgeTopology],
         nodes: Tensor | None = None,
         block: int | None = None,
+        known: Tensor | None = None,
     ) -> Tensor:
         """:meth:`forward` without gradients, for graphs of any size.
 
@@ -169,12 +200,14 @@ class AnomalyTransformer(nn.Module):
         if block is None:
             block = len(features) if len(features) <= WHOLE else BLOCK
         if len(features) <= block:
-            return self(features, topologies, nodes)
+            return self(features, topologies, nodes, known)
+        known = torch.full((len(features),), MASKED, device=features.device) if known is None else known
+        features = self.inputs(features, topologies, known)
         nodes = torch.arange(len(features), device=features.device) if nodes is None else nodes
         parts = list(blocks(len(features), block))
         finals, kept = [], None
         for topology in topologies:
-            x = torch.cat([self.tokens(features[part], nodes[part]) for part in parts])
+            x = torch.cat([self.tokens(features[part], nodes[part], known[part]) for part in parts])
             if self.released and len(topologies) > 1 and kept is None:
                 kept = torch.zeros_like(x)
             for step in self.dynamics.taken_apart():
@@ -182,7 +215,7 @@ class AnomalyTransformer(nn.Module):
             finals.append(x)
         log_odds, reached = features.new_empty(len(features)), reached_nodes(topologies)
         for part in parts:
-            first = self.dynamics.first(self.tokens(features[part], nodes[part]))
+            first = self.dynamics.first(self.tokens(features[part], nodes[part], known[part]))
             last = [self.dynamics.last(x[part], some[part]) for x, some in zip(finals, reached, strict=True)]
             log_odds[part] = self.classify(first, last)
         return log_odds

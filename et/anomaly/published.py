@@ -76,9 +76,23 @@ PUBLISHED = {
         variant="Yelp's R-U-R and R-T-R relations and the 23,831 reviews that share a user",
         sha256="1dd17e6f5f2d44c2bd8ec6aa0856b71ebe44ede8bc3f6e65aea42b5f9c69eee9",
     ),
+    "reddit": Published(
+        "reddit.pt",
+        "https://github.com/pygod-team/data (reddit.pt.zip)",
+        variant="exact (a data set the paper does not have)",
+    ),
     "tsocial_synthetic": Published(
         "tsocial_synthetic.npz",
         "`python scripts/make_synthetic_graph.py FILE`",
         variant="synthetic, of T-Social's size",
     ),
+}
+# GADBench's own files of its ten data sets, with masks of its splits: dgl graphs without an ending.
+GADBENCH_DATA = "https://github.com/squareRoot3/GADBench (its README links the folder)"
+GADBENCH_SETS = (
+    "reddit", "weibo", "amazon", "yelp", "tolokers", "questions", "tfinance", "elliptic", "dgraphfin", "tsocial",
+)  # fmt: skip
+PUBLISHED |= {
+    f"gadbench_{name}": Published(f"gadbench/{name}", GADBENCH_DATA, variant="GADBench's file")
+    for name in GADBENCH_SETS
 }

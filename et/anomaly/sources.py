@@ -53,11 +53,18 @@ def load_graph(source: str, root: str | Path, path: str | Path | None = None, ne
     return published_graph(source, Path(root) / "node")
 
 
+def graph_path(source: str, root: str | Path, path: str | Path | None = None) -> Path | None:
+    """The file that :func:`load_graph` reads; None for a source that ships with a library."""
+    if source == "breast_cancer":
+        return None
+    return Path(path) if source == "file" else find_or_download(source, Path(root) / "node")
+
+
 def published_graph(name: str, folder: Path) -> NodeGraph:
     """Read a data set of :data:`PUBLISHED` and compare it with the published sizes and hash."""
     about = PUBLISHED[name]
     path = find_or_download(name, folder)
-    read = read_dgl if name in ("tfinance", "tsocial") else read_graph_file
+    read = read_dgl if name in ("tfinance", "tsocial") or name.startswith("gadbench_") else read_graph_file
     features, labels, relations = read(path)
     if about.unlabelled and len(labels) == about.nodes:
         labels = labels.clone()
@@ -78,7 +85,8 @@ def existing_file(name: str, folder: Path) -> Path | None:
     none.
     """
     file = PUBLISHED[name].file
-    return next((path for path in (folder / file, *sorted(folder.glob(f"*/**/{file}"))) if path.is_file()), None)
+    below = [path for path in sorted(folder.glob(f"*/**/{file}")) if folder / "gadbench" not in path.parents]
+    return next((path for path in (folder / file, *below) if path.is_file()), None)
 
 
 def find_or_download(name: str, folder: Path) -> Path:
@@ -206,6 +214,8 @@ def read_dgl(path: Path) -> Parts:
             raise UserError(f"{path} lacks the node data {key!r}; it has {', '.join(graph.ndata) or 'none'}")
     labels = graph.ndata["label"]
     labels = labels.argmax(1) if labels.dim() == 2 and labels.shape[1] == 2 else labels
+    if "mark" in graph.ndata:  # GADBench's mark of the labelled nodes; the others have label 0
+        labels = torch.where(graph.ndata["mark"].bool(), labels, UNLABELLED)
     relations = {relation: torch.stack(graph.edges(etype=relation)) for relation in graph.etypes}
     return features_of(graph.ndata["feature"]), labels_of(labels), relations
 

@@ -10,6 +10,7 @@ import torch
 from numpy.polynomial import Polynomial
 from torch import Tensor, nn
 
+from et.anomaly.known_labels import with_label_counts
 from et.core import EdgeTopology
 from et.core.arguments import check_sizes
 from et.core.sparse import edge_aggregate
@@ -48,12 +49,15 @@ class BWGNN(nn.Module):
         in_features: Number of node features F.
         hidden: Width.
         order: C of the wavelets; there are C + 1 of them.
+        known_labels: Append the counts of neighbours with a known label (see :mod:`et.anomaly.known_labels`).
     """
 
-    def __init__(self, in_features: int, hidden: int = 64, order: int = 2):
+    def __init__(self, in_features: int, hidden: int = 64, order: int = 2, known_labels: bool = False):
         super().__init__()
         check_sizes(in_features=in_features, hidden=hidden)
         check_sizes(minimum=0, order=order)
+        self.takes_known_labels = known_labels
+        in_features += 2 * known_labels
         self.encode = nn.Sequential(nn.Linear(in_features, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
         self.mix = nn.Linear((order + 1) * hidden, hidden)
         self.head = nn.Sequential(nn.ReLU(), nn.Linear(hidden, 1))
@@ -66,9 +70,15 @@ class BWGNN(nn.Module):
                 layer.reset_parameters()
         self.wavelets.copy_(beta_wavelets(len(self.wavelets) - 1))
 
-    def forward(self, features: Tensor, topologies: Sequence[EdgeTopology], nodes: Tensor | None = None) -> Tensor:
-        """Log-odds (n,) of features (n, F); ``nodes`` is ignored."""
-        x = self.encode(features)
+    def forward(
+        self,
+        features: Tensor,
+        topologies: Sequence[EdgeTopology],
+        nodes: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> Tensor:
+        """Log-odds (n,) of features (n, F); ``nodes`` is ignored, ``known`` (n,) are open labels."""
+        x = self.encode(with_label_counts(features, topologies, known, self.takes_known_labels))
         return self.head(sum(self.mix(self.filtered(x, topology)) for topology in topologies))[:, 0]
 
     def filtered(self, x: Tensor, topology: EdgeTopology) -> Tensor:

@@ -1,16 +1,19 @@
-"""Gradient-boosted trees on the features of a node and the means over its neighbours."""
+"""Ensembles of trees on the features of a node and aggregates over its neighbours."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
+from et.anomaly.known_labels import label_counts, open_labels
 from et.core import EdgeTopology
 from et.core.arguments import check_sizes
+from et.utils.errors import UserError
 
 
 class NeighbourTrees(nn.Module):
@@ -25,6 +28,8 @@ class NeighbourTrees(nn.Module):
         learning_rate, max_leaf_nodes, min_samples_leaf, l2: Settings of each round.
         balanced: If True, weight both classes equally.
         seed: Seed of scikit-learn, which draws random numbers on large data only, to sample the bins.
+        known_labels: Append the log counts of the neighbours with a known label, by class and relation. They are not
+            averaged over hops: a node's own label would come back to it over two of them.
     """
 
     def __init__(
@@ -37,12 +42,13 @@ class NeighbourTrees(nn.Module):
         l2: float = 0.0,
         balanced: bool = False,
         seed: int = 0,
+        known_labels: bool = False,
     ):
         super().__init__()
         check_sizes(rounds=rounds, min_samples_leaf=min_samples_leaf)
         check_sizes(minimum=2, max_leaf_nodes=max_leaf_nodes)
         check_sizes(minimum=0, hops=hops)
-        self.hops, self.trees = hops, None
+        self.hops, self.trees, self.aggregate, self.takes_known_labels = hops, None, "mean", known_labels
         self.settings = {
             "max_iter": rounds,
             "learning_rate": learning_rate,
@@ -58,28 +64,162 @@ class NeighbourTrees(nn.Module):
     def fitted(self) -> bool:
         return self.trees is not None
 
-    def inputs(self, features: Tensor, topologies: Sequence[EdgeTopology]) -> Tensor:
-        """Inputs of the trees: features, then for each relation the means over 1, 2 ... hops: (n, F (1 + hops R))."""
+    def inputs(self, features: Tensor, topologies: Sequence[EdgeTopology], known: Tensor | None = None) -> Tensor:
+        """Inputs of the trees: features, then for each relation the aggregates over 1, 2 ... hops: (n, F (1 + hops R)).
+
+        With ``known`` (n,), open labels, 2 R columns of their counts follow.
+        """
         columns = [features]
         for topology in topologies:
-            mean = features
+            collected = features
             for _ in range(self.hops):
-                mean = neighbour_mean(mean, topology)
-                columns.append(mean)
+                collected = AGGREGATES[self.aggregate](collected, topology)
+                columns.append(collected)
+        if self.takes_known_labels and known is not None:
+            columns.append(label_counts(known, topologies).to(features))
         return torch.cat(columns, dim=1)
 
     def fit(self, features: Tensor, topologies: Sequence[EdgeTopology], labels: Tensor, train: Tensor) -> None:
         """Grow the trees on the nodes ``train`` (m,); ``labels`` (n,) of other nodes are ignored."""
+        known = open_labels(labels, train) if self.takes_known_labels else None
+        inputs, of_train = self.inputs(features, topologies, known)[train].cpu().numpy(), labels[train].cpu().numpy()
+        order = np.lexsort((of_train, *inputs.T))
+        self.trees = self.grown(inputs[order], of_train[order])
+
+    def grown(self, inputs: np.ndarray, labels: np.ndarray) -> Any:
+        """The ensemble, fitted to (m, F) and (m,)."""
         from sklearn.ensemble import HistGradientBoostingClassifier
 
-        inputs, known = self.inputs(features, topologies)[train].cpu().numpy(), labels[train].cpu().numpy()
-        order = np.lexsort((known, *inputs.T))
-        self.trees = HistGradientBoostingClassifier(**self.settings).fit(inputs[order], known[order])
+        return HistGradientBoostingClassifier(**self.settings).fit(inputs, labels)
 
-    def forward(self, features: Tensor, topologies: Sequence[EdgeTopology], nodes: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        features: Tensor,
+        topologies: Sequence[EdgeTopology],
+        nodes: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> Tensor:
         """Log-odds (n,); requires :meth:`fit`."""
-        raw = self.trees.decision_function(self.inputs(features, topologies).cpu().numpy())
-        return torch.from_numpy(raw).to(features)
+        return torch.from_numpy(self.raw_scores(self.inputs(features, topologies, known).cpu().numpy())).to(features)
+
+    def raw_scores(self, inputs: np.ndarray) -> np.ndarray:
+        """Log-odds of (n, F), (n,)."""
+        return self.trees.decision_function(inputs)
+
+
+class XGBGraph(NeighbourTrees):
+    """XGBoost on neighbour aggregates, with the settings of GADBench's XGBGraph by default.
+
+    Args:
+        hops: Number of aggregations.
+        aggregate: ``mean``, ``sum`` or ``max`` over the neighbours.
+        rounds: Number of boosting rounds.
+        learning_rate, max_depth, l2, subsample: XGBoost's eta, max_depth, lambda and subsample.
+        booster: ``gbtree`` or ``dart``.
+        seed: Of the subsamples.
+        known_labels: See :class:`NeighbourTrees`.
+    """
+
+    def __init__(
+        self,
+        hops: int = 2,
+        aggregate: str = "mean",
+        rounds: int = 100,
+        learning_rate: float = 0.3,
+        max_depth: int = 6,
+        l2: float = 1.0,
+        subsample: float = 1.0,
+        booster: str = "gbtree",
+        seed: int = 0,
+        known_labels: bool = False,
+    ):
+        super().__init__(hops=hops, known_labels=known_labels)
+        check_sizes(rounds=rounds, max_depth=max_depth)
+        self.aggregate = checked_aggregate(aggregate)
+        self.settings = {
+            "n_estimators": rounds,
+            "learning_rate": learning_rate,
+            "max_depth": max_depth,
+            "reg_lambda": l2,
+            "subsample": subsample,
+            "booster": booster,
+            "random_state": seed,
+            "n_jobs": torch.get_num_threads(),
+        }
+
+    def grown(self, inputs: np.ndarray, labels: np.ndarray) -> Any:
+        try:
+            from xgboost import XGBClassifier
+        except ImportError as error:
+            raise UserError("XGBGraph needs XGBoost, which is not installed: pip install xgboost-cpu") from error
+        return XGBClassifier(**self.settings).fit(inputs, labels, sample_weight=class_weights(labels))
+
+    def raw_scores(self, inputs: np.ndarray) -> np.ndarray:
+        return self.trees.predict(inputs, output_margin=True)
+
+
+class RFGraph(NeighbourTrees):
+    """A random forest on neighbour aggregates, with the settings of GADBench's RFGraph by default.
+
+    Args:
+        hops, aggregate: As for :class:`XGBGraph`.
+        num_trees: Number of trees.
+        criterion: ``gini`` or ``entropy``.
+        max_samples: Share of the training nodes that each tree sees. If None, as many as there are, with replacement.
+        max_features: Features tried at each split: ``sqrt``, ``log2`` or None (all).
+        seed: Of the draws.
+        known_labels: See :class:`NeighbourTrees`.
+    """
+
+    def __init__(
+        self,
+        hops: int = 2,
+        aggregate: str = "mean",
+        num_trees: int = 100,
+        criterion: str = "gini",
+        max_samples: float | None = None,
+        max_features: str | None = "sqrt",
+        seed: int = 0,
+        known_labels: bool = False,
+    ):
+        super().__init__(hops=hops, known_labels=known_labels)
+        check_sizes(num_trees=num_trees)
+        self.aggregate = checked_aggregate(aggregate)
+        self.settings = {
+            "n_estimators": num_trees,
+            "criterion": criterion,
+            "max_samples": max_samples,
+            "max_features": max_features,
+            "random_state": seed,
+        }
+
+    def grown(self, inputs: np.ndarray, labels: np.ndarray) -> Any:
+        from sklearn.ensemble import RandomForestClassifier
+
+        return RandomForestClassifier(**self.settings).fit(inputs, labels, sample_weight=class_weights(labels))
+
+    def raw_scores(self, inputs: np.ndarray) -> np.ndarray:
+        """Log-odds of the trees' mean probability; where all trees agree, that of half a tree's vote."""
+        smallest = 0.5 / self.settings["n_estimators"]
+        probability = self.trees.predict_proba(inputs)[:, 1].clip(smallest, 1 - smallest)
+        return np.log(probability / (1 - probability))
+
+
+def class_weights(labels: np.ndarray) -> np.ndarray:
+    """(m,) weights under which both classes weigh the same: 1 for benign nodes, omega for anomalous ones."""
+    anomalous = labels == 1
+    return np.where(anomalous, (~anomalous).sum() / anomalous.sum(), 1.0)
+
+
+def checked_aggregate(name: str) -> str:
+    """``name`` as it is.
+
+    Raises:
+        UserError: There is no such aggregate.
+    """
+    if name not in AGGREGATES:
+        raise UserError(f"model.aggregate must be {', '.join(AGGREGATES)}, not {name!r}")
+    return name
 
 
 def neighbour_mean(x: Tensor, topology: EdgeTopology) -> Tensor:
@@ -88,8 +228,29 @@ def neighbour_mean(x: Tensor, topology: EdgeTopology) -> Tensor:
     The sum is in float64, where adding float32 features is practically exact. The mean therefore does not depend on the
     order of the neighbours, and nodes with the same neighbours have the same mean.
     """
+    return (exact_sum(x, topology) / topology.edges.degree.clamp(min=1)[:, None]).to(x.dtype)
+
+
+def neighbour_sum(x: Tensor, topology: EdgeTopology) -> Tensor:
+    """Sum over each node's neighbours, (n, F) -> (n, F); 0 for a node without neighbours. Exact as the mean is."""
+    return exact_sum(x, topology).to(x.dtype)
+
+
+def exact_sum(x: Tensor, topology: EdgeTopology) -> Tensor:
+    """Sum over each node's neighbours in float64, (n, F) -> (n, F)."""
     edges = topology.edges
     ones = np.ones(edges.num_edges)
     rows = csr_matrix((ones, edges.key.cpu().numpy(), edges.row_start.cpu().numpy()), (edges.num_nodes,) * 2)
-    sums = torch.from_numpy(rows @ x.double().cpu().numpy()).to(x.device)
-    return (sums / edges.degree.clamp(min=1)[:, None]).to(x.dtype)
+    return torch.from_numpy(rows @ x.double().cpu().numpy()).to(x.device)
+
+
+def neighbour_max(x: Tensor, topology: EdgeTopology) -> Tensor:
+    """Maximum over each node's neighbours, (n, F) -> (n, F), a column at a time; 0 for a node without any."""
+    edges, query = topology.edges, topology.edges.query.long()
+    found = torch.zeros_like(x)
+    for column in range(x.shape[1]):
+        found[:, column].scatter_reduce_(0, query, x[edges.key.long(), column], "amax", include_self=False)
+    return found
+
+
+AGGREGATES = {"mean": neighbour_mean, "sum": neighbour_sum, "max": neighbour_max}

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from et.anomaly.known_labels import with_label_counts
 from et.core import EdgeTopology
 from et.core.arguments import check_sizes
 
@@ -19,17 +20,27 @@ class NodeMLP(nn.Module):
         hidden: Width of the hidden layers.
         layers: Number of linear layers, at least 1.
         dropout: Dropout probability after every hidden layer.
+        known_labels: Append the counts of neighbours with a known label (see :mod:`et.anomaly.known_labels`).
     """
 
-    def __init__(self, in_features: int, hidden: int = 64, layers: int = 3, dropout: float = 0.0):
+    def __init__(
+        self, in_features: int, hidden: int = 64, layers: int = 3, dropout: float = 0.0, known_labels: bool = False
+    ):
         super().__init__()
         check_sizes(in_features=in_features, hidden=hidden, layers=layers)
-        widths = [in_features] + [hidden] * (layers - 1)
+        self.takes_known_labels = known_labels
+        widths = [in_features + 2 * known_labels] + [hidden] * (layers - 1)
         stages: list[nn.Module] = []
         for before, after in pairwise(widths):
             stages += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
         self.stages = nn.Sequential(*stages, nn.Linear(widths[-1], 1))
 
-    def forward(self, features: Tensor, topologies: Sequence[EdgeTopology], nodes: Tensor | None = None) -> Tensor:
-        """Log-odds (n,) of features (n, F); ``topologies`` and ``nodes`` are ignored."""
-        return self.stages(features)[:, 0]
+    def forward(
+        self,
+        features: Tensor,
+        topologies: Sequence[EdgeTopology],
+        nodes: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> Tensor:
+        """Log-odds (n,) of features (n, F). ``topologies`` only serves to count ``known`` labels, (n,)."""
+        return self.stages(with_label_counts(features, topologies, known, self.takes_known_labels))[:, 0]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from et.anomaly.known_labels import with_label_counts
 from et.core import EdgeTopology
 from et.core.arguments import check_sizes
 from et.core.sparse import edge_aggregate, edge_scores, segment_softmax
@@ -25,26 +26,43 @@ class NodeTransformer(nn.Module):
         num_heads: Number of heads, which share ``dim``.
         layers: Number of layers.
         dropout: Dropout probability after attention, feed-forward network and embedding.
+        known_labels: Append the counts of neighbours with a known label (see :mod:`et.anomaly.known_labels`).
     """
 
-    def __init__(self, in_features: int, dim: int = 64, num_heads: int = 4, layers: int = 2, dropout: float = 0.0):
+    def __init__(
+        self,
+        in_features: int,
+        dim: int = 64,
+        num_heads: int = 4,
+        layers: int = 2,
+        dropout: float = 0.0,
+        known_labels: bool = False,
+    ):
         super().__init__()
         check_sizes(in_features=in_features, dim=dim, num_heads=num_heads, layers=layers)
+        self.takes_known_labels = known_labels
+        in_features += 2 * known_labels
         if dim % num_heads:
             raise ValueError(f"dim {dim} must be a multiple of num_heads {num_heads}")
         self.embed = nn.Sequential(nn.Linear(in_features, dim), nn.Dropout(dropout))
         self.layers = nn.ModuleList([TransformerLayer(dim, num_heads, dropout) for _ in range(layers)])
         self.head = nn.Linear(dim, 1)
 
-    def forward(self, features: Tensor, topologies: Sequence[EdgeTopology], nodes: Tensor | None = None) -> Tensor:
-        """Log-odds (n,) of features (n, F); ``nodes`` is ignored.
+    def forward(
+        self,
+        features: Tensor,
+        topologies: Sequence[EdgeTopology],
+        nodes: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> Tensor:
+        """Log-odds (n,) of features (n, F); ``nodes`` is ignored, ``known`` (n,) are open labels.
 
         Raises:
             UserError: There is more than one topology.
         """
         if len(topologies) != 1:
             raise UserError("the graph transformer runs on one merged graph: set data.merge=true")
-        x = self.embed(features)
+        x = self.embed(with_label_counts(features, topologies, known, self.takes_known_labels))
         for layer in self.layers:
             x = layer(x, topologies[0])
         return self.head(x)[:, 0]

@@ -38,7 +38,7 @@ class Section:
     nodes: bool = False
 
 
-PROTOCOLS, FIDELITIES = ("held_out", "released"), ("paper", "released")
+PROTOCOLS, FIDELITIES = ("held_out", "released", "gadbench"), ("paper", "released")
 TOP = Section(
     {
         "name": None,
@@ -73,7 +73,9 @@ TOP = Section(
             {
                 "monitor": None,
                 "mode": ("min", "max"),
+                "monitor_by_protocol": None,  # what monitor interpolates from
                 "tie_break": None,
+                "patience": None,
                 "save_every_n_epochs": None,
                 "progress": (True, False),
                 "pictures": Section(nodes=True),  # one class, or several by name

@@ -30,9 +30,11 @@ def files() -> tuple[str, ...]:
 @cache
 def names() -> tuple[str, ...]:
     """Names of all experiments, sorted: those that have a file and those that are composed."""
-    found, added = set(files()), set(files())
+    of_data = {f"{data}_{v['suffix']}" for v in _variants() for data in _data_files() if _is_of_data(v, data)}
+    found = set(files()) | of_data
+    added = found
     while added:  # a variant may itself have variants: yelp_1pct_bwgnn_hetero
-        added = {f"{base}_{v['suffix']}" for base in added for v in _variants() if re.fullmatch(v["of"], base)} - found
+        added = {f"{base}_{v['suffix']}" for base in added for v in _variants() if _is_of(v, base)} - found
         found |= added
     return tuple(sorted(found))
 
@@ -78,7 +80,7 @@ def _group(name: str, comment: str) -> str:
 
 def variants_of(name: str) -> tuple[str, ...]:
     """Suffixes of the experiments composed from ``name``: ``yelp_1pct`` has ``mlp``, so there is ``yelp_1pct_mlp``."""
-    return tuple(dict.fromkeys(v["suffix"] for v in _variants() if re.fullmatch(v["of"], name)))
+    return tuple(dict.fromkeys(v["suffix"] for v in _variants() if _is_of(v, name)))
 
 
 def is_composed(name: str) -> bool:
@@ -95,7 +97,9 @@ def composed(name: str) -> dict[str, Any]:
     """
     for variant in _variants():
         base = name.removesuffix(f"_{variant['suffix']}")
-        if base != name and re.fullmatch(variant["of"], base) and base in names():
+        if base != name and _is_of_data(variant, base) and base in _data_files():
+            return _on_data(base, name, variant)
+        if base != name and _is_of(variant, base) and base in names():
             break
     else:
         raise KeyError(name)
@@ -120,6 +124,27 @@ def free_name(choices: str) -> dict[str, str]:
         choices: Names of the chosen task, data and model, joined by ``-``. The model is empty if it is the task's own.
     """
     return {} if choices == UNCHOSEN else {"name": choices.strip("-")}
+
+
+def _on_data(data: str, name: str, variant: Mapping[str, Any]) -> dict[str, Any]:
+    """Content of the file of an experiment on the data file ``data``."""
+    defaults = [f"base/{variant['base']}", "_self_", {"override /data": data}]
+    return {"defaults": defaults, "name": name, **variant.get("adds", {})}
+
+
+def _is_of(variant: Mapping[str, Any], name: str) -> bool:
+    """True if the experiment ``name`` has this variant."""
+    return "of" in variant and re.fullmatch(variant["of"], name) is not None
+
+
+def _is_of_data(variant: Mapping[str, Any], data: str) -> bool:
+    """True if the file ``data`` of conf/data has this variant."""
+    return "data" in variant and re.fullmatch(variant["data"], data) is not None
+
+
+@cache
+def _data_files() -> tuple[str, ...]:
+    return tuple(sorted(path.stem for path in (CONF / "data").glob("*.yaml")))
 
 
 def _flattened(name: str) -> tuple[dict[str, str], Any]:

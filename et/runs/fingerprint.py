@@ -71,7 +71,9 @@ def _place(data: Mapping[str, Any]) -> Path | None:
 
 def _hash(data: Mapping[str, Any], place: Path) -> str:
     """Hash of the data as a run would record it; the cells of a sweep that differ in seed or fold share one reading."""
-    kind = {key: value for key, value in data.items() if key not in ("seed", "fold")}
+    # The seed picks one of several masks, which are part of the data.
+    varying = ("fold",) if data.get("split") == "masks" else ("seed", "fold")
+    kind = {key: value for key, value in data.items() if key not in varying}
     key = json.dumps([kind, place.stat().st_mtime_ns, place.stat().st_size], sort_keys=True)
     if key not in _HASHES or place.is_dir():  # a folder keeps its time when a file in it changes
         from hydra.utils import instantiate  # late: torch and the data's libraries take seconds

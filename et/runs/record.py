@@ -55,7 +55,7 @@ NOT_IN_ID: Mapping[str, tuple[str, ...] | None] = {
     "precision_by_fidelity": None,  # counts as trainer.precision
     "trainer": ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar", "log_every_n_steps"),
     "data": ("root", "num_workers", "cache"),
-    "callbacks": ("progress", "save_every_n_epochs", "pictures"),
+    "callbacks": ("progress", "save_every_n_epochs", "pictures", "monitor_by_protocol"),  # counts as callbacks.monitor
 }
 
 # Keys that were added after results had been recorded: for each fidelity, the value that reproduces the former
@@ -66,6 +66,14 @@ ADDED_KEYS: Mapping[str, Mapping[str, Any]] = {
     "task.mask_first_patch": {"paper": None},
     "data.drop_empty": {"paper": False, "released": False},
     "data.stratified": {"paper": True, "released": True},
+    "data.split": {"paper": "drawn", "released": "drawn"},
+    "data.semi_supervised": {"paper": False, "released": False},
+    "data.inductive": {"paper": False, "released": False},
+    "data.drop_features": {"paper": None, "released": None},
+    "model.known_labels": {"paper": False, "released": False},
+    "model.label_counts": {"paper": False, "released": False},
+    "task.masked_share": {"paper": 0.2, "released": 0.2},
+    "callbacks.patience": {"paper": None, "released": None},
 }
 
 

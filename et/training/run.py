@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.plugins.environments import TorchElasticEnvironment
 
 from et.runs.checkpoint_files import load_best
@@ -144,8 +145,21 @@ def build(run: RunInfo) -> Parts:
     keepers = [checkpoints, kept_scores, stopwatch, StopOnSignal(checkpoints)]
     if cfg.checkpoint == "best":
         keepers.append(ValidationComes())
+    if cfg.callbacks.get("patience") is not None:
+        keepers.append(early_stopping(cfg.callbacks))
     trainer = build_trainer(cfg, folder, network, keepers, [metrics_file, *build_loggers(run)])
     return Parts(task, data, trainer, checkpoints, kept_scores, stopwatch, metrics_file)
+
+
+def early_stopping(section: DictConfig) -> EarlyStopping:
+    """The callback that stops a run after ``callbacks.patience`` validations without a better value.
+
+    Raises:
+        UserError: there is no metric to watch.
+    """
+    if section.monitor is None:
+        raise UserError("callbacks.patience needs a metric to watch: set callbacks.monitor")
+    return EarlyStopping(section.monitor, mode=section.mode, patience=section.patience)
 
 
 def describe_run(run: RunInfo, parts: Parts, tested: dict[str, float]) -> dict[str, Any]:

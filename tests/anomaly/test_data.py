@@ -147,12 +147,44 @@ def test_quantiles_make_long_tails_normal(graph, tmp_path, how):
         ({"standardize": "yes"}, r"data\.standardize must be"),
         ({"scaling": "ranks"}, r"data\.scaling must be"),
         ({"sample_ratio": 1.5}, r"data\.sample_ratio must lie"),
+        ({"sample_ratio": 0.5, "inductive": True}, r"data\.sample_ratio=null"),
+        ({"split": "mask"}, r"data\.split must be drawn or masks"),
         ({"train_ratio": 0.001}, r"train_ratio"),
     ],
 )
 def test_wrong_settings_say_what_to_set(graph_file, changes, message):
     with pytest.raises(UserError, match=message):
         module(graph_file, **changes)
+
+
+def test_sizes_that_are_not_given_are_found(graph_file):
+    data = module(graph_file, num_nodes=None, num_features=None, num_relations=None, merge=False)
+    assert data.counts() == {"num_nodes": 200, "num_features": 5, "num_relations": 2}
+    data = module(graph_file, num_features=None, drop_features=[0, 3])
+    assert data.counts()["num_features"] == 3
+
+
+def test_columns_can_be_left_out(graph, graph_file):
+    data = module(graph_file, num_features=None, drop_features=[0, 3])
+    assert torch.equal(data.whole.features, graph.features[data.whole.nodes][:, [1, 2, 4]])
+    assert data.describe()["dropped_features"] == [0, 3] and data.describe()["num_features"] == 3
+    for wrong in ([5], [-1], ["a"], [0, 1, 2, 3, 4]):
+        with pytest.raises(UserError, match=r"must name some of the columns 0 \.\. 4"):
+            module(graph_file, num_features=None, drop_features=wrong)
+
+
+def test_inductive_training_sees_the_training_nodes_alone(graph_file):
+    data = module(graph_file, inductive=True)
+    whole, ids = data.whole, lambda batch, part: set(batch.nodes[getattr(batch, part)].tolist())
+    train, val, test = (
+        next(iter(make())) for make in (data.train_dataloader, data.val_dataloader, data.test_dataloader)
+    )
+    assert set(train.nodes.tolist()) == ids(whole, "train") == ids(train, "train")
+    assert set(val.nodes.tolist()) == ids(whole, "train") | ids(whole, "val")
+    assert ids(val, "val") == ids(whole, "val") and test is whole
+    inside = set(train.nodes.tolist())
+    expected = [(a, b) for a, b in pairs(whole.topologies[0], whole.nodes) if a in inside and b in inside]
+    assert pairs(train.topologies[0], train.nodes) == expected
 
 
 def test_one_way_edges_are_refused_or_mirrored(graph, tmp_path):

@@ -9,6 +9,8 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from et.anomaly.data import NodeDataModule
 from et.anomaly.lit import MEASURES, AnomalyTask, weighted_cross_entropy
+from et.runs.identity import with_counts
+from et.runs.loading import load_run
 from et.training.run import build_network, train
 from et.utils.errors import UserError
 
@@ -52,7 +54,7 @@ def test_loss_is_the_class_weighted_cross_entropy_of_two_logits(weight):
 @pytest.mark.parametrize(("balance", "weight"), [(1.0, 4.0), (0.5, 2.0), (0.0, 1.0)])
 def test_balance_is_the_exponent_of_omega(small_config, balance, weight):
     cfg = small_config("amazon_upu_40pct", *TINY, f"task.balance={balance}", "trainer.max_epochs=1")
-    outcome, network = train(cfg), build_network(cfg)
+    outcome, network = train(cfg), build_network(with_counts(cfg))
     batch = outcome.data.whole
     assert batch.anomaly_weight == 4
     log_odds = network(batch.features, batch.topologies, batch.nodes)[batch.train]
@@ -61,7 +63,7 @@ def test_balance_is_the_exponent_of_omega(small_config, balance, weight):
 
 
 def test_an_unknown_protocol_is_an_error():
-    with pytest.raises(UserError, match="protocol must be held_out or released"):
+    with pytest.raises(UserError, match="protocol must be held_out, released or gadbench"):
         AnomalyTask(torch.nn.Identity(), OmegaConf.create({}), "both")
 
 
@@ -184,7 +186,7 @@ def test_released_protocol_reports_what_it_does_by_hand(small_config, every):
         f"trainer.check_val_every_n_epoch={every}",
     )  # fmt: skip
     metrics = train(cfg).record["metrics"]
-    for name, value in released_by_hand(cfg, 12).items():
+    for name, value in released_by_hand(with_counts(cfg), 12).items():
         assert metrics[name] == pytest.approx(value, abs=1e-5), name
 
 
@@ -242,6 +244,30 @@ def test_two_runs_of_a_seed_agree_bit_for_bit_and_another_seed_does_not(small_co
     assert first.record["metrics"] == second.record["metrics"]
     cfg.seed = 1
     assert train(cfg).record["metrics"] != first.record["metrics"]
+
+
+def test_gadbench_chooses_by_average_precision_and_stops_early(small_config):
+    """A learning rate of 0 makes no epoch better than the first."""
+    common = ["data.train_ratio=0.4", *TINY[:2], "optim.optimizer.lr=0", "callbacks.patience=3"]
+    record = train(small_config("reddit_gadbench", *common)).record
+    assert (record["protocol"], record["best_epoch"], record["epochs"]) == ("gadbench", 0, 4)
+    assert config_monitor(small_config("demo_anomaly", "protocol=gadbench")) == "val/average_precision"
+    assert config_monitor(small_config("demo_anomaly")) == "val/f1_macro"
+
+
+def config_monitor(cfg) -> str:
+    return cfg.callbacks.monitor
+
+
+def test_a_graph_of_unstated_size_trains_and_is_loaded_again(small_config):
+    cfg = small_config("amazon_upu_40pct", *TINY, "data.num_nodes=null", "data.num_features=null")
+    outcome = train(cfg)
+    stated = small_config("amazon_upu_40pct", *TINY)
+    assert outcome.record["num_params"] == sum(p.numel() for p in build_network(with_counts(stated)).parameters())
+    _, network = load_run(outcome.folder)
+    batch = outcome.data.whole
+    inputs = (batch.features, batch.topologies, batch.nodes)
+    assert network(*inputs).shape == (200,)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from et.anomaly.splits import make_split
+from et.anomaly.splits import GADBENCH_RATIOS, make_split
 from et.utils.errors import UserError
 
 
@@ -89,3 +89,68 @@ def test_a_part_without_a_class_is_an_error(anomalies, ratio):
 def test_the_message_names_the_part_and_the_class():
     with pytest.raises(UserError, match=r"the train part holds no anomalous node at train_ratio 0\.01"):
         make_split(labels_with(1000, 10), 0.01, 0, "held_out")
+
+
+class TestGADBench:
+    """Against its published rules, written out with scikit-learn and NumPy's global generator."""
+
+    @pytest.mark.parametrize(
+        ("name", "nodes", "anomalies", "counts"),
+        [("reddit", 10984, 366, (4393, 2196, 4395)), ("tolokers", 11758, 2566, (5879, 2939, 2940))],
+    )
+    @pytest.mark.parametrize("trial", [0, 9])
+    def test_full_supervision_has_its_ratios_and_seeds(self, name, nodes, anomalies, counts, trial):
+        from sklearn.model_selection import train_test_split
+
+        labels, seed = labels_with(nodes, anomalies), 3407 + 10 * trial
+        share, val_share = GADBENCH_RATIOS[name]
+        ids = list(range(nodes))
+        train, rest = train_test_split(ids, stratify=labels, train_size=share, random_state=seed)
+        val, test = train_test_split(rest, stratify=labels[rest], train_size=int(nodes * val_share), random_state=seed)
+        split = make_split(labels, "published", trial, "gadbench", name)
+        for found, expected in ((split.train, train), (split.val, val), (split.test, test)):
+            assert found.tolist() == sorted(expected)
+        assert (len(train), len(val), len(test)) == counts
+        same = make_split(labels, "published", trial, "gadbench", f"gadbench_{name}")
+        assert same.sha256(nodes) == split.sha256(nodes)
+
+    def test_few_labels_are_drawn_trial_after_trial(self):
+        labels = labels_with(1000, 100, unlabelled=50)
+        np.random.seed(3497)
+        for trial in range(3):
+            positive = np.random.choice(np.flatnonzero(labels == 1), size=40, replace=False)
+            negative = np.random.choice(np.flatnonzero(labels == 0), size=160, replace=False)
+            split = make_split(labels, "published", trial, "gadbench", "reddit", semi_supervised=True)
+            assert split.train.tolist() == sorted([*positive[:20], *negative[:80]])
+            assert split.val.tolist() == sorted([*positive[20:], *negative[80:]])
+            together = np.concatenate([split.train, split.val, split.test])
+            assert np.array_equal(np.sort(together), np.arange(50, 1000))
+
+    def test_amazon_has_the_one_split_of_dgl(self):
+        labels = np.random.default_rng(0).permutation(labels_with(500, 100))
+        labels[:50] = -1
+        shuffled = np.random.RandomState(717).permutation(np.arange(50, 500))
+        for trial in (0, 5):
+            split = make_split(labels, "published", trial, "gadbench", "amazon")
+            assert split.train.tolist() == sorted(shuffled[:315])
+            assert split.val.tolist() == sorted(shuffled[-45:])
+            assert len(split.test) == 90
+
+    def test_a_ratio_of_ones_own_leaves_a_third_of_the_rest_for_validation(self):
+        split = make_split(labels_with(1000, 200), 0.4, 0, "gadbench", "file")
+        assert (len(split.train), len(split.val), len(split.test)) == (400, 200, 400)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("published", 10, "gadbench", "reddit"), "seed=0 to seed=9, not 10"),
+            (("published", 0, "gadbench", "elliptic"), r"set data\.split=masks"),
+            (("published", 0, "gadbench", "file"), r"no ratio for file .*set data\.train_ratio"),
+            (("published", 0, "held_out", "reddit"), "train_ratio must be a number"),
+            ((0.4, 0, "held_out", "reddit", True), "set protocol=gadbench too"),
+            (("published", 0, "gadbench", "reddit", True), r"has 30 and 970 .*semi_supervised=false"),
+        ],
+    )
+    def test_what_it_has_no_split_for_is_an_error(self, arguments, message):
+        with pytest.raises(UserError, match=message):
+            make_split(labels_with(1000, 30), *arguments)

@@ -8,8 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from et.anomaly.known_labels import label_counts
 from et.baselines.bwgnn import BWGNN, beta_wavelets, laplacian_times
-from et.baselines.neighbour_trees import NeighbourTrees, neighbour_mean
+from et.baselines.neighbour_trees import (
+    NeighbourTrees,
+    RFGraph,
+    XGBGraph,
+    neighbour_max,
+    neighbour_mean,
+    neighbour_sum,
+)
+from et.baselines.node_gnn import KINDS, NodeGNN
 from et.baselines.node_mlp import NodeMLP
 from et.baselines.node_transformer import NodeTransformer, TransformerLayer
 from et.core import EdgeTopology
@@ -17,7 +26,12 @@ from et.utils.errors import UserError
 from tests.anomaly.test_released import symmetric_edges
 
 N, F = 20, 6
-NETWORKS = [NodeMLP(F, 8), NodeTransformer(F, 8, 2), BWGNN(F, 8)]
+NETWORKS = [
+    *(make(F, 8) for make in (NodeMLP, NodeTransformer, BWGNN)),
+    *(make(F, 8, known_labels=True) for make in (NodeMLP, NodeTransformer, BWGNN)),
+    *(NodeGNN(F, kind, 8) for kind in KINDS),
+    NodeGNN(F, "gin", 8, known_labels=True),
+]
 
 
 def graph(seed: int = 0) -> tuple[torch.Tensor, EdgeTopology, torch.Tensor]:
@@ -110,7 +124,66 @@ class TestBWGNN:
         torch.testing.assert_close(network(features, [first, second]), network.head(joined)[:, 0])
 
 
+class TestNodeGNN:
+    def test_layers_are_the_dense_ones(self):
+        """GCN, GraphSAGE and GIN against products with the adjacency."""
+        features, topology, adjacency = graph()
+        degree = adjacency.sum(1, keepdim=True)
+        mean = torch.nan_to_num(adjacency / degree)
+        scale = torch.nan_to_num(degree.rsqrt(), posinf=0.0)
+        for kind, expected in (
+            ("gcn", lambda layer: (scale * adjacency * scale.T) @ layer.lin(features) + layer.bias),
+            ("sage", lambda layer: layer.lin_l(mean @ features) + layer.lin_r(features)),
+            ("gin", lambda layer: layer.nn(features + mean @ features)),
+        ):
+            network = NodeGNN(F, kind, 8, layers=1).double()
+            found = network.head(expected(network.layers[0]).relu())[:, 0]
+            torch.testing.assert_close(network(features, [topology]), found)
+
+    def test_wrong_settings(self):
+        features, topology, _ = graph()
+        with pytest.raises(UserError, match=r"model\.kind must be gcn, sage, gin, gat, not 'pna'"):
+            NodeGNN(F, "pna")
+        with pytest.raises(UserError, match=r"multiple of model\.num_heads"):
+            NodeGNN(F, "gat", 10)
+        with pytest.raises(UserError, match="one merged graph"):
+            NodeGNN(F).double()(features, [topology, topology])
+
+
 class TestTrees:
+    def test_sums_and_maxima_are_the_dense_ones(self):
+        features, topology, adjacency = graph()
+        torch.testing.assert_close(neighbour_sum(features, topology), adjacency @ features)
+        hidden = torch.where(adjacency[..., None] > 0, features[None], -torch.inf).amax(1)
+        assert torch.equal(neighbour_max(features, topology), torch.where(hidden.isinf(), 0, hidden))
+
+    @pytest.mark.parametrize("make", [XGBGraph, RFGraph])
+    @pytest.mark.parametrize("aggregate", ["mean", "sum", "max"])
+    def test_other_ensembles_learn_from_neighbours(self, make, aggregate):
+        if make is XGBGraph:
+            pytest.importorskip("xgboost", reason="XGBoost is not installed")
+        hidden = torch.randn(400, 1, generator=torch.Generator().manual_seed(0))
+        topology = EdgeTopology(symmetric_edges(400, 800, loops=False), 400)
+        collected = {"mean": neighbour_mean, "sum": neighbour_sum, "max": neighbour_max}[aggregate](hidden, topology)
+        labels = (collected[:, 0] > collected.median()).long()
+        trees = make(hops=1, aggregate=aggregate)
+        trees.fit(hidden, [topology], labels, torch.arange(200))
+        scores = trees(hidden, [topology])
+        assert scores.shape == (400,) and torch.isfinite(scores).all()
+        assert float(((scores > 0).long() == labels)[200:].float().mean()) > 0.9
+
+    def test_known_labels_are_columns_that_are_not_averaged(self):
+        features, topology, _ = graph()
+        known = torch.arange(N) % 3
+        trees = NeighbourTrees(hops=2, known_labels=True)
+        inputs = trees.inputs(features, [topology], known)
+        assert torch.equal(inputs[:, : 3 * F], NeighbourTrees(hops=2).inputs(features, [topology]))
+        assert torch.equal(inputs[:, 3 * F :], label_counts(known, [topology]).to(features))
+
+    def test_an_unknown_aggregate_is_an_error(self):
+        with pytest.raises(UserError, match=r"model\.aggregate must be mean, sum, max, not 'median'"):
+            RFGraph(aggregate="median")
+
     def test_means_are_the_dense_ones(self):
         features, topology, adjacency = graph()
         expected = torch.nan_to_num(adjacency / adjacency.sum(1, keepdim=True)) @ features

@@ -54,7 +54,7 @@ def test_what_is_shipped_is_accepted(configs):
         ("callbacks.montor", "x", r"did you mean callbacks\.monitor"),
         ("callbacks.mode", "maximise", "callbacks.mode must be min or max, not 'maximise'"),
         ("callbacks.pictures.mine", 3, "callbacks.pictures.mine: (there is no such key|Pictures takes no mine)"),
-        ("protocol", "heldout", "protocol must be held_out or released, not 'heldout'; did you mean held_out"),
+        ("protocol", "heldout", "protocol must be held_out, released or gadbench, .*; did you mean held_out"),
         ("fidelity", "papr", "did you mean paper"),
         ("checkpoint", "lst", "checkpoint must be best, last or current, not 'lst'; did you mean last"),
         ("deterministic", 1, "deterministic must be true, false or warn"),

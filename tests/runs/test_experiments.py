@@ -33,6 +33,24 @@ def test_an_ablation_changes_one_value():
     assert ablation["model"] == ours["model"] | {"use_hopfield": False}
 
 
+def test_an_experiment_on_a_data_file_has_baselines_and_labels():
+    config = config_of(["experiment=tolokers_gadbench_gcn_labels"])
+    assert (config["protocol"], config["data"]["source"], config["data"]["train_ratio"]) == (
+        "gadbench", "tolokers", "published",
+    )  # fmt: skip
+    assert (config["model"]["kind"], config["model"]["known_labels"], config["callbacks"]["patience"]) == (
+        "gcn",
+        True,
+        51,
+    )
+    assert config_of(["experiment=reddit_gadbench_semi_xgbgraph"])["data"]["semi_supervised"]
+
+
+def test_variants_are_listed_where_some_are_of_data_files():
+    assert {"xgbgraph", "gcn", "labels", "mlp"} <= set(experiments.variants_of("reddit_40pct"))
+    assert "xgbgraph" not in experiments.variants_of("tu_mutag")
+
+
 def test_no_composed_experiment_has_a_file_as_well():
     composed = [name for name in experiments.names() if experiments.is_composed(name)]
     assert composed and not set(composed) & set(experiments.files())

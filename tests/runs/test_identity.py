@@ -160,6 +160,7 @@ def test_a_text_in_the_place_of_a_number_is_told(override, message):
 def test_texts_numbers_and_names_in_their_places_pass():
     overrides = ["experiment=demo_anomaly", "data=graph_file", "protocol=released", "seed=2", "trainer.devices=auto"]
     overrides += ["trainer.strategy=auto", "+tags=[a,b]", "data.path=x", "deterministic=warn"]
+    overrides += ["data.num_nodes=3", "data.num_features=2"]  # else they are read from the file, which is not there
     check_overrides(overrides, config_of(overrides))
 
 

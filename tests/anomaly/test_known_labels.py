@@ -1,0 +1,145 @@
+"""Labels as input: what may be open, and that it tells."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hydra.utils import instantiate
+
+from et.anomaly import lit
+from et.anomaly.graph import NodeGraph
+from et.anomaly.known_labels import MASKED, draw_masked, folds, label_counts, open_labels
+from et.anomaly.lit import AnomalyTask
+from et.core import EdgeTopology
+from et.runs.identity import with_counts
+from et.training.run import train
+from tests.anomaly.conftest import save_npz
+
+SIZES = ["model.head_dim=8", "model.num_memories=16", "model.steps=2"]
+COUNTS = "model.label_counts=true"
+BASELINES = ["mlp", "gt", "bwgnn", "gcn", "trees", "rfgraph"]
+
+
+def task_of(cfg):
+    """An untrained task (a fitted one if it is trees) and the whole graph."""
+    cfg = with_counts(cfg)
+    data = instantiate(cfg.data)
+    data.setup()
+    network = instantiate(cfg.model)
+    if hasattr(network, "fit"):
+        network.fit(data.whole.features, data.whole.topologies, data.whole.labels, data.whole.train)
+    return instantiate(cfg.task, network=network.eval(), optim=cfg.optim).eval(), data.whole
+
+
+def with_labels(batch, changed):
+    """``batch`` with the labels of the nodes ``changed`` turned over."""
+    from dataclasses import replace
+
+    labels = batch.labels.clone()
+    labels[changed] = 1 - labels[changed]
+    return replace(batch, labels=labels)
+
+
+def test_counts_are_the_dense_ones_and_leave_the_own_label_out():
+    edge_index = torch.randint(0, 12, (2, 60), generator=torch.Generator().manual_seed(0))
+    edge_index = torch.cat([edge_index, torch.arange(12).expand(2, -1)], 1)  # self-loops
+    known = torch.randint(0, 3, (12,), generator=torch.Generator().manual_seed(1))
+    expected = torch.zeros(12, 2)
+    for key, query in edge_index.T.tolist():
+        if key != query and known[key] != MASKED:
+            expected[query, known[key]] += 1
+    topology = EdgeTopology(edge_index, 12)
+    torch.testing.assert_close(label_counts(known, [topology, topology]).expm1(), expected.repeat(1, 2))
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.99])
+def test_the_masked_and_the_open_divide_the_training_nodes(share):
+    train_nodes = torch.arange(5, 25)
+    masked, others = draw_masked(train_nodes, share)
+    assert len(masked) == min(max(1, round(share * 20)), 19)
+    assert torch.cat([masked, others]).sort().values.tolist() == train_nodes.tolist()
+    parts = [
+        inside for inside, rest in folds(train_nodes, train_nodes) if not set(inside.tolist()) & set(rest.tolist())
+    ]
+    assert torch.cat(parts).sort().values.tolist() == train_nodes.tolist()
+
+
+EXPERIMENTS = [("labels", []), ("labels", [COUNTS]), *[(f"{name}_labels", []) for name in BASELINES]]
+
+
+@pytest.mark.parametrize("loops", [False, True], ids=["", "self-loops"])
+@pytest.mark.parametrize(("suffix", "extra"), EXPERIMENTS)
+def test_no_label_reaches_its_own_score(small_config, suffix, extra, loops):
+    sizes = SIZES if suffix == "labels" else []
+    task, batch = task_of(small_config(f"amazon_upu_40pct_{suffix}", *sizes, *extra, f"data.self_loops={loops}"))
+    before = task.score(batch)
+    for node in batch.train[:6].tolist():
+        after = task.score(with_labels(batch, node))
+        assert after[node] == before[node]
+    hidden = torch.cat([batch.val, batch.test])
+    assert torch.equal(task.score(with_labels(batch, hidden)), before)  # validation and test labels are never open
+    assert not torch.equal(task.score(with_labels(batch, batch.train)), before)  # training labels are: it can fail
+
+
+@pytest.mark.parametrize("extra", [[], [COUNTS]])
+def test_scoring_in_pieces_sees_the_same_labels(small_config, extra):
+    task, batch = task_of(small_config("amazon_upu_40pct_labels", *SIZES, *extra))
+    known = open_labels(batch.labels, batch.train)
+    inputs = (batch.features, batch.topologies, batch.nodes)
+    torch.testing.assert_close(task.network.score(*inputs, block=32, known=known), task.network(*inputs, known))
+
+
+def test_a_step_predicts_masked_nodes_and_sees_others(small_config):
+    task, batch = task_of(small_config("amazon_upu_40pct_labels", *SIZES, "task.masked_share=0.25"))
+    predicted, known = task.open_in_training(batch)
+    assert len(predicted) == 20 and (known[predicted] == MASKED).all()
+    seen = (known != MASKED).nonzero()[:, 0]
+    assert set(seen.tolist()) == set(batch.train.tolist()) - set(predicted.tolist())
+    assert torch.equal(known[seen], batch.labels[seen])
+
+
+def homophilous_graph() -> NodeGraph:
+    """Two classes of equal size and equal degrees, features of noise: only the neighbours' labels tell."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 2
+    source = torch.arange(300).repeat_interleave(6)
+    alike = torch.rand(1800, generator=generator) < 0.9
+    partner = torch.randint(0, 150, (1800,), generator=generator) * 2
+    target = partner + torch.where(alike, labels[source], 1 - labels[source])
+    edges = torch.stack([source, target])[:, source != target]
+    features = torch.randn(300, 5, generator=generator)
+    return NodeGraph("alike", features, labels, {"edges": torch.cat([edges, edges.flip(0)], 1)})
+
+
+@pytest.mark.slow
+def test_labels_tell_and_permuted_ones_do_not(small_config, tmp_path, monkeypatch):
+    path = save_npz(homophilous_graph(), tmp_path / "alike.npz")
+    common = [f"data.path={path}", "data.num_nodes=300", "model.position_embedding=false", "trainer.max_epochs=60"]
+    common += [*SIZES, "optim.optimizer.lr=0.01", "trainer.check_val_every_n_epoch=10"]
+
+    def auc(experiment: str) -> float:
+        cfg = small_config(experiment, *common)
+        cfg.force = True
+        return train(cfg).record["metrics"]["test/auc"]
+
+    def permuted(labels, nodes):
+        order = torch.randperm(len(nodes), generator=torch.Generator().manual_seed(0))
+        known = torch.full_like(labels, MASKED)
+        known[nodes] = labels[nodes[order]]
+        return known
+
+    without, with_known = auc("amazon_upu_40pct"), auc("amazon_upu_40pct_labels")
+    monkeypatch.setattr(lit, "open_labels", permuted)
+    shuffled = auc("amazon_upu_40pct_labels")
+    assert with_known > 0.8 > 0.65 > max(without, shuffled)
+    assert abs(shuffled - without) < 0.15
+
+
+def test_a_share_that_masks_nothing_or_everything_is_an_error():
+    from omegaconf import OmegaConf
+
+    from et.utils.errors import UserError
+
+    for share in (0, 1):
+        with pytest.raises(UserError, match="masked_share must lie between 0 and 1"):
+            AnomalyTask(torch.nn.Identity(), OmegaConf.create({}), masked_share=share)
