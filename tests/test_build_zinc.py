@@ -15,12 +15,14 @@ import torch
 
 from et.graphs.sources import load_zinc
 from et.runs.fingerprint import check_unseen
+from et.runs.record import write_result
 from et.training.evaluation import assemble
 from et.utils.errors import UserError
 from et.utils.plain_pickle import load_plain
 from scripts import build_zinc
 from scripts.build_zinc import Molecule, first_matching, largest_cycle
 from tests.conftest import FIXTURES
+from tests.runs import make_record
 
 pytest.importorskip("rdkit")
 
@@ -238,9 +240,6 @@ def test_the_variant_never_meets_the_official_test_molecules(config, tmp_path):
         with pytest.raises(UserError, match="contains official test molecules"):
             check_unseen("ZINC-variant", name)
     (tmp_path / "run").mkdir()
-    record = {"dataset": {"name": "ZINC-variant"}}
-    from et.runs.record import RESULT_KEYS
-
-    (tmp_path / "run" / "result.json").write_text(json.dumps({key: record.get(key) for key in RESULT_KEYS}))
+    write_result(tmp_path / "run", make_record(dataset={"name": "ZINC-variant", "sha256": ""}))
     with pytest.raises(UserError, match="contains official test molecules"):
         assemble(config("experiment=zinc"), {}, tmp_path / "run")

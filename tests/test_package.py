@@ -21,7 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DISTRIBUTIONS = {
     "sklearn": "scikit-learn", "skimage": "scikit-image", "hydra": "hydra-core", "yaml": "hydra-core",
     "omegaconf": "hydra-core", "PIL": "scikit-image", "lightning_fabric": "pytorch-lightning",
-    "submitit": "hydra-submitit-launcher", "hydra_plugins": "hydra-submitit-launcher", "triton": "torch",
+    "submitit": "hydra-submitit-launcher", "fastapi": "gradio", "uvicorn": "gradio", "xgboost": "xgboost-cpu", "hydra_plugins": "hydra-submitit-launcher", "triton": "torch",
 }  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def test_the_core_needs_what_the_package_needs_and_numba():
 
 
 def test_everything_imported_is_declared():
-    assert imported("et") | imported("hydra_plugins") <= declared("all")
+    assert imported("et") | imported("hydra_plugins") <= declared("all", "app")
 
 
 @pytest.mark.parametrize("name", sorted(PROJECT["scripts"]))

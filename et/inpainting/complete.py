@@ -179,7 +179,7 @@ def inputs_of(paths: Sequence[str], embedded: bool) -> dict[str, Path | None]:
     for given in map(Path, paths):
         if not given.exists():
             raise UserError(f"there is no photograph or folder {given}")
-        for path in [given] if given.is_file() else list_images(given):
+        for path in [given] if given.is_file() else list_images(given).files:
             name = path.stem if given.is_file() else str(path.relative_to(given).with_suffix(""))
             while name in found:  # of one stem: photo.jpg and photo.png
                 name = f"{name}_{path.suffix[1:]}"

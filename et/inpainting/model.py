@@ -115,7 +115,7 @@ class InpaintingET(nn.Module):
             raise ValueError(f"affine_init_std must be a number, 'fan_in' or null, not {affine_init_std!r}")
         if step_schedule not in ("constant", "decreasing", "learned"):
             raise ValueError(f"step_schedule must be 'constant', 'decreasing' or 'learned', not {step_schedule!r}")
-        check_sizes(channels=channels, dim=dim)
+        check_sizes(channels=channels, dim=dim, num_blocks=num_blocks)
         check_sizes(minimum=0, steps=steps)
         released = fidelity == "released"
         self.image_size, self.patch_size, self.channels = pair(image_size), pair(patch_size), channels

@@ -86,16 +86,17 @@ class ImageScores(pl.Callback):
     """Writes the scores of every tested image and mask to ``<folder>/scores.csv``, a batch at a time.
 
     Args:
-        folder: Where the file goes; it must be writable, and is made.
+        folder: Where the file goes; it must be writable, and is made. If None, the run's folder.
         resume: Take the rows that a stopped test left instead of computing them again. Only for weights that cannot
             change between the two, such as published ones.
     """
 
-    def __init__(self, folder: Path, resume: bool = False):
-        self.path, self.resume = Path(folder) / FILE, resume
+    def __init__(self, folder: Path | None = None, resume: bool = False):
+        self.folder, self.resume = folder, resume
         self.rows: dict[tuple[int, int], dict[str, float]] = {}
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.path = Path(trainer.default_root_dir if self.folder is None else self.folder) / FILE
         if self.resume and self.path.exists():  # a row that was cut off goes
             whole = self.path.read_bytes()
             self.path.write_bytes(whole[: whole.rfind(b"\n") + 1])

@@ -9,6 +9,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from et.inpainting import scores
 from et.inpainting.pixels import STD, to_pixels
 from et.inpainting.scores import image_scores, masked_mse, read_scores
+from et.training.loggers import RunInfo
 from et.training.run import build
 from tests.configs import TINY
 
@@ -61,7 +62,7 @@ def test_every_image_has_its_scores_and_a_stopped_test_goes_on_from_them(config,
     cfg = config(*TINY)
     scores_file = {"_target_": "et.inpainting.scores.ImageScores", "resume": True}
     OmegaConf.update(cfg, "callbacks.pictures", {"scores": scores_file}, force_add=True)
-    whole = build(cfg, tmp_path, "id")
+    whole = build(RunInfo(cfg, tmp_path, "id"))
     whole.trainer.test(whole.task, whole.data, verbose=False)
     metrics = {name: value.item() for name, value in whole.trainer.callback_metrics.items()}
     file = tmp_path / scores.FILE
@@ -74,7 +75,7 @@ def test_every_image_has_its_scores_and_a_stopped_test_goes_on_from_them(config,
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(lines[:20]) + lines[20][:10])  # stopped while it wrote
     computed = []
-    again = build(cfg, tmp_path, "id")
+    again = build(RunInfo(cfg, tmp_path, "id"))
     forward = again.task.network.forward
     monkeypatch.setattr(again.task.network, "forward", lambda *given: computed.append(1) or forward(*given))
     again.trainer.test(again.task, again.data, verbose=False)

@@ -291,7 +291,7 @@ def test_the_command_line(make_run, tmp_path, capsys):
     make_run(KEY, METRICS)
     arguments = ["--runs", str(tmp_path / "runs"), "--experiments", str(tmp_path / "experiments")]
     assert collecting.main(["1", "13", *arguments]) == 0
-    assert "table 1: 1 runs added" in capsys.readouterr().out
+    assert "table 1: 1 runs written to" in capsys.readouterr().out
     assert (tmp_path / "experiments/table01/results.jsonl").exists()
     assert not (tmp_path / "experiments/table13/results.jsonl").exists()
     assert collecting.main(["1", "--runs", str(tmp_path / "nowhere")]) == 1

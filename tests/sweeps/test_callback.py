@@ -182,7 +182,7 @@ def test_an_experiment_that_does_not_exist_does_not_keep_the_others_from_running
     status, printed = run_sweep("sweep=table16", f"{ONE},no_such_experiment", *SMALL)
     assert status == 1
     assert "1 finished, 1 cannot be composed" in printed
-    assert "Could not find 'experiment/no_such_experiment'" in printed
+    assert "there is no experiment 'no_such_experiment'" in printed
     (only,) = started(printed)
     assert "demo_inpainting" in only
 

@@ -62,7 +62,7 @@ def test_a_failure_keeps_the_traceback_of_what_is_no_users_error(tmp_path):
     except ZeroDivisionError as error:
         record_failure(tmp_path, error, ["a=1"])
     failure = read_failure(tmp_path)
-    assert failure["error"] == "ZeroDivisionError" and "test_sweep_cells.py" in failure["traceback"]
+    assert failure["error"] == "ZeroDivisionError" and "test_cells.py" in failure["traceback"]
     assert failure["overrides"] == ["a=1"]
     record_failure(tmp_path, UserError("mend this"), [])
     assert read_failure(tmp_path)["traceback"] == ""

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 from et.runs.identity import config_of
-from et.runs.record import RESULT_KEYS, write_result
+from et.runs.record import write_result
 from et.sweeps import report as sweep_report
 from et.sweeps.cells import Cell
 from et.sweeps.report import absent_files, estimate, missing_data, recorded_seconds
 from et.utils.paths import EXPERIMENTS
+from tests.runs import make_record
 
 
 def cell(state: str, experiment: str = "a", seed: int = 0) -> Cell:
@@ -20,7 +21,7 @@ def cell(state: str, experiment: str = "a", seed: int = 0) -> Cell:
 def finished(runs: Path, experiment: str, name: str, seconds: float) -> None:
     folder = runs / experiment / name
     folder.mkdir(parents=True)
-    write_result(folder, {**dict.fromkeys(RESULT_KEYS, ""), "run_id": name, "seconds": seconds})
+    write_result(folder, make_record(run_id=name, seconds=seconds))
 
 
 def test_the_estimate_is_from_finished_runs_of_the_same_experiment(tmp_path):
