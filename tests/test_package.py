@@ -21,7 +21,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DISTRIBUTIONS = {
     "sklearn": "scikit-learn", "skimage": "scikit-image", "hydra": "hydra-core", "yaml": "hydra-core",
     "omegaconf": "hydra-core", "PIL": "scikit-image", "lightning_fabric": "pytorch-lightning",
-    "submitit": "hydra-submitit-launcher", "fastapi": "gradio", "uvicorn": "gradio", "xgboost": "xgboost-cpu", "hydra_plugins": "hydra-submitit-launcher", "triton": "torch",
+    "submitit": "hydra-submitit-launcher", "fastapi": "gradio",
+    "uvicorn": "gradio", "xgboost": "xgboost-cpu", "hydra_plugins": "hydra-submitit-launcher", "triton": "torch",
 }  # fmt: skip
 
 
