@@ -31,7 +31,7 @@ MODULES = {
     HopfieldNetwork: ({"dim": 8, "num_memories": 8}, ()),
     EnergyTransformerBlock: (BLOCK, ()),
     EnergyConv: ({"in_channels": 8, "heads": 2, "head_dim": 4, "memories": 8, "steps": 1}, ("steps",)),
-    InpaintingET: ({**BLOCK, **IMAGES, "steps": 1}, ("steps",)),
+    InpaintingET: ({**BLOCK, **IMAGES, "steps": 1, "num_blocks": 1}, ("steps",)),
     AnomalyTransformer: (
         {**BLOCK, "in_features": 3, "num_nodes": 5, "num_relations": 1, "mlp_dim": 4, "steps": 1},
         ("steps", "mlp_dim"),

@@ -8,9 +8,9 @@ import shutil
 import pytest
 import torch
 from torch_geometric.data import Data
-from torch_geometric.datasets import ZINC, GNNBenchmarkDataset, TUDataset
+from torch_geometric.datasets import ZINC, GNNBenchmarkDataset
 
-from et.graphs import sources
+from et.graphs import sources, tu
 from et.graphs.published import PUBLISHED_PARTS
 from et.graphs.sources import cache_folder, load_gnn_benchmark, load_zinc
 from et.graphs.tu import load_tu
@@ -74,7 +74,7 @@ def test_processed_files_of_torch_geometric_are_never_unpickled(tmp_path, monkey
     marker, cache = tmp_path / "ran", tmp_path / "cache"
     if kind == "tu":
         make_tu(tmp_path)
-        load, base, url = (lambda: load_tu("TOY", tmp_path)), tmp_path / "tu" / "TOY", TUDataset
+        load, base = (lambda: load_tu("TOY", tmp_path)), tmp_path / "tu" / "TOY"
     elif kind == "gnnbench":
         superpixel_file(tmp_path)
         load, url = (lambda: load_gnn_benchmark("MNIST", tmp_path, cache)), GNNBenchmarkDataset
@@ -103,7 +103,10 @@ def test_processed_files_of_torch_geometric_are_never_unpickled(tmp_path, monkey
     # Without the raw files they are fetched, which must not lead to the processed ones either.
     raw = base / "raw"
     kept = raw.rename(tmp_path / "kept")
-    monkeypatch.setattr(url, "download", lambda self: shutil.copytree(kept, self.raw_dir, dirs_exist_ok=True))
+    if kind == "tu":
+        monkeypatch.setattr(tu, "fetch_tu", lambda name, raw: shutil.copytree(kept, raw))
+    else:
+        monkeypatch.setattr(url, "download", lambda self: shutil.copytree(kept, self.raw_dir, dirs_exist_ok=True))
     assert torch.equal(load().graphs.x, first.graphs.x)
     assert not marker.exists()
 
@@ -119,7 +122,8 @@ def test_missing_data_that_cannot_be_downloaded_is_one_clear_error(tmp_path, mon
     def offline(*args, **kwargs):
         raise OSError("no route to host")
 
-    for dataset in (TUDataset, GNNBenchmarkDataset, ZINC):
+    monkeypatch.setattr(tu, "fetch_tu", offline)
+    for dataset in (GNNBenchmarkDataset, ZINC):
         monkeypatch.setattr(dataset, "download", offline)
     for load, name, folder, address in (
         (lambda name, root, cache: load_tu(name, root), "NCI109", "tu/NCI109/raw", "NCI109.zip"),
