@@ -212,9 +212,12 @@ def compare(backends: list[str], size: dict, repeats: int, limit: float) -> dict
         if "failure" in first:
             ratios, agreement = ["", ""], ""
         else:
+            ratios = []
             for key in ("seconds", "extra_memory_bytes"):
-                result[f"{key}_ratio"] = result[key] / first[key]
-            ratios = [f"1/{1 / result['seconds_ratio']:.1f}", f"1/{1 / result['extra_memory_bytes_ratio']:.1f}"]
+                # A small problem may fit into memory the process already had: no extra memory, no ratio.
+                result[f"{key}_ratio"] = result[key] / first[key] if first[key] else None
+                ratio = result[f"{key}_ratio"]
+                ratios.append(f"1/{1 / ratio:.1f}" if ratio else "-")
             pairs = zip(result["fingerprint"], first["fingerprint"], strict=True)
             result["agrees"] = all(abs(a - b) <= 1e-3 * abs(b) for a, b in pairs)
             agreement = "agree" if result["agrees"] else "DIFFER"
