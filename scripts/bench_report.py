@@ -21,8 +21,8 @@ def table(record: dict) -> str:
         training, inference = found["training"], found.get("inference", {"rows": {}})
         lines += [
             "", f"{part}, {describe(training['size'])}; {describe_machine(found)}", "",
-            f"| | forward, backward | of {NAMES['vit']} | of the rate of products "
-            "| and AdamW's update | of it | inference | of it |",
+            f"| | forward, backward | of {NAMES['vit']} | of matmul throughput "
+            f"| and AdamW | of {NAMES['vit']} | inference | of {NAMES['vit']} |",
             "|---|---:|---:|---:|---:|---:|---:|---:|",
         ]  # fmt: skip
         for form, row in training["rows"].items():
@@ -80,12 +80,13 @@ def plot(record: dict, path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     if "scaling" not in record:
         return
     keys = {"T": "steps", "N": "tokens", "batch": "batch", "D": "dim"}
     labels = {"T": "steps T (blocks of the ViT)", "N": "tokens N", "batch": "batch", "D": "width D"}
-    figure, axes = pyplot.subplots(2, 4, figsize=(13, 5.5), sharex="col", layout="constrained")
+    figure, axes = pyplot.subplots(2, 4, figsize=(12, 6), sharex="col", sharey="row", layout="constrained")
     for column, (axis, key) in enumerate(keys.items()):
         runs = record["scaling"][axis]
         places = [run["size"][key] for run in runs]
@@ -101,7 +102,10 @@ def plot(record: dict, path: Path) -> None:
                 axes[1, column].plot(places, [run["bytes"][form] / 2**30 for run in halves], "o--", color=color)
         for row in range(2):
             axes[row, column].set(xscale="log", yscale="log")
-            axes[row, column].grid(alpha=0.3, which="both")
+            axes[row, column].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes[row, column].yaxis.set_major_formatter(FormatStrFormatter("%g"))
+            axes[row, column].yaxis.set_minor_formatter(NullFormatter())
+            axes[row, column].grid(alpha=0.3)
         axes[1, column].set_xlabel(labels[axis])
         axes[1, column].set_xticks(places, [str(place) for place in places])
         axes[1, column].minorticks_off()

@@ -29,12 +29,11 @@ from et.results.standing import line_differs, standing_of
 
 DASH = Text("–")
 LEGEND = (
-    "Measured: mean ± deviation (n runs). Δ is measured minus paper. held_out: honest evaluation of the model as the "
-    "paper has it; released: the authors' own protocol and model. Bold: best in its column for that data. Against "
-    "baseline: mean difference to a baseline on shared splits, p of a paired t-test (optimistic: the splits are "
-    "redrawn from one data set). The baseline is the one with the best mean of that column, on the same data and under "
-    "the same protocol. Tuned methods are compared with tuned baselines, untuned with untuned. Picking the best by the "
-    "scores shown favours the baseline."
+    "Measured: mean ± deviation (n runs). Δ is measured minus paper. held_out: the paper's model, and no choice uses "
+    "test data. released: the model and the evaluation of the authors' code. Bold: best in its column for that data. "
+    "Against baseline: mean difference to a baseline on shared splits, p of a paired t-test. p is too small, since the "
+    "splits of a data set overlap. The baseline has the best mean of that column on the same data under the same "
+    "protocol, which favours it. Tuned methods are compared with tuned baselines, untuned with untuned."
 )
 
 

@@ -189,14 +189,15 @@ def print_record(record: dict[str, Any], folder: str, skipped: bool, summary: st
     print_metrics(title, record["dataset"], {name: metrics[name] for name in chosen}, in_order=True)
     print(summary or summary_sentence(record))
     state = "finished before; force=true runs it again" if skipped else f"{record['seconds']:.0f} s of training"
-    print(f"{record['num_params']:,} parameters, {record['epochs']} epochs, {state}")
+    epochs = f"{record['epochs']} epoch{'s' * (record['epochs'] != 1)}"
+    print(f"{record['num_params']:,} parameters, {epochs}, {state}")
     left = len(metrics) - len(chosen)
     print(f"{folder}" + (f" (result.json has {left} more metrics)" if left else ""))
     print("next:")
     if record.get("task") != "graphs":
-        print(f"  python -m et.results.figures run={folder}   # figures of this run")
-    print(f"  python evaluate.py run={folder}   # score its weights again")
-    print(f"  python train.py --from-run {folder}   # repeat it and compare")
+        print(f"  python -m et.results.figures run={folder}  # draw its figures")
+    print(f"  python evaluate.py run={folder}  # score its weights again")
+    print(f"  python train.py --from-run {folder}  # train it again and compare")
 
 
 def summary_rows(metrics: dict[str, float], count: int = 4) -> list[str]:

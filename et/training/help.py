@@ -15,16 +15,16 @@ python train.py --multirun sweep=tableNN [key=value ...]
 
 The first form trains, tests and records one experiment. The same command resumes an interrupted run and skips a
 finished one. --from-run repeats a recorded run (a folder or its result.json) and compares the metrics. --multirun runs
-what a table is missing; with sweep.dry_run=true it only lists it.
+what is missing of a table; with sweep.dry_run=true it only lists it.
 
 Keys that most runs use:
   seed=0                   seed of weights, data order and splits
-  protocol=held_out        held_out: honest evaluation | released: the authors' own
+  protocol=held_out        held_out: no choice uses test data | released: as the authors' code evaluates
   fidelity=paper           paper: the model as the paper describes it | released: as the authors' code computes it
-  trainer.max_epochs=100   how long to train
+  trainer.max_epochs=100   number of epochs
   trainer.accelerator=auto auto | cpu | gpu
   data.fold=0              graph classification: which of the ten folds is tested
-  force=true               start over even if the run is finished
+  force=true               start again from the beginning, even if the run is finished
 Every key of an experiment: python train.py experiment=NAME --cfg job. Hydra's own options: --hydra-help."""
 
 EVALUATE = """python evaluate.py run=PATH [key=value ...]

@@ -55,10 +55,12 @@ class TerminalLog(Callback):
         self.experiments = experiments
         self.trivial = TrivialAnswers()
         self._best: float | None = None
-        self._started, self._first_epoch = 0.0, 0
+        self._pace_from = (0.0, 0)  # time and epoch; later than the first epoch, which compiles kernels
+        self._started = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._started, self._first_epoch = time.monotonic(), trainer.current_epoch
+        self._started = time.monotonic()
+        self._pace_from = (self._started, trainer.current_epoch)
         if not trainer.is_global_zero:
             return
         parameters = sum(p.numel() for p in pl_module.network.parameters())
@@ -98,11 +100,13 @@ class TerminalLog(Callback):
         beside = f" ({answers[name][0]}: {answers[name][1]:.4f})" if name in answers else ""
         best = "best so far" if better else f"best {self._best:.4f}"
         done, total = trainer.current_epoch + 1, trainer.max_epochs or 0
-        elapsed = time.monotonic() - self._started
-        left = (total - done) * elapsed / max(1, done - self._first_epoch)
+        now, (since, before) = time.monotonic(), self._pace_from
+        left = (total - done) * (now - since) / max(1, done - before)
+        if since == self._started:
+            self._pace_from = (now, done)
         say(
             f"epoch {done:>{len(str(total))}} of {total}  {name} {metrics[name]:.4f}{beside}  {best}  "
-            f"{duration(elapsed)}" + (f", about {duration(left)} left" if total > done else "")
+            f"{duration(now - self._started)}" + (f", about {duration(left)} left" if total > done else "")
         )
 
 
@@ -176,7 +180,8 @@ def describe_device(trainer: Trainer) -> str:
     if trainer.strategy.root_device.type == "cuda":
         return f"{trainer.world_size} x {torch.cuda.get_device_name()}"
     processes = f"{trainer.world_size} processes, " if trainer.world_size > 1 else ""
-    return f"{trainer.strategy.root_device.type}, {processes}{torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{trainer.strategy.root_device.type}, {processes}{threads} thread{'s' * (threads != 1)}"
 
 
 def expected_time(experiment: str, epochs: int, experiments: Path) -> str:
@@ -189,7 +194,7 @@ def expected_time(experiment: str, epochs: int, experiments: Path) -> str:
                 if record.get("epochs") and record.get("seconds"):
                     paces.append((record["seconds"] / record["epochs"], str(record.get("device", "unknown"))))
     if not paces:
-        return "the first validation tells how long it will take"
+        return "known after the first validation"
     pace, device = statistics.median(seconds for seconds, _ in paces), paces[-1][1]
     return f"about {duration(pace * epochs)} at the pace of recorded runs on {device}"
 

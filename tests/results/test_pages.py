@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import re
 from pathlib import Path
 
@@ -18,8 +20,17 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "docs" / "tutorial.ipynb",
     *sorted((ROOT / "experiments").glob("table*/README.md")),
 ]
+
+
+def text_of(page: Path) -> str:
+    """A page's Markdown; of a notebook that of its text cells."""
+    if page.suffix != ".ipynb":
+        return page.read_text()
+    cells = json.loads(page.read_text())["cells"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
 
 
 def anchors(page: Path) -> set[str]:
@@ -30,7 +41,7 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_sweeps_and_modules_of_a_page_exist(page):
-    text = page.read_text()
+    text = text_of(page)
     prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
     for link, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", prose):
         target = page if not link else (page.parent / link).resolve()
@@ -43,6 +54,18 @@ def test_links_sweeps_and_modules_of_a_page_exist(page):
         assert (CONF / "sweep" / f"{sweep}.yaml").exists() or sweep in ("tableNN", "mine"), sweep
     for module in re.findall(r"python -m (et\.[\w.]+)", text):
         assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
+
+
+@pytest.mark.parametrize("number", ["01", "02", "07", "12", "13", "14", "16"])
+def test_the_result_in_the_readme_of_a_table_is_on_record(number):
+    folder = ROOT / "experiments" / f"table{number}"
+    rows = [row for row in csv.DictReader((folder / "table.csv").open()) if row["mean"]]
+    known = {f"{float(row['mean']):.{digits}f}" for row in rows for digits in (1, 2, 3)}
+    known |= {row["paper_mean"] for row in rows}
+    table = re.search(r"\n\n(\| \|.*?)\n\n", text_of(folder / "README.md"), re.DOTALL)[1].splitlines()[2:]
+    cells = [cell for line in table for cell in line.split("|")[2:]]
+    values = re.findall(r"(?<![\d.,±] )(?<![\d.,])\d+\.\d+", " ".join(cells))
+    assert len(values) > 4 and set(values) <= known, set(values) - known
 
 
 def test_every_page_is_in_the_navigation():

@@ -54,6 +54,19 @@ def test_header_and_lines_count_epochs_from_one(tmp_path, capsys):
     assert ["best so far" in line for line in found] == [True, False, True] and "best 0.8000" in found[1]
 
 
+def test_the_first_epoch_does_not_count_in_the_time_left(tmp_path, capsys, monkeypatch):
+    log, module = TerminalLog("x", "", tmp_path, "val/mse"), SimpleNamespace(network=nn.Linear(1, 1))
+    clock = iter([0.0, 600.0, 610.0, 620.0])  # kernels are compiled in the first epoch
+    monkeypatch.setattr("et.training.terminal.time.monotonic", lambda: next(clock))
+    log.on_train_start(trainer(0), module)
+    lines(capsys)
+    left = []
+    for epoch in range(3):
+        log.on_validation_end(trainer(epoch, val_mse=1.0), module)
+        left += [line.rpartition("about ")[2] for line in lines(capsys)]
+    assert left == ["1.8 h left", "2 min left", "2 min left"]
+
+
 def test_other_processes_and_sanity_checks_print_nothing(tmp_path, capsys):
     log, module = TerminalLog("x", "", tmp_path, "val/mse"), SimpleNamespace(network=nn.Linear(1, 1))
     for change in ({"is_global_zero": False}, {"sanity_checking": True}, {"state": SimpleNamespace(fn="validate")}):

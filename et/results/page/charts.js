@@ -1,6 +1,6 @@
 // Line charts in SVG. A chart says in its label what it shows, for those who do not see it.
 
-const CHART = { width: 320, height: 100, left: 50, right: 8, top: 8, bottom: 6 };
+const CHART = { width: 320, height: 110, left: 64, right: 8, top: 10, bottom: 8 };
 
 function extent(values) {
   const low = Math.min(...values), high = Math.max(...values);
@@ -24,7 +24,7 @@ function lineChart({ steps, values, label, kind = "plain", rule = null }) {
       class: "grid", x1: left, x2: width - right, y1: top + part * (floor - top), y2: top + part * (floor - top),
     })),
     [[0, high], [0.5, (low + high) / 2], [1, low]].map(([part, value]) => draw("text", {
-      class: "tick", x: left - 6, y: top + part * (floor - top) + 4, "text-anchor": "end", "aria-hidden": "true",
+      class: "tick", x: left - 6, y: top + part * (floor - top) + 5, "text-anchor": "end", "aria-hidden": "true",
     }, round(value, 3))),
     rule === null ? null : draw("line", { class: "rule", x1: x(rule), x2: x(rule), y1: top, y2: floor }),
     draw("path", { class: "area", d: area }),

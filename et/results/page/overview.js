@@ -25,10 +25,10 @@ function standing() {
     [runs, runs === 1 ? "run behind them" : "runs behind them"],
   ];
   const kinds = { configuration: "settings, compared with the experiment files", statistics: "counted from the data" };
-  root.replaceChildren(make("h2", { id: "standing-title" }, "Where it stands"),
+  root.replaceChildren(make("h2", { id: "standing-title" }, "What is measured"),
     make("dl", { class: "tiles large" }, tiles.map(([value, name]) => fact(name, String(value)))),
-    make("p", { class: "muted" }, "A cell is a metric of a method on a data set under one protocol. The paper’s data ",
-      "include baselines and shorter trainings, which the paper has no number for."));
+    make("p", { class: "muted" }, "A cell is one metric of a method on a data set under a protocol. Cells on the paper’s ",
+      "data include baselines and short trainings, for which the paper has no number."));
   const tasks = data.tasks.filter((task) => data.tables.some((table) => table.task === task));
   byId("cards").replaceChildren(
     make("h2", { id: "cards-title" }, "Task by task"),
