@@ -36,7 +36,7 @@ def read_curves(folder: Path, points: int = 60, names: int = 8) -> dict[str, Cur
             for name, text in row.items():
                 if text and name.startswith(("train/", "val/")) and math.isfinite(value := float(text)):
                     series.setdefault(name, []).append((step, value))
-    except (OSError, KeyError, TypeError, ValueError, csv.Error):
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, csv.Error):  # AttributeError: surplus columns
         return {}
     wanted = sorted((name for name in series if len(series[name]) > 1), key=lambda name: name != "train/loss")
     return {name: _thinned(series[name], points) for name in wanted[:names]}

@@ -130,6 +130,9 @@ def check_config(config: Mapping[str, Any], classes: bool = True) -> None:
         UserError: an unknown key or value; the message names the nearest right one.
     """
     _check_section(config, TOP, "", config, classes)
+    tags = config.get("tags")
+    if tags is not None and not (isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)):
+        raise UserError(f"tags must be a list of texts, such as [first,try], not {tags!r}")
 
 
 def check_choices(cfg: DictConfig) -> None:

@@ -41,7 +41,7 @@ def build_optimizer(cfg: DictConfig, parameters: list[nn.Parameter]) -> torch.op
     """The optimizer of ``parameters`` that ``cfg``, a partial, describes.
 
     Raises:
-        UserError: its class does not take one of the keys.
+        UserError: its class does not take one of the keys, or refuses a value.
     """
     build = instantiate(cfg)
     signature = inspect.signature(build.func).parameters.values()
@@ -50,7 +50,10 @@ def build_optimizer(cfg: DictConfig, parameters: list[nn.Parameter]) -> torch.op
     for key in unknown[:1]:
         advice = key_advice("optim.optimizer", key, taken)
         raise UserError(f"optim.optimizer.{key}: {build.func.__name__} takes no {key}; {advice}")
-    return build(parameters)
+    try:
+        return build(parameters)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"optim.optimizer: {build.func.__name__} refuses its settings: {error}") from error
 
 
 def configure(cfg: DictConfig, module: nn.Module, trainer: Any) -> dict[str, Any]:
@@ -67,6 +70,11 @@ def configure(cfg: DictConfig, module: nn.Module, trainer: Any) -> dict[str, Any
     if cfg.schedule.name != "warmup_cosine":
         raise ValueError(f"optim.schedule.name must be 'constant' or 'warmup_cosine', not {cfg.schedule.name!r}")
     peak = cfg.optimizer.lr
+    if not peak > 0:
+        raise UserError(f"optim.optimizer.lr must be above 0 under a schedule, not {peak}")
+    for key in ("start_lr", "end_lr"):
+        if cfg.schedule[key] < 0:
+            raise UserError(f"optim.schedule.{key} must be at least 0, not {cfg.schedule[key]}")
     if 0 < trainer.max_epochs <= cfg.schedule.warmup_epochs:
         rank_zero_warn(
             f"the learning rate is still warming up when training ends: optim.schedule.warmup_epochs is "
