@@ -93,6 +93,9 @@ class GraphTask(Task):
             check_unseen(self.trained_on, data.name)
         if data is None and stage == "test" and self.protocol == "released":
             raise UserError("the released protocol needs all graphs: give a datamodule (et.graphs.data.GraphData)")
+        classes = getattr(data, "num_classes", self.num_classes)
+        if classes != self.num_classes:
+            raise UserError(f"task.num_classes={self.num_classes}, but the data have {classes}: leave it out")
         if data is None or readout not in ("cls", "graph", "nodes"):
             return
         level = data.graphs.level

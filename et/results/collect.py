@@ -153,7 +153,7 @@ def from_folder(folder: Path) -> Run:
     try:
         config: Any = OmegaConf.to_container(read_config(folder / "config.yaml"))
         key, identity = key_of(config), run_id(config)
-        claimed = claimed_key(record, key.fold, "result.json")
+        claimed = claimed_key(record, key.fold, f"{where}/result.json")
     except UserError as error:
         raise UserError(f"foreign: {str(error).replace(str(folder), where)}; left out") from error
     except (KeyError, TypeError, AttributeError) as error:
@@ -206,7 +206,8 @@ def from_line(line: str, source: str) -> Run:
         key = claimed_key(record, fold, "the record")
         problem = malformed(record, ("run_id", "metrics", "dataset", "git_commit"))
     except (UserError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"corrupt: {source} is no whole record ({type(error).__name__}); treated as missing") from error
+        reason = error if isinstance(error, UserError) else type(error).__name__
+        raise UserError(f"corrupt: {source} is no whole record ({reason}); treated as missing") from error
     if problem is not None:
         raise UserError(f"corrupt: {source} is no whole record ({problem}); treated as missing")
     own = key.overrides()

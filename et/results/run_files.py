@@ -67,8 +67,11 @@ def as_data_uri(path: Path, max_width: int = 1400) -> str:
         return f"data:{AS_THEY_ARE[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
     from PIL import Image
 
-    with Image.open(path) as opened:
-        image = opened.convert("RGB")
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+    except Exception as error:  # Pillow has errors of all kinds for files that are damaged, or too large
+        raise OSError(f"{path} is no picture: {error}") from error
     if image.width > max_width:
         image = image.resize((max_width, round(image.height * max_width / image.width)))
     buffer = io.BytesIO()

@@ -50,6 +50,7 @@ TARGETS = frozenset(
         "et.inpainting.model.InpaintingET",
         "et.inpainting.photos.Photos",
         "et.inpainting.pictures.Pictures",
+        "et.inpainting.scores.ImageScores",
         "pytorch_lightning.Trainer",
         # Lightning's callbacks that write no files: one that does would write wherever the configuration says.
         *(
@@ -69,6 +70,9 @@ TARGETS = frozenset(
         ),
     }
 )  # fmt: skip
+
+# The only arguments of a class that a configuration from a file may set: where it writes is not the file's to say.
+ARGUMENTS = {"et.inpainting.scores.ImageScores": ("_target_", "resume")}
 
 # Loggers that a run's configuration may name. They are not called: a configuration from a file logs nowhere.
 LOGGERS = frozenset(
@@ -155,12 +159,15 @@ def check_targets(plain: Any, where: str) -> None:
         where: What it is, for messages.
 
     Raises:
-        UserError: A ``_target_`` is not allowed, or a value is an interpolation.
+        UserError: A ``_target_`` or an argument of it is not allowed, or a value is an interpolation.
     """
     allowed = TARGETS | {name.strip() for name in os.environ.get(TRUSTED, "").split(",")}
     for path, value in _nodes(plain):
         if isinstance(value, str) and "${" in value:
             raise UserError(f"{where}: {path} has an interpolation ({value}), which no run writes: it is not read")
+        target = value.get("_target_") if isinstance(value, Mapping) else None
+        if isinstance(target, str) and not set(value) <= set(ARGUMENTS.get(target, value)):
+            raise UserError(f"{where}: {path} may set {', '.join(ARGUMENTS[target][1:])} of {target}, and nothing else")
         known = allowed | LOGGERS if re.fullmatch(r"logger\.[^.\[\]]+\._target_", path) else allowed
         if path.rpartition(".")[2] == "_target_" and not (isinstance(value, str) and value in known):
             raise UserError(

@@ -189,6 +189,7 @@ def claimed_key(record: Mapping[str, Any], fold: Any, where: str) -> Key:
     Raises:
         UserError: A value that no run has, which Hydra might take for something else.
     """
+    name = plain_name(record.get("experiment"), f"{where}: experiment")
     seed, protocol, fidelity = (record.get(key) for key in ("seed", "protocol", "fidelity"))
     for key, valid in (
         ("seed", type(seed) is int), ("protocol", protocol in PROTOCOLS), ("fidelity", fidelity in FIDELITIES),
@@ -196,7 +197,7 @@ def claimed_key(record: Mapping[str, Any], fold: Any, where: str) -> Key:
     ):  # fmt: skip
         if not valid:
             raise UserError(f"{where}: no run has the {key} {fold if key == 'fold' else record.get(key)!r}")
-    return Key(plain_name(record.get("experiment"), f"{where}: experiment"), seed, protocol, fidelity, fold)
+    return Key(name, seed, protocol, fidelity, fold)
 
 
 def differences(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

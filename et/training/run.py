@@ -219,8 +219,8 @@ def fit(
                 "checkpoint is good: start the same command again to resume, with a smaller data.num_workers if it "
                 "happens again"
             ) from error
-        if isinstance(error, ValueError) and str(error).startswith("`val_check_interval`"):
-            raise UserError(f"Lightning refuses this configuration: {error}") from error
+        if isinstance(error, ValueError) and str(error).lstrip().startswith("`val_check_interval`"):
+            raise UserError(f"Lightning refuses this configuration: {str(error).strip()}") from error
         raise
 
 

@@ -94,13 +94,12 @@ def check_numbers(config: Mapping[str, Any]) -> None:
     sizes = {f"trainer.{name}": trainer.get(name) for name in names}
     for name in ("save_every_n_epochs", "patience"):
         sizes[f"callbacks.{name}"] = config["callbacks"].get(name)
-    rest = {
-        "optim.schedule.warmup_epochs": config["optim"]["schedule"].get("warmup_epochs"),
-        "trainer.log_every_n_steps": trainer.get("log_every_n_steps"),
-    }
+    warmup = config["optim"]["schedule"].get("warmup_epochs")
+    if warmup is not None and not (isinstance(warmup, int | float) and warmup >= 0):
+        raise UserError(f"optim.schedule.warmup_epochs must be at least 0, not {warmup!r}")
     try:
         check_given(**sizes)
-        check_given(minimum=0, **rest)
+        check_given(minimum=0, **{"trainer.log_every_n_steps": trainer.get("log_every_n_steps")})
         check_given(minimum=-1, **{"trainer.max_steps": trainer.get("max_steps")})
     except ValueError as error:
         raise UserError(str(error)) from error
