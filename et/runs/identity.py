@@ -81,6 +81,9 @@ def check_overrides(overrides: Iterable[str], config: Mapping[str, Any]) -> None
     overrides = list(overrides)
     for override in overrides:
         _check_kind(override, overrides, config)
+        section, *rest = override.lstrip("+").split("=", 1)[0].split(".")
+        if section == "by_fidelity" and rest[:1] != [config.get("fidelity")]:
+            raise UserError(f"{override} does nothing under fidelity={config.get('fidelity')}: leave it out")
     model = config.get("model") or {}
     if config.get("fidelity") != "released":
         return
@@ -226,15 +229,15 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
             return compose("train", list(overrides))
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return compose("train", list(overrides))
-    except HydraException as error:
+    except (HydraException, ValueError) as error:
         raise UserError(f"the configuration does not compose: {explain(error, overrides)}") from error
 
 
-def explain(error: HydraException, overrides: Sequence[str], config_name: str = "train") -> str:
+def explain(error: Exception, overrides: Sequence[str], config_name: str = "train") -> str:
     """One sentence on why a configuration does not compose: the nearest names, or the valid keys.
 
     Args:
-        error: Hydra's error.
+        error: Hydra's error; a ValueError if a group is set to something other than the name of a file.
         overrides: The overrides.
         config_name: Root of the configuration in conf/.
     """

@@ -70,11 +70,6 @@ def configure(cfg: DictConfig, module: nn.Module, trainer: Any) -> dict[str, Any
     if cfg.schedule.name != "warmup_cosine":
         raise ValueError(f"optim.schedule.name must be 'constant' or 'warmup_cosine', not {cfg.schedule.name!r}")
     peak = cfg.optimizer.lr
-    if not peak > 0:
-        raise UserError(f"optim.optimizer.lr must be above 0 under a schedule, not {peak}")
-    for key in ("start_lr", "end_lr"):
-        if cfg.schedule[key] < 0:
-            raise UserError(f"optim.schedule.{key} must be at least 0, not {cfg.schedule[key]}")
     if 0 < trainer.max_epochs <= cfg.schedule.warmup_epochs:
         rank_zero_warn(
             f"the learning rate is still warming up when training ends: optim.schedule.warmup_epochs is "

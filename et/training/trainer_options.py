@@ -94,9 +94,12 @@ def check_numbers(config: Mapping[str, Any]) -> None:
     sizes = {f"trainer.{name}": trainer.get(name) for name in names}
     for name in ("save_every_n_epochs", "patience"):
         sizes[f"callbacks.{name}"] = config["callbacks"].get(name)
-    warmup = config["optim"]["schedule"].get("warmup_epochs")
-    if warmup is not None and not (isinstance(warmup, int | float) and warmup >= 0):
-        raise UserError(f"optim.schedule.warmup_epochs must be at least 0, not {warmup!r}")
+    rates = {f"optim.schedule.{key}": value for key, value in config["optim"]["schedule"].items() if key != "name"}
+    rates |= {f"optim.optimizer.{key}": value for key, value in config["optim"]["optimizer"].items() if key == "lr"}
+    for name, value in rates.items():
+        least = "above 0" if name.endswith(".lr") else "at least 0"
+        if not isinstance(value, int | float) or value < 0 or (value == 0 and least == "above 0"):
+            raise UserError(f"{name} must be {least}, not {value!r}")
     try:
         check_given(**sizes)
         check_given(minimum=0, **{"trainer.log_every_n_steps": trainer.get("log_every_n_steps")})

@@ -93,9 +93,13 @@ def plainly() -> Iterator[None]:
 
 
 def _key_not_taken(error: InstantiationException, cause: Exception) -> UserError | None:
-    """UserError about a key that the class does not accept; None if ``cause`` is something else."""
-    unexpected = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(cause))
+    """UserError about a key that the class does not accept or lacks; None if ``cause`` is something else."""
+    section = found[1] if (found := re.search(r"full_key: ([\w.]+)", str(error))) else ""
+    lacking = re.search(r"(\w+)\.__init__\(\) missing \d+ required [\w-]+ arguments?: (.+)", str(cause))
     target = re.search(r"target '([\w.]+)'", str(error))
+    if lacking is not None and target is not None and target[1].rpartition(".")[2] == lacking[1]:
+        return UserError(f"{section or target[1]}: {lacking[1]} needs {lacking[2]}")
+    unexpected = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(cause))
     if unexpected is None or target is None:
         return None
     built, _ = constructor_of(target[1])
@@ -103,7 +107,6 @@ def _key_not_taken(error: InstantiationException, cause: Exception) -> UserError
     names = {c.__name__ for c in inspect.getmro(built)} if inspect.isclass(built) else set()
     if taken is None or key in taken or unexpected[1] not in names:
         return None  # a mistake within the constructor, which needs its traceback
-    section = found[1] if (found := re.search(r"full_key: ([\w.]+)", str(error))) else ""
     return UserError(key_not_taken(section, key, target[1], taken))
 
 

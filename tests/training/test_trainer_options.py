@@ -42,7 +42,9 @@ def test_a_limit_that_is_no_number_of_batches_is_refused(value):
         ("seed", (-1, 1.5, 2**32, None, True), (0, 2**32 - 1)),
         ("optim.clip_norm", (0, -1, "x"), (None, 0.5)),
         ("trainer.gradient_clip_val", (0, -1), (None, 1)),
-        ("optim.schedule.warmup_epochs", (-1, "x"), (0, 0.5, 3)),
+        ("optim.schedule.warmup_epochs", (-1, "x", None), (0, 0.5, 3)),
+        ("optim.schedule.start_lr", (-1, None), (0, 0.1)),
+        ("optim.optimizer.lr", (0, -1, None, [1]), (0.1, 1)),
         ("callbacks.save_every_n_epochs", (0, -1, 1.5), (1, 7)),
         ("callbacks.patience", (0, -1), (None, 1)),
         ("trainer.accumulate_grad_batches", (0, -1), (1, None)),
@@ -56,7 +58,7 @@ def test_a_limit_that_is_no_number_of_batches_is_refused(value):
 )
 def test_a_number_out_of_its_range_is_refused(key, wrong, right):
     plain = {
-        "seed": 0, "optim": {"clip_norm": None, "schedule": {"warmup_epochs": 0}},
+        "seed": 0, "optim": {"clip_norm": None, "schedule": {"name": "x", "warmup_epochs": 0}, "optimizer": {}},
         "callbacks": {"save_every_n_epochs": 1}, "trainer": {"devices": 1},
     }  # fmt: skip
 
