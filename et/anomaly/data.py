@@ -431,7 +431,8 @@ def standardized(features: Tensor, how: str, scaling: str, split: Split) -> Tens
         return features
     known = (features[torch.from_numpy(split.train)] if how == "train" else features).double()
     deviation = known.std(dim=0, correction=0)
-    varies = deviation > 1e-12 * known.mean(dim=0).abs().clamp(min=1)
+    resolution = 1e-12 if features.dtype == torch.float32 else 1e-14  # of the deviation of equal numbers
+    varies = deviation > resolution * known.mean(dim=0).abs()
     if scaling == "moments":
         return (standardize_columns(features, known, correction=0, constant=~varies) * varies).float()
     from sklearn.preprocessing import QuantileTransformer

@@ -20,7 +20,7 @@ from et.anomaly.published import PUBLISHED
 from et.core.csr import is_whole
 from et.runs.record import COUNTS_ONLY, USER_DATA
 from et.utils.errors import UserError
-from et.utils.features import as_features
+from et.utils.features import as_features, as_tensor
 from et.utils.pyg_file import load_pyg
 
 SOURCES = (*PUBLISHED, "breast_cancer", "file")
@@ -231,6 +231,8 @@ def breast_cancer(neighbours: int) -> NodeGraph:
     from sklearn.preprocessing import StandardScaler
 
     measurements, benign = load_breast_cancer(return_X_y=True)
+    if neighbours >= len(benign):
+        raise UserError(f"data.neighbours={neighbours}: there are {len(benign)} nodes, so at most {len(benign) - 1}")
     nearest = kneighbors_graph(StandardScaler().fit_transform(measurements), neighbours)
     edges = np.stack(nearest.maximum(nearest.T).nonzero())
     relations = {"nearest": torch.from_numpy(edges.astype(np.int64))}
@@ -244,13 +246,15 @@ def features_of(array: np.ndarray | Tensor) -> Tensor:
 
 def edges_of(array: np.ndarray | Tensor) -> Tensor:
     """(2, E) int32 or int64; other integer types, which torch cannot index with, become int64."""
-    edges = torch.as_tensor(array)
+    edges = as_tensor(array)
     return edges.long() if is_whole(edges) and edges.dtype not in (torch.int32, torch.int64) else edges
 
 
 def labels_of(array: np.ndarray | Tensor) -> Tensor:
     """(N,) int64; labels that are not integers are left to :func:`et.anomaly.graph.check_graph`."""
-    labels = torch.as_tensor(array).reshape(-1)
+    labels = as_tensor(array).reshape(-1)
+    if labels.is_complex():
+        raise UserError("a label is 0, 1 or -1 (unlabelled), but the file has complex numbers")
     if labels.is_floating_point():
         whole = labels == labels.round()
         if not whole.all():

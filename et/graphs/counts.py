@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from et.graphs.batch import GraphBatch
 from et.utils.errors import UserError
 
 OWN_SOURCES = ("tu", "file")  # their files hold graphs of all classes
+MOST_CLASSES = 20  # so many different targets may be classes that were saved as real numbers
 
 
 def counts_of(graphs: GraphBatch, name: str, source: str, num_classes: int | None) -> dict[str, int]:
@@ -32,6 +35,7 @@ def counts_of(graphs: GraphBatch, name: str, source: str, num_classes: int | Non
 def _count_classes(graphs: GraphBatch, name: str, source: str, num_classes: int | None) -> int:
     """Number of classes; 1 for a regression."""
     if graphs.y.is_floating_point():
+        _warn_of_classes(graphs.y, name, source)
         return 1
     classes = graphs.y.unique().tolist()
     if source not in OWN_SOURCES:
@@ -52,6 +56,18 @@ def _count_classes(graphs: GraphBatch, name: str, source: str, num_classes: int 
             f"0 .. {len(classes) - 1} without a gap (torch.unique(labels, return_inverse=True) does)"
         )
     return len(classes)
+
+
+def _warn_of_classes(targets: Tensor, name: str, source: str) -> None:
+    """Warn about real targets that look like classes: the few numbers 0, 1, ... without a gap."""
+    values = targets.unique()
+    like_classes = 1 < len(values) <= MOST_CLASSES and torch.equal(values, torch.arange(len(values)).to(values))
+    if source in OWN_SOURCES and like_classes:
+        warnings.warn(
+            f"the targets of {name} are the numbers 0 .. {len(values) - 1}, saved as real ones: they are taken for a "
+            "regression. If they are classes, save whole numbers (y.long())",
+            stacklevel=2,
+        )
 
 
 def check_counts(graphs: GraphBatch, name: str, source: str, stated: Mapping[str, int | None]) -> dict[str, int]:

@@ -106,7 +106,8 @@ class GraphData(pl.LightningDataModule):
         super().__init__()
         check_sizes(batch_size=batch_size, num_eigenvectors=num_eigenvectors)
         check_sizes(**{f"sizes[{number}]": size for number, size in enumerate(sizes or ())})
-        check_sizes(minimum=0, num_workers=num_workers)
+        check_sizes(folds=folds)
+        check_sizes(minimum=0, num_workers=num_workers, fold=fold)
         check_given(num_features=num_features, num_classes=num_classes, max_nodes=max_nodes)
         check_given(minimum=0, num_edge_features=num_edge_features)
         if source == "file" and name is None and path is not None:

@@ -49,6 +49,11 @@ def load_graph_list(path: str | Path | None, *, drop_empty: bool = False) -> Sou
             raise UserError(f"{path} has no graphs in {SPLITS[counts.index(0)]!r}")
         split = consecutive(counts)
         content = [graph for part in SPLITS for graph in content[part]]
+    if isinstance(content, list) and len(content) in (2, 3) and isinstance(content[1], dict):
+        raise UserError(
+            f"{path} is a processed file of a torch_geometric data set: save its graphs instead, "
+            "torch.save(list(dataset), FILE)"
+        )
     if not isinstance(content, list) or not content:
         raise UserError(f"{path} holds neither a list of graphs nor such lists by {', '.join(SPLITS)}")
     graphs = pack_list(content, str(path))
@@ -119,10 +124,12 @@ def check_graph(graph: Any, where: str) -> None:
         )
     if graph.x is None and "num_nodes" not in graph:  # which torch_geometric would guess from the edges
         raise UserError(f"{where} does not say how many nodes it has: set x or num_nodes")
-    for key, count in (("x", graph.num_nodes), ("edge_attr", edge_index.shape[1])):
+    for key in ("x", "edge_attr", "y"):
         value = getattr(graph, key)
         if value is not None and value.is_complex():
             raise UserError(f"{key} of {where} holds complex numbers: save real ones")
+    for key, count in (("x", graph.num_nodes), ("edge_attr", edge_index.shape[1])):
+        value = getattr(graph, key)
         if value is not None and (value.dim() == 0 or len(value) != count):
             raise UserError(f"{key} of {where} is of shape {tuple(value.shape)}, and {count} rows belong there")
     edge_index = edge_index.long()

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from et.core.arguments import check_sizes
 from et.graphs.batch import GraphBatch
 from et.graphs.data import GraphData
 from et.graphs.protocol import RELEASED_BATCH, released_accuracy
@@ -72,6 +73,12 @@ class GraphTask(Task):
                 "model.edge_reconstruction=true and a task.edge_loss_weight above 0 go together: the one has no use "
                 "without the other"
             )
+        check_sizes(num_classes=num_classes, repetitions=repetitions)
+        if not 0 <= label_smoothing < 1 or edge_loss_weight < 0:
+            raise UserError(
+                f"task.label_smoothing={label_smoothing} must lie between 0 and 1, and "
+                f"task.edge_loss_weight={edge_loss_weight} must not be negative"
+            )
         self.num_classes = num_classes
         self.protocol, self.repetitions, self.seed = protocol, repetitions, seed
         self.label_smoothing, self.edge_loss_weight = label_smoothing, edge_loss_weight
@@ -86,6 +93,9 @@ class GraphTask(Task):
             check_unseen(self.trained_on, data.name)
         if data is None and stage == "test" and self.protocol == "released":
             raise UserError("the released protocol needs all graphs: give a datamodule (et.graphs.data.GraphData)")
+        classes = getattr(data, "num_classes", self.num_classes)
+        if classes != self.num_classes:
+            raise UserError(f"task.num_classes={self.num_classes}, but the data have {classes}: leave it out")
         if data is None or readout not in ("cls", "graph", "nodes"):
             return
         level = data.graphs.level

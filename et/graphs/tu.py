@@ -216,7 +216,7 @@ def _column(path: Path, kind: type = np.int64) -> np.ndarray:
             encoding="utf-8-sig",
         ).to_numpy(copy=True)  # fmt: skip
         if not np.isfinite(values).all():
-            raise ValueError("a number is missing")
+            raise ValueError("a number is missing or infinite")
         return values
     except (ValueError, OverflowError) as error:
         raise UserError(f"{path} is empty, cut short or damaged ({str(error).splitlines()[0]})") from error

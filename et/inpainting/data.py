@@ -18,7 +18,10 @@ from et.utils.errors import UserError
 
 
 class ImageSource(Protocol):
-    """Where images come from: :class:`et.inpainting.photos.Photos` or :class:`et.inpainting.folders.ImageFolders`."""
+    """Where images come from: :class:`et.inpainting.photos.Photos` or :class:`et.inpainting.folders.ImageFolders`.
+
+    Images have 3 channels, unless there is an attribute ``channels``.
+    """
 
     name: str
     train_length: int
@@ -114,11 +117,14 @@ class InpaintingData(pl.LightningDataModule):
         self.source, self.num_patches = source, rows * columns
         self.num_occluded = round(self.num_patches * 100 / 196) if num_occluded is None else num_occluded
         self.num_kept = round(self.num_occluded / 10) if num_kept is None else num_kept
-        if not 0 <= self.num_kept <= self.num_occluded <= self.num_patches:
+        if not 0 <= self.num_kept < self.num_occluded <= self.num_patches:
             raise UserError(
-                f"data.num_kept ({self.num_kept}) <= data.num_occluded ({self.num_occluded}) <= patches of an image "
-                f"({self.num_patches}) must hold"
+                f"0 <= data.num_kept ({self.num_kept}) < data.num_occluded ({self.num_occluded}) <= {self.num_patches} "
+                "patches of an image must hold: without a hidden patch there is nothing to complete"
             )
+        held = getattr(source, "channels", 3)
+        if channels != held:
+            raise UserError(f"data.channels={channels}, but the images of {source.name} have {held}: set data.channels")
         self.batch_size, self.num_workers, self.mask_seeds, self.seed = batch_size, num_workers, mask_seeds, seed
 
     @staticmethod

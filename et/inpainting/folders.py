@@ -143,10 +143,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Grey values (H, W) as uint8; integers in 0 .. 65,535 or floats in 0 .. 1 or 0 .. 255."""
+    """Grey values (H, W) as uint8; floats in 0 .. 1 or 0 .. 255, integers in 0 .. 65,535 (32 bits: or 0 .. 255)."""
     low, high = values.min(), values.max()
     whole = values.dtype.kind in "iu"
-    top = 65535 if whole else 1 if high <= 1 else 255
+    if whole:
+        top = 255 if values.dtype.itemsize == 4 and high <= 255 else 65535
+    else:
+        top = 1 if high <= 1 else 255
     if not (low >= 0 and high <= top):  # NaN is in no range
         ranges = "0 .. 65,535" if whole else "0 .. 1 or 0 .. 255"
         raise ValueError(f"its values lie between {low} and {high}, those of an image in {ranges}")

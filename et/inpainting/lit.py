@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from et.core.arguments import check_sizes
 from et.inpainting.fill_baselines import mean_fill, nearest_fill
 from et.inpainting.patches import fill, mask_first_patch, patchify
 from et.inpainting.scores import image_scores, masked_mse
@@ -44,6 +45,7 @@ class MeanPerSeed(Metric):
 
     def __init__(self, num_seeds: int):
         super().__init__()
+        self.num_seeds = num_seeds
         for name in ("total", "squares", "count"):
             self.add_state(name, torch.zeros(num_seeds, dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -99,6 +101,7 @@ class InpaintingTask(Task):
         init_weights: str | None = None,
     ):
         super().__init__(network, optim)
+        check_sizes(mask_seeds=mask_seeds)
         self.fidelity, self.init_weights = fidelity, init_weights
         self.mask_first_patch = fidelity == "released" if mask_first_patch is None else mask_first_patch
         if compile:
@@ -108,6 +111,9 @@ class InpaintingTask(Task):
         self.known_scores: dict[tuple[int, int], dict[str, float]] = {}  # by (index, mask seed), see ImageScores
 
     def setup(self, stage: str) -> None:
+        masks, counted = getattr(self.trainer.datamodule, "mask_seeds", 1), self.tests["mse"].num_seeds
+        if masks > counted:
+            raise UserError(f"task.mask_seeds={counted}, but the data have {masks} masks an image: leave it out")
         # Before a checkpoint is restored, which replaces these weights where a run is resumed.
         if stage == "fit" and self.init_weights is not None:
             from et.runs.loading import initialise

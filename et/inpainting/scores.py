@@ -129,13 +129,17 @@ class ImageScores(pl.Callback):
 
 
 def read_scores(path: Path) -> dict[tuple[int, int], dict[str, float]]:
-    """Scores by (index, mask seed) from a file of :class:`ImageScores`; empty if there is none."""
-    if not path.exists():
-        return {}
+    """Scores by (index, mask seed) from a file of :class:`ImageScores`; empty if there is none, or it is damaged."""
     found = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            key = int(row.pop("index")), int(row.pop("mask_seed"))
-            row.pop("name")
-            found[key] = {name: float(value) for name, value in row.items()}
+    try:
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                key = int(row.pop("index")), int(row.pop("mask_seed"))
+                row.pop("name")
+                found[key] = {name: float(value) for name, value in row.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        print(f"warning: {path} is damaged ({error}); its images are scored again")
+        return {}
     return found

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from omegaconf import OmegaConf
 
 from et.results import paper
 from et.results.run_files import read_curves
 from et.runs.fingerprint import of_user_data
-from et.runs.identity import Key, config_of, differences, key_of, leaves, reproduces
-from et.runs.record import load_record, malformed, plain_name, run_id
+from et.runs.foreign import read_config
+from et.runs.identity import Key, claimed_key, config_of, differences, key_of, leaves, reproduces
+from et.runs.record import load_record, malformed, run_id
 from et.utils.errors import UserError, exit_on_user_error
 from et.utils.files import write_atomically
 from et.utils.paths import EXPERIMENTS, ROOT
@@ -141,7 +142,8 @@ def from_folder(folder: Path) -> Run:
     """Read the run of a folder with result.json and config.yaml.
 
     Raises:
-        UserError: The result is corrupt or truncated, or does not belong to the configuration beside it.
+        UserError: The result is corrupt or truncated, or does not belong to the configuration beside it, or that is not
+            trusted (:mod:`et.runs.foreign`).
     """
     where = relative(folder)
     try:
@@ -149,27 +151,29 @@ def from_folder(folder: Path) -> Run:
     except UserError as error:
         raise UserError(f"corrupt: {str(error).replace(str(folder), where)}; treated as missing") from error
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        config: Any = OmegaConf.to_container(read_config(folder / "config.yaml"))
         key, identity = key_of(config), run_id(config)
-        claimed = _claimed(record, key.fold)
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        claimed = claimed_key(record, key.fold, f"{where}/result.json")
+    except UserError as error:
+        raise UserError(f"foreign: {str(error).replace(str(folder), where)}; left out") from error
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"foreign: {where} has no config.yaml and result.json that can be read ({type(error).__name__}); left out"
         ) from error
-    if identity != record["run_id"] or key != claimed or not isinstance(key.fold, int | None):
+    if identity != record["run_id"] or key != claimed:
         raise UserError(f"foreign: {where}/result.json is not of the config.yaml beside it; left out")
     try:
         own = config_of(key.overrides())
     except UserError:
         return Run(record, key, tuple(key.overrides()), STALE, where, folder)
-    extras = _overrides_beyond(key, own, config)
+    extras = _overrides_beyond(key, own, config, where)
     # A key that is null in one and absent in the other is no difference, and yet may be another model.
     same = bool(extras) or run_id(own) == record["run_id"]
     return Run(record, key, (*key.overrides(), *extras), ", ".join(extras) if same else STALE, where, folder)
 
 
-def _overrides_beyond(key: Key, own: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """Overrides that turn ``own``, the configuration of the key alone, into ``config``.
+def _overrides_beyond(key: Key, own: Mapping[str, Any], config: Mapping[str, Any], where: str) -> list[str]:
+    """Overrides that turn ``own``, the configuration of the key alone, into ``config``, which is that of ``where``.
 
     A value that depends on another one (D on Y) may equal the experiment's own and still need an override, because the
     other one has changed. Keys that the experiment does not have are added with a plus, as Hydra requires.
@@ -182,7 +186,7 @@ def _overrides_beyond(key: Key, own: Mapping[str, Any], config: Mapping[str, Any
             break
         extras.update(new)
         try:
-            own = config_of([*key.overrides(), *(f"{name}={value}" for name, value in extras.items())])
+            own = config_of([*key.overrides(), *(f"{name}={value}" for name, value in extras.items())], where)
         except UserError:  # a key that today's files lack: the run is shown with its label, and not recorded
             break
     return [f"{name}={extras[name]}" for name in sorted(extras, key=lambda name: name.lstrip("+"))]
@@ -199,10 +203,11 @@ def from_line(line: str, source: str) -> Run:
         overrides = tuple(record["overrides"])
         given = dict(o.split("=", 1) for o in overrides)
         fold = int(given["data.fold"]) if "data.fold" in given else None
-        key = _claimed(record, fold)
+        key = claimed_key(record, fold, "the record")
         problem = malformed(record, ("run_id", "metrics", "dataset", "git_commit"))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"corrupt: {source} is no whole record ({type(error).__name__}); treated as missing") from error
+    except (UserError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = error if isinstance(error, UserError) else type(error).__name__
+        raise UserError(f"corrupt: {source} is no whole record ({reason}); treated as missing") from error
     if problem is not None:
         raise UserError(f"corrupt: {source} is no whole record ({problem}); treated as missing")
     own = key.overrides()
@@ -211,7 +216,7 @@ def from_line(line: str, source: str) -> Run:
     extras = overrides[len(own) :]
     if any("${" in extra or extra.lstrip("+~").startswith("hydra") for extra in extras):
         raise UserError(f"foreign: {source} has overrides that no run is recorded with; left out")
-    if not reproduces(overrides, record["run_id"]):
+    if not reproduces(overrides, record["run_id"], source):
         return Run(record, key, overrides, ", ".join((STALE, *extras)), source)
     return Run(record, key, overrides, ", ".join(extras), source)
 
@@ -231,7 +236,7 @@ def as_line(run: Run) -> str:
     Raises:
         UserError: No overrides of train.py give the run's configuration.
     """
-    if not reproduces(run.overrides, run.record["run_id"]):
+    if not reproduces(run.overrides, run.record["run_id"], run.source):
         raise UserError(
             f"{run.source} ({run.label}): no overrides make its configuration with today's files; not recorded"
         )
@@ -274,15 +279,6 @@ def append(runs: Iterable[Run], file: Path, replace: bool = False) -> tuple[int,
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, "\n".join([*lines, *added]) + "\n")
     return len(added) + replaced, problems
-
-
-def _claimed(record: Mapping[str, Any], fold: int | None) -> Key:
-    """Key of the cell that a record claims; raises ValueError if its experiment is not a valid name."""
-    try:
-        name = plain_name(record["experiment"], "experiment")
-    except UserError as error:
-        raise ValueError(str(error)) from error
-    return Key(name, record["seed"], record["protocol"], record["fidelity"], fold)
 
 
 def _run_id_of(line: str) -> str | None:

@@ -104,7 +104,7 @@ class Evidence:
         if run.label == STALE:
             return None
         try:
-            config = hashed_config(config_of(run.overrides))
+            config = hashed_config(config_of(run.overrides, run.source))
         except UserError:
             return None
         text = yaml.safe_dump(_of_all_runs(config), sort_keys=False, width=100)

@@ -36,7 +36,7 @@ def read_curves(folder: Path, points: int = 60, names: int = 8) -> dict[str, Cur
             for name, text in row.items():
                 if text and name.startswith(("train/", "val/")) and math.isfinite(value := float(text)):
                     series.setdefault(name, []).append((step, value))
-    except (OSError, KeyError, TypeError, ValueError, csv.Error):
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, csv.Error):  # AttributeError: surplus columns
         return {}
     wanted = sorted((name for name in series if len(series[name]) > 1), key=lambda name: name != "train/loss")
     return {name: _thinned(series[name], points) for name in wanted[:names]}
@@ -67,8 +67,11 @@ def as_data_uri(path: Path, max_width: int = 1400) -> str:
         return f"data:{AS_THEY_ARE[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
     from PIL import Image
 
-    with Image.open(path) as opened:
-        image = opened.convert("RGB")
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+    except Exception as error:  # Pillow has errors of all kinds for files that are damaged, or too large
+        raise OSError(f"{path} is no picture: {error}") from error
     if image.width > max_width:
         image = image.resize((max_width, round(image.height * max_width / image.width)))
     buffer = io.BytesIO()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ import torch
 from et.utils.errors import UserError
 from et.utils.files import write_atomically
 
-RESUME_KEYS = ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks")
+RESUME_KEYS: Mapping[str, type] = {
+    "epoch": int, "global_step": int, "state_dict": dict, "optimizer_states": list, "lr_schedulers": list,
+    "loops": dict, "callbacks": dict,
+}  # fmt: skip
 KEPT_BY = "Checkpoints"  # Lightning's name for the state of et.training.callbacks.Checkpoints
 
 
@@ -53,7 +56,7 @@ def load_checkpoint(path: Path, keys: Iterable[str] = ("state_dict",), owner: st
 
     Args:
         path: The file.
-        keys: Required keys.
+        keys: Required keys, of :data:`RESUME_KEYS`.
         owner: Id of the run that wrote it. If None, or if the checkpoint names no run, this is not checked.
 
     Raises:
@@ -74,6 +77,9 @@ def load_checkpoint(path: Path, keys: Iterable[str] = ("state_dict",), owner: st
     missing = [key for key in keys if not isinstance(saved, dict) or key not in saved]
     if missing:
         raise UserError(f"{path} does not load: it is no whole checkpoint, it lacks {', '.join(missing)}")
+    wrong = [key for key in keys if not isinstance(saved[key], RESUME_KEYS[key])]
+    if wrong or not all(isinstance(name, str) for name in saved.get("state_dict", ())):
+        raise UserError(f"{path} does not load: no checkpoint has such {', '.join(wrong or ['names of weights'])}")
     found = saved.get("run_id")
     if owner is not None and found not in (None, owner):
         raise UserError(f"{path} is of another configuration (run {found})")
@@ -126,8 +132,8 @@ def check_place(path: Path, saved: dict[str, Any], key: str, expected: int | Non
 
 def best_of(saved: dict[str, Any]) -> tuple[int | None, int | None]:
     """(epoch, step) of the best epoch in a checkpoint's state; None for a missing value."""
-    state = saved["callbacks"].get(KEPT_BY, {})
-    return state.get("best_epoch"), state.get("best_step")
+    state = saved["callbacks"].get(KEPT_BY)
+    return (state.get("best_epoch"), state.get("best_step")) if isinstance(state, dict) else (None, None)
 
 
 def _sha256(path: Path) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -49,8 +50,8 @@ TOP = Section(
         "deterministic": (True, False, "warn"),
         "force": (True, False),
         "tags": None,
-        "by_fidelity": None,  # what experiments interpolate from, as from the next
-        "precision_by_fidelity": None,
+        "by_fidelity": None,  # what experiments interpolate from, as from the next; see _check_by_fidelity
+        "precision_by_fidelity": Section(dict.fromkeys(FIDELITIES)),
         "paths": Section({"data": None, "runs": None}),
         "data": NODE,
         "model": NODE,
@@ -73,7 +74,7 @@ TOP = Section(
             {
                 "monitor": None,
                 "mode": ("min", "max"),
-                "monitor_by_protocol": None,  # what monitor interpolates from
+                "monitor_by_protocol": Section(dict.fromkeys(PROTOCOLS)),  # what monitor interpolates from
                 "tie_break": None,
                 "patience": None,
                 "save_every_n_epochs": None,
@@ -115,6 +116,12 @@ GIVEN: Mapping[str, tuple[str, ...]] = {
     "et.training.loggers.SteppedWandbLogger": ("run", "id", "resume"),
     "et.training.loggers.RunTensorBoardLogger": ("run", "save_dir", "name", "version"),
 }
+# Keys that every run reads.
+REQUIRED = (
+    "seed", "checkpoint", "paths.runs", "paths.data", "optim.optimizer", "optim.schedule", "callbacks.monitor",
+    "callbacks.mode", "callbacks.save_every_n_epochs", "callbacks.progress", "trainer.accelerator", "trainer.devices",
+    "trainer.num_nodes", "trainer.strategy", "trainer.precision",
+)  # fmt: skip
 # Keys that there were, and what to write instead.
 REPLACED = {"logger.extra": "choose loggers by name, such as logger=tensorboard or logger=[tensorboard,wandb]"}
 
@@ -130,6 +137,17 @@ def check_config(config: Mapping[str, Any], classes: bool = True) -> None:
         UserError: an unknown key or value; the message names the nearest right one.
     """
     _check_section(config, TOP, "", config, classes)
+    present = set(_paths(config))
+    absent = [key for key in REQUIRED if key not in present]
+    if absent:
+        raise UserError(f"the configuration lacks {_listed(absent)}: these cannot be taken away")
+    for key, place in config["paths"].items():
+        if not isinstance(place, str | Path):
+            raise UserError(f"paths.{key} must be the name of a folder, not {place!r}")
+    _check_by_fidelity(config.get("by_fidelity", {}))
+    tags = config.get("tags")
+    if tags is not None and not (isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)):
+        raise UserError(f"tags must be a list of texts, such as [first,try], not {tags!r}")
 
 
 def check_choices(cfg: DictConfig) -> None:
@@ -164,6 +182,15 @@ def _check_section(value: Any, section: Section, path: str, config: Mapping[str,
             _check_choice(child, kind, below)
 
 
+def _check_by_fidelity(values: Any) -> None:
+    """Refuse values by fidelity that nothing can interpolate from: both fidelities have the same keys."""
+    if values and not (isinstance(values, Mapping) and set(values) == set(FIDELITIES)):
+        raise UserError(f"by_fidelity has the keys {_listed(FIDELITIES)}, not {_listed(values)}")
+    paper, released = (set((values or {}).get(fidelity) or ()) for fidelity in FIDELITIES)
+    for key in sorted(paper ^ released):
+        raise UserError(f"by_fidelity: only one fidelity has {key}; both have {_listed(paper & released) or 'none'}")
+
+
 def _is_node(value: Any) -> bool:
     """True if ``value`` is a section that names a class."""
     return isinstance(value, Mapping) and "_target_" in value
@@ -192,6 +219,8 @@ def _check_node(value: Any, path: str, config: Mapping[str, Any], classes: bool)
     if not classes:
         return
     target = value["_target_"]
+    if path == "optim.optimizer" and "_partial_" not in value:
+        raise UserError(f"{path} lacks _partial_=true: it gets the parameters later")
     try:
         taken, hints = _accepted(target), _hints(target)
     except Exception as error:  # whatever an import may raise
@@ -200,6 +229,7 @@ def _check_node(value: Any, path: str, config: Mapping[str, Any], classes: bool)
     for key, child in value.items():
         below = f"{path}.{key}"
         if key in OF_HYDRA:
+            _check_hydra_key(str(key), child, path)
             continue
         if key in given:
             raise UserError(f"{below} is given by the run itself: leave it out")
@@ -219,6 +249,19 @@ def _check_node(value: Any, path: str, config: Mapping[str, Any], classes: bool)
             _check_arguments(child, INNER[target, key], below)
         else:
             _check_nested(child, below, config)
+
+
+def _check_hydra_key(key: str, value: Any, path: str) -> None:
+    """Refuse a key of Hydra's own by which a section would build something else than its class."""
+    of_run = path in ("data", "model", "task", "trainer") or path.startswith(("callbacks.", "logger."))
+    if key == "_args_":
+        raise UserError(f"{path}.{key}: name the arguments instead")
+    if key == "_partial_" and (value is True) != (path == "optim.optimizer") and (of_run or path == "optim.optimizer"):
+        raise UserError(f"{path}.{key} must {'be true' if not of_run else 'be left out'}")
+    if key == "_recursive_":
+        _check_choice(value, (True, False), f"{path}.{key}")
+    if key == "_convert_":
+        _check_choice(value, ("none", "partial", "object", "all"), f"{path}.{key}")
 
 
 def _accepted(target: str) -> tuple[str, ...] | None:

@@ -6,6 +6,7 @@ are allowed in a configuration that this process did not compose itself.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -49,6 +50,7 @@ TARGETS = frozenset(
         "et.inpainting.model.InpaintingET",
         "et.inpainting.photos.Photos",
         "et.inpainting.pictures.Pictures",
+        "et.inpainting.scores.ImageScores",
         "pytorch_lightning.Trainer",
         # Lightning's callbacks that write no files: one that does would write wherever the configuration says.
         *(
@@ -68,6 +70,9 @@ TARGETS = frozenset(
         ),
     }
 )  # fmt: skip
+
+# The only arguments of a class that a configuration from a file may set: where it writes is not the file's to say.
+ARGUMENTS = {"et.inpainting.scores.ImageScores": ("_target_", "resume")}
 
 # Loggers that a run's configuration may name. They are not called: a configuration from a file logs nowhere.
 LOGGERS = frozenset(
@@ -89,6 +94,9 @@ LOGGERS = frozenset(
 )
 
 
+LARGEST = 2**20  # bytes of a config.yaml; a run's has a few thousand
+
+
 def read_config(file: Path) -> DictConfig:
     """The config.yaml of a run folder, checked by :func:`trusted`.
 
@@ -96,7 +104,9 @@ def read_config(file: Path) -> DictConfig:
         UserError: it cannot be read, or would have to execute something that is not allowed.
     """
     try:
-        text = file.read_text()
+        if file.stat().st_size > LARGEST:
+            raise UserError(f"{file} is larger than {LARGEST} bytes, which no configuration is: it is not read")
+        text = file.read_text(encoding="utf-8")
         # to_yaml writes no aliases, and a few lines of them can stand for gigabytes.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
             raise UserError(f"{file} has YAML aliases, which no run writes: it is not read")
@@ -124,16 +134,11 @@ def trusted(config: Any, where: str) -> DictConfig:
         raise UserError(f"{where} is no configuration: {(str(error).splitlines() or [''])[0]}") from error
     if not isinstance(config, DictConfig) or not isinstance(plain, Mapping):
         raise UserError(f"{where} is no configuration: it is not a mapping")
-    allowed = TARGETS | {name.strip() for name in os.environ.get(TRUSTED, "").split(",")}
-    for path, value in _nodes(plain):
-        if isinstance(value, str) and "${" in value:
-            raise UserError(f"{where}: {path} has an interpolation ({value}), which no run writes: it is not read")
-        known = allowed | LOGGERS if re.fullmatch(r"logger\.[^.\[\]]+\._target_", path) else allowed
-        if path.rpartition(".")[2] == "_target_" and not (isinstance(value, str) and value in known):
-            raise UserError(
-                f"{where}: {path} names {value!r}, which is not called: it is none of the classes that a configuration "
-                f"from a file may name (et/runs/foreign.py). If it is yours and you trust it, set {TRUSTED}={value}"
-            )
+    check_targets(plain, where)
+    try:
+        json.dumps(plain, sort_keys=True)  # as its run id does
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where} holds values that no run writes: {error}") from error
     for section in ("data", "model", "task", "optim", "trainer", "callbacks", "paths"):
         if not isinstance(plain.get(section), Mapping):
             raise UserError(f"{where} is no configuration of a run: it has no section {section}")
@@ -144,6 +149,31 @@ def trusted(config: Any, where: str) -> DictConfig:
     config = OmegaConf.create({**plain, "logger": {}})
     config.data.pop("cache", None)  # derived files go where this machine keeps them
     return config
+
+
+def check_targets(plain: Any, where: str) -> None:
+    """Check everything that a configuration names.
+
+    Args:
+        plain: The configuration as plain data.
+        where: What it is, for messages.
+
+    Raises:
+        UserError: A ``_target_`` or an argument of it is not allowed, or a value is an interpolation.
+    """
+    allowed = TARGETS | {name.strip() for name in os.environ.get(TRUSTED, "").split(",")}
+    for path, value in _nodes(plain):
+        if isinstance(value, str) and "${" in value:
+            raise UserError(f"{where}: {path} has an interpolation ({value}), which no run writes: it is not read")
+        target = value.get("_target_") if isinstance(value, Mapping) else None
+        if isinstance(target, str) and not set(value) <= set(ARGUMENTS.get(target, value)):
+            raise UserError(f"{where}: {path} may set {', '.join(ARGUMENTS[target][1:])} of {target}, and nothing else")
+        known = allowed | LOGGERS if re.fullmatch(r"logger\.[^.\[\]]+\._target_", path) else allowed
+        if path.rpartition(".")[2] == "_target_" and not (isinstance(value, str) and value in known):
+            raise UserError(
+                f"{where}: {path} names {value!r}, which is not called: it is none of the classes that a configuration "
+                f"from a file may name (et/runs/foreign.py). If it is yours and you trust it, set {TRUSTED}={value}"
+            )
 
 
 def _nodes(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -17,8 +17,9 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from et.runs.config_check import check_choices, check_config, unknown_key
-from et.runs.record import hashed_config, run_id
+from et.runs.config_check import FIDELITIES, PROTOCOLS, check_choices, check_config, unknown_key
+from et.runs.foreign import check_targets
+from et.runs.record import hashed_config, plain_name, run_id
 from et.utils.errors import UserError, unwrapped
 from et.utils.paths import CONF
 
@@ -53,16 +54,21 @@ class Key:
         ]  # fmt: skip
 
 
-def config_of(overrides: Iterable[str]) -> dict[str, Any]:
+def config_of(overrides: Iterable[str], source: str | None = None) -> dict[str, Any]:
     """Resolved configuration of ``python train.py OVERRIDES``, without Hydra's own section.
 
+    Args:
+        overrides: The overrides.
+        source: File that they come from. Then they may name only the classes of :mod:`et.runs.foreign`. If None, they
+            are the user's own.
+
     Raises:
-        UserError: It does not compose (unknown experiment or key), or lacks a mandatory value.
+        UserError: It does not compose (unknown experiment or key), lacks a mandatory value, or is not trusted.
     """
     overrides = list(overrides)
     plain = [o for o in overrides if o.split("=")[0] in _PLAIN]
     rest = tuple(o for o in overrides if o not in plain)
-    return resolve(_with_values(_composed(rest), plain))
+    return resolve(_with_values(_composed(rest), plain), source)
 
 
 def check_overrides(overrides: Iterable[str], config: Mapping[str, Any]) -> None:
@@ -75,6 +81,9 @@ def check_overrides(overrides: Iterable[str], config: Mapping[str, Any]) -> None
     overrides = list(overrides)
     for override in overrides:
         _check_kind(override, overrides, config)
+        section, *rest = override.lstrip("+").split("=", 1)[0].split(".")
+        if section == "by_fidelity" and rest[:1] != [config.get("fidelity")]:
+            raise UserError(f"{override} does nothing under fidelity={config.get('fidelity')}: leave it out")
     model = config.get("model") or {}
     if config.get("fidelity") != "released":
         return
@@ -139,18 +148,24 @@ def with_counts(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-def resolve(cfg: DictConfig) -> dict[str, Any]:
+def resolve(cfg: DictConfig, source: str | None = None) -> dict[str, Any]:
     """``cfg`` as plain data with every interpolation resolved, without Hydra's own section.
 
     Null counts are read from the user's data (:func:`with_counts`).
 
+    Args:
+        cfg: Composed configuration.
+        source: As of :func:`config_of`.
+
     Raises:
-        UserError: A mandatory value is missing, or an interpolation does not resolve.
+        UserError: A mandatory value is missing, an interpolation does not resolve, or a class is not trusted.
     """
     try:
         missing = [key for key in OmegaConf.missing_keys(cfg) if not key.startswith("hydra.")]
         if missing:
             raise UserError(f"the configuration lacks {', '.join(sorted(missing))}: choose experiment=NAME or set them")
+        if source is not None:  # before with_counts, which builds the data module
+            check_targets(OmegaConf.to_container(cfg, resolve=True), source)
         config: Any = OmegaConf.to_container(with_counts(cfg), resolve=True)
     except OmegaConfBaseException as error:
         check_choices(cfg)  # other values are looked up by these
@@ -166,16 +181,43 @@ def key_of(config: Mapping[str, Any]) -> Key:
     return Key(config["name"], config["seed"], config["protocol"], config["fidelity"], data.get("fold"))
 
 
+def claimed_key(record: Mapping[str, Any], fold: Any, where: str) -> Key:
+    """Key of the cell that a record claims to belong to.
+
+    Args:
+        record: The record.
+        fold: Its fold; None if there is none.
+        where: Name of its file in error messages.
+
+    Raises:
+        UserError: A value that no run has, which Hydra might take for something else.
+    """
+    name = plain_name(record.get("experiment"), f"{where}: experiment")
+    seed, protocol, fidelity = (record.get(key) for key in ("seed", "protocol", "fidelity"))
+    for key, valid in (
+        ("seed", type(seed) is int), ("protocol", protocol in PROTOCOLS), ("fidelity", fidelity in FIDELITIES),
+        ("fold", type(fold) in (int, type(None))),
+    ):  # fmt: skip
+        if not valid:
+            raise UserError(f"{where}: no run has the {key} {fold if key == 'fold' else record.get(key)!r}")
+    return Key(name, seed, protocol, fidelity, fold)
+
+
 def differences(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Hashed values in which two resolved configurations differ, as (first, second) by dotted key."""
     a, b = leaves(hashed_config(config)), leaves(hashed_config(other))
     return {key: (a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)}
 
 
-def reproduces(overrides: Iterable[str], identity: str) -> bool:
-    """True if ``python train.py OVERRIDES`` has the run id ``identity`` with the current configuration files."""
+def reproduces(overrides: Iterable[str], identity: str, source: str | None = None) -> bool:
+    """True if ``python train.py OVERRIDES`` has the run id ``identity`` with the current configuration files.
+
+    Args:
+        overrides, source: As of :func:`config_of`.
+        identity: The run id.
+    """
     try:
-        return run_id(config_of(overrides)) == identity
+        return run_id(config_of(overrides, source)) == identity
     except UserError:
         return False
 
@@ -187,15 +229,15 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
             return compose("train", list(overrides))
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return compose("train", list(overrides))
-    except HydraException as error:
+    except (HydraException, ValueError) as error:
         raise UserError(f"the configuration does not compose: {explain(error, overrides)}") from error
 
 
-def explain(error: HydraException, overrides: Sequence[str], config_name: str = "train") -> str:
+def explain(error: Exception, overrides: Sequence[str], config_name: str = "train") -> str:
     """One sentence on why a configuration does not compose: the nearest names, or the valid keys.
 
     Args:
-        error: Hydra's error.
+        error: Hydra's error; a ValueError if a group is set to something other than the name of a file.
         overrides: The overrides.
         config_name: Root of the configuration in conf/.
     """

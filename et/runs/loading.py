@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from et.runs.checkpoint_files import check_place, load_best, load_checkpoint
 from et.runs.foreign import read_config, trusted
 from et.runs.identity import config_of
 from et.runs.record import read_result, run_dir, run_id
-from et.utils.errors import UserError
+from et.utils.errors import UserError, unwrapped
 
 if TYPE_CHECKING:
     from et.training.task import Task
@@ -64,9 +64,38 @@ def load_run(run: Path | str, checkpoint: str | None = None) -> tuple[DictConfig
         UserError: there is none, or its weights do not fit.
     """
     cfg, weights, *_ = load_weights(run, checkpoint)
-    network, prefix = instantiate(cfg.model), "network."
+    network, prefix = built(cfg, "model", torch.nn.Module, run), "network."
     fill(network, {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}, run)
     return cfg, network.eval()
+
+
+def built(cfg: DictConfig, section: str, kind: type, run: Path | str, **given: Any) -> Any:
+    """What a section of a run's configuration describes.
+
+    Args:
+        cfg: The configuration.
+        section: Name of the section.
+        kind: Class that it must be of.
+        run: Where the configuration is from, for messages.
+        given: Further arguments.
+
+    Raises:
+        UserError: It cannot be built, or is of another class.
+    """
+    target = cfg[section].get("_target_")
+    try:
+        found = instantiate(cfg[section], **given)
+    except Exception as error:
+        cause = unwrapped(error)
+        if isinstance(cause, UserError):
+            raise cause from error
+        reason = (str(cause).splitlines() or [""])[0]
+        raise UserError(
+            f"the configuration of {run} does not build its {section} {target}: {type(cause).__name__}: {reason}"
+        ) from error
+    if not isinstance(found, kind):
+        raise UserError(f"the configuration of {run} has {target} as its {section}, which is no {kind.__name__}")
+    return found
 
 
 def load_weights(run: Path | str, checkpoint: str | None) -> tuple[DictConfig, dict[str, torch.Tensor], Path, str]:
@@ -186,5 +215,14 @@ def fill(module: torch.nn.Module, weights: dict[str, torch.Tensor], run: Path | 
 
 
 def task_class(cfg: DictConfig) -> type[Task]:
-    """The class of the task that a configuration names."""
-    return get_class(cfg.task._target_)
+    """The class of the task that a configuration names.
+
+    Raises:
+        UserError: it is none.
+    """
+    from et.training.task import Task
+
+    found = get_object(cfg.task._target_)
+    if not isinstance(found, type) or not issubclass(found, Task):
+        raise UserError(f"task._target_={cfg.task._target_} must derive from et.training.task.Task")
+    return found

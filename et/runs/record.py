@@ -202,6 +202,12 @@ def malformed(record: Any, required: Iterable[str]) -> str | None:
     for name, value in record.get("metrics", {}).items():
         if not isinstance(value, int | float) or isinstance(value, bool):
             return f"metrics.{name} is {_kind(value)}"
+    for name, value in (*record.items(), *record.get("metrics", {}).items()):
+        if isinstance(value, int) and abs(value) > sys.float_info.max:
+            return f"{name} is too large for a number"
+    for key in ("name", "variant", "sha256"):
+        if not isinstance(record.get("dataset", {}).get(key, ""), str | None):
+            return f"dataset.{key} is {_kind(record['dataset'][key])}"
     return None
 
 

@@ -255,7 +255,7 @@ class KeptScores(Callback):
             if found["key"] != key:
                 return []
             return [{name: float(value) for name, value in score.items()} for score in found["scores"]]
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return []
 
     def write(self, key: str, scores: list[dict[str, float]]) -> None:

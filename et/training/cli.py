@@ -34,7 +34,9 @@ def run_hydra(main: Callable[[], Any], config_name: str = "train") -> None:
     _raised.add(_WHOLE_ERRORS)
     try:
         main()
-    except HydraException as error:
+    except (HydraException, ValueError) as error:
+        if _WHOLE_ERRORS not in _raised:  # not of the composition
+            raise
         from et.runs.identity import explain
 
         print(f"error: {explain(error, [a for a in sys.argv[1:] if '=' in a], config_name)}", file=sys.stderr)

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from hydra.utils import instantiate
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from et.runs.fingerprint import check_unseen
 from et.runs.folder import SCORES
-from et.runs.loading import fill, load_weights, task_class
+from et.runs.loading import built, fill, load_weights, task_class
 from et.runs.record import read_result, run_id
 from et.training.callbacks import KeptScores
 from et.training.task import Task
 from et.training.trainer import build_tester
 from et.training.trainer_options import check_precision
-from et.utils.errors import UserError
+from et.utils.errors import UserError, plainly
 from et.utils.files import write_atomically
 
 OF_IMAGES = ("images", "crop_mode", "crop_pct", "mask_seeds")
@@ -53,7 +53,8 @@ def evaluate(options: DictConfig) -> dict[str, Any]:
     kept_scores = KeptScores(output / SCORES, run_id(OmegaConf.to_container(cfg, resolve=True)))
     callbacks = task.evaluation_callbacks(data, output, own_items=options.images is not None)
     trainer = build_tester(cfg, options.device, options.progress, kept_scores, *callbacks)
-    trainer.test(task, data, verbose=False)
+    with plainly():
+        trainer.test(task, data, verbose=False)
     if options.images is None:
         warn_of_changed_data(options.run, data)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -63,7 +64,8 @@ def evaluate(options: DictConfig) -> dict[str, Any]:
         record |= {"images": str(Path(options.images).resolve()), "fitted": fitted}
     write_atomically(output / "evaluation.json", json.dumps(record, indent=2, sort_keys=True) + "\n")
     kept_scores.forget()
-    task.write_report(trainer, data, output)
+    with plainly():
+        task.write_report(trainer, data, output)
     return {**record, "output": str(output)}
 
 
@@ -77,7 +79,7 @@ def apply_options(options: DictConfig, cfg: DictConfig) -> None:
     task.set_evaluation(cfg, **{key: options.get(key) for key in OF_IMAGES})
     if options.get("precision") is not None:
         cfg.trainer.precision = options.precision
-        check_precision(cfg.trainer, task)
+    check_precision(cfg.trainer, task)
 
 
 def own_folder(output: Path, images: Path) -> Path:
@@ -85,7 +87,7 @@ def own_folder(output: Path, images: Path) -> Path:
     images = images.resolve()
     try:
         other = json.loads((output / images.name / "evaluation.json").read_text())["images"] != str(images)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         other = (output / images.name).exists()
     marked = f"{images.name}-{hashlib.sha256(str(images).encode()).hexdigest()[:6]}"
     return output / (marked if other else images.name)
@@ -112,7 +114,8 @@ def predict(run: Path | str, checkpoint: str | None = None, device: str = "auto"
     if not task_class(cfg).predicts():
         raise UserError(f"{cfg.name} has no predictions of single items: evaluate.py writes what its task can show")
     task, data = assemble(cfg, weights, run)
-    found = task.predictions(build_tester(cfg, device, progress=False), data)
+    with plainly():
+        found = task.predictions(build_tester(cfg, device, progress=False), data)
     warn_of_changed_data(run, data)
     return found
 
@@ -121,13 +124,14 @@ def assemble(cfg: DictConfig, weights: dict[str, Tensor], run: Path | str) -> tu
     """Task and data of a configuration, with the weights of ``run``.
 
     Raises:
-        UserError: the weights do not fit, or were trained on test samples of the data.
+        UserError: something cannot be built, the weights do not fit, or were trained on test samples of the data.
     """
     record = read_result(Path(run))
     if record is not None and cfg.data.get("name") is not None:
         check_unseen(record["dataset"]["name"], cfg.data.name)
-    data, network = instantiate(cfg.data), instantiate(cfg.model)
-    task = instantiate(cfg.task, network=network, optim=cfg.optim)
+    check_precision(cfg.trainer, task_class(cfg))
+    data, network = built(cfg, "data", pl.LightningDataModule, run), built(cfg, "model", torch.nn.Module, run)
+    task = built(cfg, "task", Task, run, network=network, optim=cfg.optim)
     fill(task, weights, run)
     return task, data
 

@@ -19,7 +19,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from et.runs.record import plain_name
-from et.utils.errors import constructor_of
+from et.utils.errors import UserError, constructor_of
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,20 @@ class RunInfo:
 
 
 def build_loggers(run: RunInfo) -> list[Logger]:
-    """The loggers of the section ``logger``."""
+    """The loggers of the section ``logger``.
+
+    Raises:
+        UserError: an entry names something else.
+    """
     loggers = []
     for node in (run.cfg.get("logger") or {}).values():
         taken = inspect.signature(constructor_of(node["_target_"])[1]).parameters
         given = {"run": run} if "run" in taken else {"save_dir": run.folder} if "save_dir" in taken else {}
         build = instantiate(node, _partial_=True)  # OmegaConf would make a configuration of the dataclass
-        loggers.append(build(**{key: value for key, value in given.items() if key not in node}))
+        logger = build(**{key: value for key, value in given.items() if key not in node})
+        if not isinstance(logger, Logger):
+            raise UserError(f"logger: {node['_target_']} is no logger of Lightning (pytorch_lightning.loggers.Logger)")
+        loggers.append(logger)
     return loggers
 
 

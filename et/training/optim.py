@@ -41,7 +41,7 @@ def build_optimizer(cfg: DictConfig, parameters: list[nn.Parameter]) -> torch.op
     """The optimizer of ``parameters`` that ``cfg``, a partial, describes.
 
     Raises:
-        UserError: its class does not take one of the keys.
+        UserError: its class does not take one of the keys, or refuses a value.
     """
     build = instantiate(cfg)
     signature = inspect.signature(build.func).parameters.values()
@@ -50,7 +50,10 @@ def build_optimizer(cfg: DictConfig, parameters: list[nn.Parameter]) -> torch.op
     for key in unknown[:1]:
         advice = key_advice("optim.optimizer", key, taken)
         raise UserError(f"optim.optimizer.{key}: {build.func.__name__} takes no {key}; {advice}")
-    return build(parameters)
+    try:
+        return build(parameters)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"optim.optimizer: {build.func.__name__} refuses its settings: {error}") from error
 
 
 def configure(cfg: DictConfig, module: nn.Module, trainer: Any) -> dict[str, Any]:

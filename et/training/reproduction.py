@@ -12,9 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from et.runs.foreign import read_config, trusted
-from et.runs.identity import Key, config_of, differences
+from et.runs.identity import claimed_key, config_of, differences
 from et.runs.loading import list_runs
-from et.runs.record import LATER_KEYS, load_record, plain_name, run_id
+from et.runs.record import LATER_KEYS, load_record, run_id
 from et.utils.errors import UserError
 from et.utils.paths import CONF
 
@@ -83,10 +83,8 @@ def recorded_run(path: Path) -> tuple[dict[str, Any], DictConfig]:
     if saved.exists():
         cfg = read_config(saved)
     else:
-        fold = record["dataset"].get("fold")
-        key = Key(plain_name(record["experiment"], f"{file}: experiment"), record["seed"], record["protocol"],
-                  record["fidelity"], fold)  # fmt: skip
-        cfg = trusted(config_of(key.overrides()), f"the configuration of {file}")
+        key = claimed_key(record, record["dataset"].get("fold"), str(file))
+        cfg = trusted(config_of(key.overrides(), str(file)), f"the configuration of {file}")
     found = run_id(OmegaConf.to_container(cfg, resolve=True))
     if found != record["run_id"]:
         source = f"{saved} is" if saved.exists() else "today's configuration files give"

@@ -39,7 +39,7 @@ from et.training.run_log import command_overrides, logged
 from et.training.task import Task
 from et.training.trainer import build_trainer, quiet_libraries
 from et.training.trainer_options import ValidationComes, check_run, repeat_first_epoch
-from et.utils.errors import UserError
+from et.utils.errors import UserError, loader_died, plainly
 from et.utils.files import write_atomically
 
 
@@ -205,7 +205,7 @@ def fit(
 
     Raises:
         Interrupted: a signal stopped the run; it can be resumed.
-        UserError: a process of the data loader died.
+        UserError: a process of the data loader died, or an epoch has fewer batches than ``val_check_interval``.
     """
     metrics_file.forget_from(start.step)
     try:
@@ -213,12 +213,14 @@ def fit(
     except BaseException as error:
         with suppress(OSError, UserError):  # a full disk, which has been told of already
             metrics_file.save()
-        if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):
+        if loader_died(error):
             raise UserError(
                 f"a process of the data loader died at step {trainer.global_step} (out of memory?). The last "
                 "checkpoint is good: start the same command again to resume, with a smaller data.num_workers if it "
                 "happens again"
             ) from error
+        if isinstance(error, ValueError) and str(error).lstrip().startswith("`val_check_interval`"):
+            raise UserError(f"Lightning refuses this configuration: {str(error).strip()}") from error
         raise
 
 
@@ -230,7 +232,7 @@ def test(
     A protocol without validation data (the released one for graphs) has no best epoch: the last one's are tested.
 
     Raises:
-        UserError: the best epoch's weights are lost.
+        UserError: the best epoch's weights are lost, or a process of the data loader died.
     """
     best = tests_best(cfg, kept) and not trainer.fast_dev_run
     if cfg.checkpoint == "best" and kept.best_epoch is None and not trainer.fast_dev_run and data.val_dataloader():
@@ -242,7 +244,9 @@ def test(
             # Without a cause: every process of a distributed run raises this alike.
             raise UserError(f"{error}. Start the same command again: it trains anew what is lost") from None
     # After fit the weights in memory are those of last.ckpt: no file need be read for them.
-    trainer.test(task, data, ckpt_path=kept.folder / "best.ckpt" if best else None, weights_only=True, verbose=False)
+    chosen = kept.folder / "best.ckpt" if best else None
+    with plainly():
+        trainer.test(task, data, ckpt_path=chosen, weights_only=True, verbose=False)
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
 
 

@@ -6,6 +6,7 @@ import json
 import statistics
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -190,8 +191,8 @@ def expected_time(experiment: str, epochs: int, experiments: Path) -> str:
     for file in sorted(experiments.glob("table*/results.jsonl")):
         for line in file.read_text(encoding="utf-8").splitlines():
             if f'"experiment": "{experiment}"' in line:
-                record = json.loads(line)
-                if record.get("epochs") and record.get("seconds"):
+                with suppress(ValueError, TypeError, KeyError, ZeroDivisionError):  # a damaged line says nothing
+                    record = json.loads(line)
                     paces.append((record["seconds"] / record["epochs"], str(record.get("device", "unknown"))))
     if not paces:
         return "known after the first validation"

@@ -50,7 +50,7 @@ def build_trainer(
     return instantiate(
         cfg.trainer,
         accelerator=accelerator(cfg.trainer.accelerator),
-        callbacks=callbacks + [instantiate(node) for node in callback_nodes(cfg.callbacks)],
+        callbacks=callbacks + [build_callback(node) for node in callback_nodes(cfg.callbacks)],
         logger=loggers,
         default_root_dir=str(folder),
         enable_checkpointing=True,
@@ -69,6 +69,18 @@ def build_tester(cfg: DictConfig, device: str, progress: bool, *callbacks: pl.Ca
         precision=cfg.trainer.precision, enable_checkpointing=False, enable_model_summary=False,
         callbacks=list(callbacks),
     )  # fmt: skip
+
+
+def build_callback(node: DictConfig) -> pl.Callback:
+    """The callback that a section names.
+
+    Raises:
+        UserError: it names something else.
+    """
+    callback = instantiate(node)
+    if not isinstance(callback, pl.Callback):
+        raise UserError(f"callbacks: {node._target_} is no callback of Lightning (pytorch_lightning.Callback)")
+    return callback
 
 
 def callback_nodes(section: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

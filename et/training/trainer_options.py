@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 from hydra.utils import get_class
 
+from et.core.arguments import check_given
 from et.runs.config_check import check_config
 from et.training.sampler import EpochSampler
 from et.training.task import Task
@@ -40,6 +41,7 @@ def check_run(config: Mapping[str, Any]) -> type[Task]:
     """
     check_options(config["trainer"])
     check_config(config)
+    check_numbers(config)
     check_epochs(config["trainer"])
     check_checkpoint_choice(config)
     task = get_class(config["task"]["_target_"])
@@ -72,6 +74,42 @@ def check_options(trainer: Mapping[str, Any]) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or value < 0 or (isinstance(value, float) and value > 1):
             raise UserError(f"trainer.{key} must be a number of batches, or a share between 0.0 and 1.0, not {value}")
+
+
+def check_numbers(config: Mapping[str, Any]) -> None:
+    """Raise UserError for a number outside the range in which it means something.
+
+    Sizes of data, model and task are checked by their constructors.
+    """
+    seed, trainer = config["seed"], config["trainer"]
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise UserError(f"seed must be a whole number between 0 and {2**32 - 1}, not {seed!r}")
+    for name, value in (
+        ("optim.clip_norm", config["optim"].get("clip_norm")),
+        ("trainer.gradient_clip_val", trainer.get("gradient_clip_val")),
+    ):
+        if value is not None and not (isinstance(value, int | float) and value > 0):
+            raise UserError(f"{name} must be above 0, or null for no clipping, not {value!r}")
+    names = ("accumulate_grad_batches", "check_val_every_n_epoch", "num_nodes")
+    sizes = {f"trainer.{name}": trainer.get(name) for name in names}
+    for name in ("save_every_n_epochs", "patience"):
+        sizes[f"callbacks.{name}"] = config["callbacks"].get(name)
+    rates = {f"optim.schedule.{key}": value for key, value in config["optim"]["schedule"].items() if key != "name"}
+    rates |= {f"optim.optimizer.{key}": value for key, value in config["optim"]["optimizer"].items() if key == "lr"}
+    for name, value in rates.items():
+        least = "above 0" if name.endswith(".lr") else "at least 0"
+        if not isinstance(value, int | float) or value < 0 or (value == 0 and least == "above 0"):
+            raise UserError(f"{name} must be {least}, not {value!r}")
+    try:
+        check_given(**sizes)
+        check_given(minimum=0, **{"trainer.log_every_n_steps": trainer.get("log_every_n_steps")})
+        check_given(minimum=-1, **{"trainer.max_steps": trainer.get("max_steps")})
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if isinstance(trainer["devices"], int) and (trainer["devices"] < -1 or trainer["devices"] == 0):
+        raise UserError(f"trainer.devices must be a number of devices, or -1 for all, not {trainer['devices']}")
+    if trainer.get("val_check_interval") == 0:
+        raise UserError("trainer.val_check_interval must be above 0: a number of batches, or a share of an epoch")
 
 
 def check_epochs(trainer: Mapping[str, Any]) -> None:

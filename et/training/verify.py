@@ -105,9 +105,8 @@ def verify(runs: Sequence[Run], folder: Path, data: Path | None, budget: float) 
         if run.record["seconds"] > end - time.monotonic():
             yield Verdict(run, "skipped", (f"it took {run.record['seconds']:.0f} s, more than the budget has left",))
             continue
-        cfg = OmegaConf.create(config_of(run.overrides))
-        if data is not None:
-            cfg = OmegaConf.create(config_of([*run.overrides, f"paths.data={data}"]))
+        place = [] if data is None else [f"paths.data={data}"]
+        cfg = OmegaConf.create(config_of([*run.overrides, *place], run.source))
         cfg.paths.runs, cfg.callbacks.progress = str(folder), False
         absent = absent_files(OmegaConf.to_container(cfg.data, resolve=True))
         if absent:

@@ -8,7 +8,8 @@ import inspect
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from et.utils.startup import RESUMABLE, exit_status, tolerate_encoding
 
 T = TypeVar("T")
+LOADER_DIED = "DataLoader worker (pid"  # in PyTorch's message
+LOADER_ADVICE = " (killed, or out of memory): free some memory and start the same command again"
 
 
 class UserError(RuntimeError):
@@ -46,8 +49,8 @@ class Interrupted(SystemExit):
 
 
 def unwrapped(error: Exception) -> Exception:
-    """The original error of a constructor, without Hydra's wrapper; other errors are returned unchanged, and a full
-    disk as a UserError.
+    """The original error of a constructor, without Hydra's wrapper. A full disk, the death of a loader process and a
+    setting that Lightning refuses are returned as a UserError, other errors unchanged.
 
     Errors of a data loader process lose that process's traceback. A key that the constructor does not accept comes from
     the command line or from an experiment for another class: it becomes a :class:`UserError` with the valid keys.
@@ -58,15 +61,45 @@ def unwrapped(error: Exception) -> Exception:
         return UserError(f"cannot write {getattr(error, 'filename', None) or 'a file'}: {problem}")
     if isinstance(error, UserError) and str(error).startswith("Caught UserError in DataLoader worker"):
         return UserError(str(error).rstrip().rsplit("UserError: ", 1)[-1])  # the worker's traceback stands before it
+    if loader_died(error):
+        return UserError(f"a process of the data loader died{LOADER_ADVICE}")
+    if is_misconfiguration(error):
+        return UserError(f"Lightning refuses this configuration: {error}")
     if not isinstance(error, InstantiationException) or not isinstance(cause, Exception):
         return error
-    return _key_not_taken(error, cause) or cause
+    return _key_not_taken(error, cause) or (unwrapped(cause) if is_misconfiguration(cause) else cause)
+
+
+def loader_died(error: BaseException) -> bool:
+    """True if ``error`` is PyTorch's about a killed process of a DataLoader."""
+    return isinstance(error, RuntimeError) and LOADER_DIED in str(error) and not isinstance(error, UserError)
+
+
+def is_misconfiguration(error: BaseException) -> bool:
+    """True for Lightning's MisconfigurationException, by name: Lightning takes seconds to import."""
+    return any(kind.__name__ == "MisconfigurationException" for kind in type(error).__mro__)
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Context that raises what the user can fix as the UserError of :func:`unwrapped`."""
+    try:
+        yield
+    except Exception as error:
+        told = unwrapped(error)
+        if told is error or not isinstance(told, UserError):
+            raise
+        raise told from error
 
 
 def _key_not_taken(error: InstantiationException, cause: Exception) -> UserError | None:
-    """UserError about a key that the class does not accept; None if ``cause`` is something else."""
-    unexpected = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(cause))
+    """UserError about a key that the class does not accept or lacks; None if ``cause`` is something else."""
+    section = found[1] if (found := re.search(r"full_key: ([\w.]+)", str(error))) else ""
+    lacking = re.search(r"(\w+)\.__init__\(\) missing \d+ required [\w-]+ arguments?: (.+)", str(cause))
     target = re.search(r"target '([\w.]+)'", str(error))
+    if lacking is not None and target is not None and target[1].rpartition(".")[2] == lacking[1]:
+        return UserError(f"{section or target[1]}: {lacking[1]} needs {lacking[2]}")
+    unexpected = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(cause))
     if unexpected is None or target is None:
         return None
     built, _ = constructor_of(target[1])
@@ -74,7 +107,6 @@ def _key_not_taken(error: InstantiationException, cause: Exception) -> UserError
     names = {c.__name__ for c in inspect.getmro(built)} if inspect.isclass(built) else set()
     if taken is None or key in taken or unexpected[1] not in names:
         return None  # a mistake within the constructor, which needs its traceback
-    section = found[1] if (found := re.search(r"full_key: ([\w.]+)", str(error))) else ""
     return UserError(key_not_taken(section, key, target[1], taken))
 
 
@@ -173,6 +205,4 @@ def user_message(error: Exception) -> str | None:
     """What to tell the person at the keyboard, or None if ``error`` needs its traceback."""
     if isinstance(error, OmegaConfBaseException):
         return f"configuration: {error}"
-    if isinstance(error, UserError | InstantiationException | OSError | RuntimeError) and is_user_error(error):
-        return str(unwrapped(error))
-    return None
+    return str(unwrapped(error)) if is_user_error(error) else None

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from et.utils.errors import UserError
+
 WIDER_THAN_FLOAT32 = (torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64)
 # Largest rounding error of a column, as a share of its standard deviation, at which float32 is taken.
 TOLERANCE = 1e-3
@@ -20,8 +22,13 @@ def as_features(values: np.ndarray | Tensor) -> Tensor:
 
     Args:
         values: Numbers or booleans, (N, F), dense.
+
+    Raises:
+        UserError: They are complex.
     """
-    exact = torch.as_tensor(values).detach()
+    exact = as_tensor(values).detach()
+    if exact.is_complex():
+        raise UserError("the features are complex numbers: save real ones, such as real and imaginary parts")
     rounded = exact.to(torch.float32)
     if exact.dtype not in WIDER_THAN_FLOAT32 or exact.dim() != 2:
         return rounded
@@ -29,6 +36,14 @@ def as_features(values: np.ndarray | Tensor) -> Tensor:
     if torch.equal(rounded.double(), exact) or not lost_columns(exact, rounded).any():
         return rounded
     return exact
+
+
+def as_tensor(values: np.ndarray | Tensor) -> Tensor:
+    """``values`` as a tensor; arrays of types that torch lacks (other byte orders, long doubles) are converted."""
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iufc":
+        wide = values.dtype.kind == "f" and values.dtype.itemsize > 8
+        values = values.astype(np.float64 if wide else values.dtype.newbyteorder("="), copy=False)
+    return torch.as_tensor(values)
 
 
 def lost_columns(exact: Tensor, rounded: Tensor) -> Tensor:

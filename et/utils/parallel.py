@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any
 
 from threadpoolctl import threadpool_limits
+
+from et.utils.errors import UserError
 
 
 def cores() -> int:
@@ -30,6 +33,9 @@ def mapped(function: Callable, *work: Sequence[Any], what: str, parallel: bool, 
         parallel: If True, use one process per core, each with one thread for its linear algebra.
         bar: If True, show a progress bar.
         together: Number of items that a process gets at a time.
+
+    Raises:
+        UserError: A process was killed.
     """
     from rich.progress import track
 
@@ -39,5 +45,10 @@ def mapped(function: Callable, *work: Sequence[Any], what: str, parallel: bool, 
 
     if not parallel or cores() == 1:
         return collect(map(function, *work))
-    with ProcessPoolExecutor(cores(), get_context("spawn"), threadpool_limits, (1,)) as pool:
-        return collect(pool.map(function, *work, chunksize=together))
+    try:
+        with ProcessPoolExecutor(cores(), get_context("spawn"), threadpool_limits, (1,)) as pool:
+            return collect(pool.map(function, *work, chunksize=together))
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"{what}: a process was killed (out of memory?): free some memory and start the same command again"
+        ) from error

@@ -389,6 +389,17 @@ def test_a_feature_beside_a_large_offset_is_standardised_like_the_feature_alone(
     assert torch.allclose(near.whole.features, far.whole.features, atol=1e-3)
 
 
+@pytest.mark.parametrize(("scale", "offset"), [(1e-15, 0), (1e3, 1e15), (1e15, 0)])
+def test_the_unit_of_a_feature_does_not_matter(tmp_path, graph, scale, offset):
+    """A column of tiny numbers, or one beside a huge offset, varies like any other."""
+    values = graph.features.double().numpy()
+    plain, other = (
+        module(save_npz(graph, tmp_path / name, features=features), standardize="train").whole.features
+        for name, features in (("a.npz", values), ("b.npz", values * scale + offset))
+    )
+    assert torch.allclose(plain, other, atol=2e-3)
+
+
 def test_a_large_offset_is_told_where_nothing_is_standardised(tmp_path, graph):
     path = save_npz(graph, tmp_path / "a.npz", features=graph.features.double().numpy() + 1.7e9)
     with pytest.warns(UserWarning, match=r"float32 loses the variation .*data\.standardize"):

@@ -280,3 +280,26 @@ def test_real_files_have_the_sizes_they_are_known_for(data_root, name, nodes, fe
     assert graph.variant == sources.PUBLISHED[name].variant
     assert graph.features.shape == (nodes, features) and int(graph.labels.sum()) == anomalies
     assert {key: e.shape[1] for key, e in graph.relations.items()} == edges
+
+
+def test_files_of_other_byte_orders_are_the_same_graph(tmp_path, graph):
+    features, labels, (edges, *_) = graph.features.numpy(), graph.labels.numpy(), graph.relations.values()
+    native = {"features": features, "labels": labels, "edge_index": edges.numpy()}
+    other = {key: value.astype(value.dtype.newbyteorder(">")) for key, value in native.items()}
+    np.savez(tmp_path / "a.npz", **native)
+    np.savez(tmp_path / "b.npz", **other)
+    a, b = (load_graph("file", "", tmp_path / name) for name in ("a.npz", "b.npz"))
+    assert a.sha256() == b.sha256()
+
+
+@pytest.mark.parametrize("key", ["features", "labels"])
+def test_complex_numbers_are_no_features_and_no_labels(tmp_path, graph, key):
+    arrays = {"features": graph.features.numpy(), "labels": graph.labels.numpy(), "edge_index": np.zeros((2, 1), int)}
+    np.savez(tmp_path / "a.npz", **{**arrays, key: arrays[key] * 1j})
+    with pytest.raises(UserError, match="complex numbers"):
+        load_graph("file", "", tmp_path / "a.npz")
+
+
+def test_more_neighbours_than_nodes_are_refused():
+    with pytest.raises(UserError, match=r"data\.neighbours=569: there are 569 nodes, so at most 568"):
+        load_graph("breast_cancer", "", neighbours=569)

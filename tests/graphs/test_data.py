@@ -111,6 +111,12 @@ def test_sizes_that_are_none_are_refused_by_name(toy, name, value):
         toy(**{name: value})
 
 
+@pytest.mark.parametrize(("name", "value"), [("fold", 1.5), ("fold", -1), ("folds", 2.5), ("folds", 0)])
+def test_a_fold_is_a_whole_number(toy, name, value):
+    with pytest.raises(ValueError, match=rf"{name} must be a whole number"):
+        toy(**{name: value})
+
+
 def test_a_folder_and_a_list_of_the_same_graphs_are_standardised_alike(toy, tmp_path):
     """One's own data are, unless it is said that they are not; the record tells."""
     folder = toy(standardize=None)

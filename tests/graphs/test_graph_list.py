@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch_geometric.data import Data
 
+from et.graphs.data import GraphData
 from et.graphs.graph_list import load_graph_list
 from et.training.run import train
 from et.utils.errors import UserError
@@ -249,3 +252,32 @@ def test_a_regression_of_ones_own_trains(config, tmp_path):
     own = ["data=graph_list", f"data.path={path}", "data.num_features=3", "data.num_classes=1"]
     outcome = train(config("experiment=zinc_variant", *own, *TINY, "model.num_blocks=1", "trainer.accelerator=cpu"))
     assert outcome.record["metrics"]["test/mae"] > 0
+
+
+@pytest.mark.parametrize("key", ["x", "y", "edge_attr"])
+def test_complex_numbers_are_refused(tmp_path, key):
+    graphs = rings(4)
+    for graph in graphs:
+        graph.edge_attr = torch.ones(graph.edge_index.shape[1], 1)
+        graph[key] = graph[key] * 1j
+    with pytest.raises(UserError, match=f"{key} of graph 0 of .* holds complex numbers"):
+        load_graph_list(save(graphs, tmp_path))
+
+
+def test_a_processed_file_of_a_data_set_says_what_to_save(tmp_path):
+    graph, slices = rings(1)[0], {"x": torch.tensor([0, 3])}
+    for content in ((graph, slices), (graph.to_dict(), slices, Data)):
+        with pytest.raises(UserError, match=r"is a processed file .* torch\.save\(list\(dataset\), FILE\)"):
+            load_graph_list(save(content, tmp_path))
+
+
+def test_classes_that_were_saved_as_real_numbers_are_told(tmp_path):
+    for values, told in (([0.0, 1.0], True), ([0.5, 1.0], False), ([1.0, 2.0], False)):
+        graphs = rings(6)
+        for number, graph in enumerate(graphs):
+            graph.y = torch.tensor([values[number % 2]])
+        path = save({"train": graphs, "val": graphs[:2], "test": graphs[:2]}, tmp_path)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            GraphData(None, "file", tmp_path, None, None, None, path=path, num_eigenvectors=2).setup()
+        assert any("taken for a regression" in str(one.message) for one in caught) == told

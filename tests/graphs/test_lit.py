@@ -417,3 +417,19 @@ def test_it_learns_rings_from_paths(toy_run, make_tu, tmp_path):
         )
     )  # fmt: skip
     assert outcome.record["metrics"]["test/accuracy"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    (
+        ({"repetitions": 0}, "repetitions must be a whole number of at least 1, not 0"),
+        ({"repetitions": -1}, "repetitions must be"),
+        ({"num_classes": 0}, "num_classes must be"),
+        ({"label_smoothing": 1.5}, "must lie between 0 and 1"),
+        ({"label_smoothing": -0.1}, "must lie between 0 and 1"),
+        ({"edge_loss_weight": -1}, "must not be negative"),
+    ),
+)
+def test_numbers_of_the_task_that_mean_nothing_are_refused(options, message):
+    with pytest.raises((ValueError, UserError), match=message):
+        GraphTask(nn.Identity(), OmegaConf.create(), **{"num_classes": 2, **options})

@@ -72,7 +72,7 @@ def test_appendix_b_counts_at_full_size():
     assert (data.num_patches, data.num_occluded, data.num_kept) == (196, 100, 10)
 
 
-@pytest.mark.parametrize("counts", ((17, 0), (4, 5)))
+@pytest.mark.parametrize("counts", ((17, 0), (4, 5), (0, 0), (4, 4), (-1, 0), (4, -1)))
 def test_counts_that_do_not_fit_are_refused(tree, counts):
     with pytest.raises(UserError, match="must hold"):
         folder_data(tree, num_occluded=counts[0], num_kept=counts[1])
@@ -117,6 +117,11 @@ def test_sizes_that_are_none_are_refused_by_name(tree, name):
     arguments = {"batch_size": 2, name: 0}
     with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1, not 0"):
         InpaintingData(ImageFolders(str(tree), 16), 16, 4, **arguments)
+
+
+def test_channels_are_those_of_the_images(tree):
+    with pytest.raises(UserError, match="the images of imagefolder have 3"):
+        folder_data(tree, channels=1)
 
 
 def test_a_bad_image_in_a_loader_process_is_told_as_such(tree):

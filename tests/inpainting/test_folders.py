@@ -38,6 +38,7 @@ def folder(tmp_path: Path) -> Path:
         (GREY.astype(np.uint16) * 257, "png"),
         (GREY.astype(np.uint16) * 257, "tif"),
         (GREY.astype(np.int32) * 257, "tif"),
+        (GREY.astype(np.int32), "tif"),
         (GREY.astype(np.float32) / 255, "tif"),
         (GREY.astype(np.float32), "tif"),
     ],

@@ -82,3 +82,10 @@ def test_every_image_has_its_scores_and_a_stopped_test_goes_on_from_them(config,
     assert 0 < len(computed) < len(lines) / 8
     assert {name: value.item() for name, value in again.trainer.callback_metrics.items()} == metrics
     assert read_scores(file) == rows
+
+
+@pytest.mark.parametrize("content", [b"", b"index,mask_seed,name,mse\n0,0,a,x\n", b"a,b\n1,2\n", b"index\n\xff\n",
+                                     b"index,mask_seed,name,mse\n0,0\n"])  # fmt: skip
+def test_a_damaged_file_has_no_scores(tmp_path, content):
+    (tmp_path / "scores.csv").write_bytes(content)
+    assert read_scores(tmp_path / "scores.csv") == {} == read_scores(tmp_path / "absent.csv")

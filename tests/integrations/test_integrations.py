@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -33,6 +34,12 @@ def test_every_interface_has_an_example():
         "torch.export and ONNX",
         "Graph models",
     ]
+
+
+def test_the_former_name_of_the_timm_models_still_works():
+    with pytest.warns(DeprecationWarning, match=r"is now et\.integrations\.timm"):
+        former = importlib.import_module("et.inpainting.timm_models")
+    assert former is importlib.import_module("et.integrations.timm")
 
 
 def test_timm_model_has_the_base_sizes_and_timm_interface():

@@ -13,9 +13,10 @@ from et.results.cells import lines_of
 from et.results.collect import STALE, append, collect, from_folder, from_line, home
 from et.results.report import other_runs
 from et.runs.identity import Key, config_of, reproduces
-from et.runs.record import read_result, write_result
+from et.runs.record import read_result, run_id, write_result
 from et.utils.errors import UserError
 from tests.results.folders import write_metrics
+from tests.runs import make_record
 
 KEY = Key("amazon_1pct", 0, "held_out", "paper")
 METRICS = {"test/f1_macro": 0.9, "test/auc": 0.95}
@@ -61,6 +62,8 @@ def test_a_corrupt_result_is_reported_and_treated_as_missing(make_run, tmp_path,
         {"metrics": [1]}, {"metrics": {"test/auc": "high"}}, {"metrics": None}, {"dataset": "amazon"}, {"seed": "0"},
         {"seed": [0]}, {"experiment": ["x"]}, {"experiment": "../../x"}, {"run_id": 3}, {"seconds": "long"},
         {"versions": []}, {"protocol": {}}, {"num_params": True}, {"epochs": None},
+        {"metrics": {"test/auc": 10**400}}, {"seconds": 10**400}, {"dataset": {"name": []}},
+        {"protocol": "${oc.env:HOME}"}, {"fidelity": "paper data.fold=1"},
     ),
 )  # fmt: skip
 def test_a_malformed_record_is_skipped_and_named_and_the_others_are_shown(make_run, tmp_path, changes):
@@ -99,6 +102,33 @@ def test_a_line_whose_overrides_read_the_environment_is_left_out(make_run, line_
     for extra in ("+x=${oc.env:HOME}", "hydra.searchpath=[file:///tmp]", "+hydra.job.env_set.A=1"):
         with pytest.raises(UserError, match="no run is recorded with"):
             from_line(line_of(folder, [*KEY.overrides(), extra]), "results.jsonl:1")
+
+
+def test_no_class_that_a_record_names_is_built_unless_it_is_trusted(tmp_path, line_of, monkeypatch):
+    """Counts that are null are read from the data, which has them built: a folder or a line could name anything."""
+    own = config_of(["experiment=demo_graphs"])
+    key = Key("demo_graphs", 0, "held_out", "paper", own["data"]["fold"])
+    marker = tmp_path / "ran"
+    hostile = {"_target_": "os.mkdir", "path": str(marker)}
+    config = {**own, "data": {**own["data"], "num_features": None, "path": hostile}}
+    folder = tmp_path / "runs" / "demo_graphs" / run_id(config)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    record = make_record(
+        experiment=key.experiment, protocol=key.protocol, fidelity=key.fidelity, run_id=run_id(config),
+        dataset={"name": "digits", "variant": "exact", "sha256": "0", "fold": key.fold},
+    )  # fmt: skip
+    write_result(folder, record)
+    value = f"{{_target_:os.mkdir,path:{marker}}}"
+    line = line_of(folder, [*key.overrides(), "data.num_features=null", f"+data.path={value}"])
+    (tmp_path / "results.jsonl").write_text(line + "\n")
+    for source in ({"roots": [tmp_path / "runs"]}, {"lines": [tmp_path / "results.jsonl"]}):
+        found = collect(**source)
+        assert not marker.exists()
+        assert all(run.label.startswith(STALE) for run in found.runs.values())
+    assert "names 'os.mkdir', which is not called" in collect([tmp_path / "runs"]).problems[0]
+    with pytest.raises(UserError, match="which is not called"):
+        config_of([*key.overrides(), "model._target_=os.mkdir"], "a file")
 
 
 def test_runs_on_a_users_own_data_are_in_no_table_and_not_recorded(make_run, tmp_path):

@@ -30,7 +30,10 @@ def test_long_curves_are_thinned_to_means(tmp_path):
     assert list(read_curves(tmp_path, names=1)) == ["train/loss"]
 
 
-@pytest.mark.parametrize("text", ["", "nothing\n1\n", "step,train/loss\nx,y\n", "step,train/loss\n1,nan\n2,inf\n"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "nothing\n1\n", "step,train/loss\nx,y\n", "step,train/loss\n0,1,2\n", "step,train/loss\n1,nan\n2,inf\n"],
+)
 def test_a_damaged_metrics_file_has_no_curves(tmp_path, text):
     (tmp_path / "metrics.csv").write_text(text)
     assert read_curves(tmp_path) == {}
@@ -48,6 +51,17 @@ def test_pictures_become_small_data_uris(tmp_path):
     Image.new("RGB", (3000, 600), "red").save(tmp_path / "pictures" / "wide.png")
     (path,) = picture_files(tmp_path)
     assert picture_in(as_data_uri(path)).size == (1400, 280)
+
+
+def test_a_file_that_is_no_picture_is_told(tmp_path, monkeypatch):
+    path = tmp_path / "odd.png"
+    path.write_bytes(b"odd")
+    with pytest.raises(OSError, match="no picture"):
+        as_data_uri(path)
+    Image.new("RGB", (30, 30)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(OSError, match="no picture: Image size"):
+        as_data_uri(path)
 
 
 @pytest.mark.parametrize("kind", ["webp", "gif"])

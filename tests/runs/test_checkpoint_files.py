@@ -120,6 +120,10 @@ def test_what_is_missing_cut_short_or_foreign_is_told(tmp_path):
     torch.save({"state_dict": {}}, path)
     with pytest.raises(UserError, match="no whole checkpoint, it lacks epoch, global_step"):
         load_best(tmp_path, "mine", 1)
+    for wrong in ({"state_dict": [1]}, {"epoch": "one"}, {"state_dict": {1: torch.zeros(2)}}):
+        torch.save({"state_dict": {}, "epoch": 1, "global_step": 1, **wrong}, path)
+        with pytest.raises(UserError, match="no checkpoint has such"):
+            load_best(tmp_path, "mine", 1)
     torch.save([1, 2], path)
     with pytest.raises(UserError, match="it lacks state_dict"):
         load_checkpoint(path)

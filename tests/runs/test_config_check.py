@@ -1,11 +1,15 @@
 """Keys and values that mean nothing are refused before any work, with the nearest right ones."""
 
-import pytest
+import copy
+import re
 
-from et.runs.config_check import check_config
+import pytest
+from hydra.errors import InstantiationException
+
+from et.runs.config_check import REQUIRED, check_config
 from et.runs.identity import config_of
 from et.training.run import train
-from et.utils.errors import UserError
+from et.utils.errors import UserError, user_message
 from tests.configs import TINY
 
 FAMILIES = ("demo_inpainting", "demo_anomaly", "demo_graphs")
@@ -78,6 +82,18 @@ def test_what_is_shipped_is_accepted(configs):
         ("logger.extra", ["wandb"], r"no such key any more; choose loggers by name, .*logger=\[tensorboard,wandb\]"),
         ("paths.run", 1, r"did you mean paths\.runs"),
         ("sweep.dryrun", True, r"did you mean sweep\.dry_run"),
+        ("by_fidelity", {"nonsense": 3}, "by_fidelity has the keys paper, released, not nonsense"),
+        ("by_fidelity", {"paper": {"x": 1}, "released": {}}, "only one fidelity has x"),
+        ("precision_by_fidelity.x", 3, "precision_by_fidelity.x: there is no such key"),
+        ("callbacks.monitor_by_protocol.x", 3, "callbacks.monitor_by_protocol.x: there is no such key"),
+        ("model._partial_", True, "model._partial_ must be left out"),
+        ("model._args_", [1], "model._args_: name the arguments"),
+        ("model._convert_", "some", "model._convert_ must be none, partial, object or all"),
+        ("optim.optimizer._partial_", False, "optim.optimizer._partial_ must be true"),
+        ("paths.runs", None, "paths.runs must be the name of a folder"),
+        ("paths.data", 3, "paths.data must be the name of a folder"),
+        ("tags", [1], "tags must be a list of texts"),
+        ("tags", "mine", "tags must be a list of texts"),
     ),
 )
 def test_unknown_keys_and_values_are_refused_in_every_family(configs, family, key, value, message):
@@ -85,6 +101,31 @@ def test_unknown_keys_and_values_are_refused_in_every_family(configs, family, ke
         value, key = 1, "data.num_noddes"
     with pytest.raises(UserError, match=message):
         check_config(changed(configs[family], key, value))
+
+
+@pytest.mark.parametrize("key", REQUIRED)
+def test_what_every_run_reads_cannot_be_taken_away(configs, key):
+    config = copy.deepcopy(configs["demo_anomaly"])
+    *sections, name = key.split(".")
+    place = config
+    for section in sections:
+        place = place[section]
+    del place[name]
+    with pytest.raises(UserError, match=f"lacks .*{key}"):
+        check_config(config)
+
+
+def test_callbacks_and_loggers_are_those_of_lightning_with_what_they_need(tiny):
+    norm = "{_target_: et.core.EnergyLayerNorm, dim: 3}"
+    for override, message in (
+        (f"+callbacks.mine={norm}", "EnergyLayerNorm is no callback of Lightning"),
+        (f"+logger.mine={norm}", "EnergyLayerNorm is no logger of Lightning"),
+        ("+callbacks.stop._target_=pytorch_lightning.callbacks.EarlyStopping",
+         r"^callbacks\.stop: EarlyStopping needs 'monitor'$"),
+    ):  # fmt: skip
+        with pytest.raises((UserError, InstantiationException)) as caught:
+            train(tiny(override))
+        assert re.search(message, user_message(caught.value))
 
 
 @pytest.mark.parametrize(

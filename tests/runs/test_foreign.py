@@ -142,8 +142,27 @@ def test_what_is_listed_are_classes_that_only_hold_or_compute():
 
 
 def test_every_experiments_own_configuration_is_trusted():
-    for name in ("demo_inpainting", "demo_anomaly", "demo_graphs", "tu_mutag_gin", "imagenet_inpainting"):
+    for name in ("demo_inpainting", "demo_anomaly", "demo_graphs", "tu_mutag_gin", "imagenet_published"):
         trusted(config_of([f"experiment={name}"]), name)
+
+
+@pytest.mark.parametrize("value", (b"bytes", {1: 2, "a": 3}))
+def test_values_that_no_run_writes_are_refused(plain, value):
+    with pytest.raises(UserError, match="holds values that no run writes"):
+        trusted({**plain, "tags": value}, "theirs")
+
+
+def test_a_file_that_is_too_large_is_not_parsed(tmp_path):
+    (tmp_path / "config.yaml").write_text("a: 1\n" * 400_000)
+    with pytest.raises(UserError, match="is larger than"):
+        read_config(tmp_path / "config.yaml")
+
+
+def test_a_file_does_not_choose_where_scores_are_written(plain):
+    node = {"_target_": "et.inpainting.scores.ImageScores", "resume": True}
+    trusted({**plain, "callbacks": {**plain["callbacks"], "scores": node}}, "theirs")
+    with pytest.raises(UserError, match=r"may set resume of .*ImageScores, and nothing else"):
+        trusted({**plain, "callbacks": {**plain["callbacks"], "scores": {**node, "folder": "/tmp"}}}, "theirs")
 
 
 def test_a_class_of_ones_own_is_vouched_for(plain, monkeypatch):

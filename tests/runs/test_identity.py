@@ -186,3 +186,20 @@ def test_counts_left_open_make_the_run_of_the_right_counts(tmp_path):
     assert reproduces([*own, "data.num_nodes=200", "data.num_features=5"], run_id(config))
     with pytest.raises(UserError, match="there is no file"):
         config_of([*own[:2], f"data.path={tmp_path}/absent.npz"])
+
+
+def test_values_of_the_other_fidelity_are_refused():
+    for fidelity, refused, taken in (("paper", "released", "paper"), ("released", "paper", "released")):
+        given = ["experiment=tu_mutag", f"fidelity={fidelity}"]
+        override = f"by_fidelity.{refused}.batch_size=3"
+        with pytest.raises(UserError, match=f"does nothing under fidelity={fidelity}"):
+            check_overrides([*given, override], config_of([*given, override]))
+        override = f"by_fidelity.{taken}.batch_size=3"
+        assert config_of([*given, override])["data"]["batch_size"] == 3
+        check_overrides([*given, override], config_of([*given, override]))
+
+
+def test_a_group_that_is_set_to_nothing_is_told():
+    for group in ("model", "trainer", "optim"):
+        with pytest.raises(UserError, match="does not compose: Config group override must be"):
+            config_of(["experiment=demo_graphs", f"{group}=null"])

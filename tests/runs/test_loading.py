@@ -12,6 +12,7 @@ from torch import nn
 from et.runs.identity import config_of
 from et.runs.loading import fill, find_run, load_run, own_run
 from et.runs.record import run_dir, run_id, write_result
+from et.training.evaluation import predict
 from et.training.reproduction import recorded_run
 from et.utils.errors import UserError
 from tests.runs import make_record
@@ -71,3 +72,22 @@ def test_what_cannot_be_loaded_is_told(tmp_path):
         load_run(tmp_path / "bare.ckpt")
     with pytest.raises(UserError, match="do not fit the configuration of RUN"):
         fill(nn.Linear(2, 2), {"weight": torch.zeros(3, 2)}, "RUN")
+
+
+@pytest.mark.parametrize(
+    ("section", "node", "message"),
+    (
+        ("model", {"_target_": "torch.optim.Adam"}, r"does not build its model torch\.optim\.Adam: TypeError"),
+        ("model", {"_target_": "et.core.nothing.At"}, "which is not called"),
+        ("model", {"_target_": "pytorch_lightning.callbacks.DeviceStatsMonitor"}, "which is no Module"),
+        ("data", {"_target_": "et.baselines.node_mlp.NodeMLP", "in_features": 2, "hidden": 2, "layers": 2},
+         "which is no LightningDataModule"),
+        ("task", {"_target_": "et.graphs.model.GraphEnergyTransformer.of_fidelity"}, "must derive from"),
+        ("trainer", {"precision": "half"}, "trainer.precision must be"),
+    ),
+)  # fmt: skip
+def test_a_configuration_that_does_not_build_is_told(tmp_path, section, node, message):
+    config = {**config_of(["experiment=demo_graphs"]), section: node}
+    torch.save({"state_dict": {}, "config": config}, tmp_path / "theirs.ckpt")
+    with pytest.raises(UserError, match=message):
+        predict(tmp_path / "theirs.ckpt", device="cpu")

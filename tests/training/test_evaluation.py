@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from et.anomaly.splits import make_split
-from et.training.evaluation import apply_options, evaluate, predict
+from et.training.evaluation import apply_options, evaluate, own_folder, predict
 from et.training.run import train
 from et.utils.errors import UserError
 from tests.anomaly.conftest import make_graph, save_npz
@@ -60,6 +60,13 @@ def test_other_images_can_be_completed(config, tmp_path):
     with Image.open(tmp_path / "a" / "mine" / "deep" / "exact.png") as image:
         difference = np.abs(completed - np.asarray(image)).max(-1).reshape(2, 40, 2, 40).max((1, 3))
     assert (difference == 0).sum() == 2 and (outputs[0] / "completions" / "noise.png.png").exists()
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "3", "{}", "[" * 5000])
+def test_a_damaged_evaluation_is_left_where_it_is(tmp_path, text):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "evaluation.json").write_text(text)
+    assert own_folder(tmp_path, Path("there/mine")).name.startswith("mine-")
 
 
 def test_how_images_are_fitted_can_be_chosen_and_is_checked():

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from torch.utils.data import get_worker_info
 
-from et.inpainting.data import TrainingImages
+from et.inpainting.data import EvaluationImages, TrainingImages
 from et.runs.identity import resolve
 from et.runs.record import read_result, run_id
 from et.training.evaluation import evaluate
@@ -224,3 +224,26 @@ def test_a_loader_process_that_is_killed(tiny, tmp_path, monkeypatch):
         with pytest.raises(UserError, match="a process of the data loader died at step"):
             train(tiny("data.num_workers=2"))
     assert_same_run(whole, train(tiny("data.num_workers=2")))
+
+
+def test_a_loader_process_that_is_killed_while_a_run_is_tested(tiny, monkeypatch):
+    original = EvaluationImages.__getitem__
+
+    def item(self, key):
+        if self.mask_seeds == 2 and get_worker_info() is not None:  # validation has one mask an image
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, key)
+
+    cfg = tiny("data.num_workers=1", "data.mask_seeds=2", "trainer.max_epochs=1")
+    with monkeypatch.context() as patched:
+        patched.setattr(EvaluationImages, "__getitem__", item)
+        with pytest.raises(UserError, match="a process of the data loader died"):
+            train(cfg)
+    whole = train(cfg)
+    options = OmegaConf.create({"run": str(whole.folder), "checkpoint": None, "output": None, "images": None,
+                                "mask_seeds": None, "device": "cpu", "progress": False})  # fmt: skip
+    with monkeypatch.context() as patched:
+        patched.setattr(EvaluationImages, "__getitem__", item)
+        with pytest.raises(UserError, match="a process of the data loader died"):
+            evaluate(options)
+    assert evaluate(options)["metrics"] == whole.record["metrics"]

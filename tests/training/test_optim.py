@@ -88,3 +88,15 @@ def test_a_key_that_the_optimizer_does_not_take_is_named(key, advice):
     cfg = compose_config("experiment=demo_graphs", f"+optim.optimizer.{key}=0.1").optim.optimizer
     with pytest.raises(UserError, match=rf"optim\.optimizer\.{key}: AdamW takes no {key}; .*{advice}"):
         build_optimizer(cfg, [torch.nn.Parameter(torch.zeros(1))])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    (
+        ("optim.optimizer.lr=-1", "AdamW refuses its settings: Invalid learning rate"),
+        ("optim.optimizer.weight_decay=-1", "AdamW refuses its settings: Invalid weight_decay"),
+    ),
+)
+def test_a_value_that_cannot_train_is_refused(override, message):
+    with pytest.raises(UserError, match=message):
+        build(override)

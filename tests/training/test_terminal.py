@@ -102,7 +102,8 @@ def test_the_expected_time_comes_from_records_of_the_same_experiment(tmp_path):
     (tmp_path / "table02").mkdir()
     records = [{"experiment": "a", "epochs": 10, "seconds": 600, "device": "cpu (2 threads)"}]
     records.append({"experiment": "a_gin", "epochs": 10, "seconds": 6})
-    (tmp_path / "table02/results.jsonl").write_text("\n".join(map(json.dumps, records)))
+    damaged = ['{"experiment": "a", "epo', '{"experiment": "a"}', '{"experiment": "a", "epochs": 0, "seconds": 1}']
+    (tmp_path / "table02/results.jsonl").write_text("\n".join([*map(json.dumps, records), *damaged]))
     assert expected_time("a", 5, tmp_path) == "about 5 min at the pace of recorded runs on cpu (2 threads)"
     assert "first validation" in expected_time("b", 5, tmp_path)
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import pytest
 
+from et.runs.identity import config_of
 from et.training.run import train
 from et.training.sampler import EpochSampler
-from et.training.trainer_options import OWNED, batches_before_validation, batches_of_training, check_options
+from et.training.trainer_options import (
+    OWNED,
+    batches_before_validation,
+    batches_of_training,
+    check_numbers,
+    check_options,
+)
 from et.utils.errors import UserError
 
 BEST = ("checkpoint=best", "callbacks.monitor=val/mse")
@@ -26,6 +34,58 @@ def test_a_limit_that_is_no_number_of_batches_is_refused(value):
     for key in ("overfit_batches", "limit_val_batches"):
         with pytest.raises(UserError, match=rf"trainer\.{key} must be a number of batches"):
             check_options({key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "right"),
+    (
+        ("seed", (-1, 1.5, 2**32, None, True), (0, 2**32 - 1)),
+        ("optim.clip_norm", (0, -1, "x"), (None, 0.5)),
+        ("trainer.gradient_clip_val", (0, -1), (None, 1)),
+        ("optim.schedule.warmup_epochs", (-1, "x", None), (0, 0.5, 3)),
+        ("optim.schedule.start_lr", (-1, None), (0, 0.1)),
+        ("optim.optimizer.lr", (0, -1, None, [1]), (0.1, 1)),
+        ("callbacks.save_every_n_epochs", (0, -1, 1.5), (1, 7)),
+        ("callbacks.patience", (0, -1), (None, 1)),
+        ("trainer.accumulate_grad_batches", (0, -1), (1, None)),
+        ("trainer.check_val_every_n_epoch", (0, -1), (1, None)),
+        ("trainer.val_check_interval", (0, 0.0), (0.5, 3)),
+        ("trainer.log_every_n_steps", (-1,), (0, 5)),
+        ("trainer.max_steps", (-2,), (-1, 0)),
+        ("trainer.devices", (0, -2), (-1, 2, "auto")),
+        ("trainer.num_nodes", (0,), (1,)),
+    ),
+)
+def test_a_number_out_of_its_range_is_refused(key, wrong, right):
+    plain = {
+        "seed": 0, "optim": {"clip_norm": None, "schedule": {"name": "x", "warmup_epochs": 0}, "optimizer": {}},
+        "callbacks": {"save_every_n_epochs": 1}, "trainer": {"devices": 1},
+    }  # fmt: skip
+
+    def changed(value):
+        config = copy.deepcopy(plain)
+        *sections, name = key.split(".")
+        place = config
+        for section in sections:
+            place = place[section]
+        place[name] = value
+        return config
+
+    for value in wrong:
+        with pytest.raises(UserError, match=rf"^{key} must be"):
+            check_numbers(changed(value))
+    for value in right:
+        check_numbers(changed(value))
+
+
+@pytest.mark.parametrize("name", ["demo_inpainting", "demo_anomaly", "tu_mutag_gin", "imagenet_inpainting", "zinc"])
+def test_the_numbers_of_shipped_experiments_are_in_their_ranges(name):
+    check_numbers(config_of([f"experiment={name}"]))
+
+
+def test_an_interval_longer_than_an_epoch_is_refused(tiny):
+    with pytest.raises(UserError, match=r"`val_check_interval` \(1000\) must be less"):
+        train(tiny("+trainer.val_check_interval=1000"))
 
 
 def test_lightnings_own_sampler_is_refused():

@@ -5,7 +5,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from et.utils.errors import UserError, is_user_error, unwrapped
+from et.utils.errors import UserError, is_user_error, plainly, unwrapped, user_message
 
 
 def wrapped(cause):
@@ -64,3 +64,14 @@ def test_what_a_loader_process_raised_comes_without_its_traceback():
     traceback = "Caught UserError in DataLoader worker process 1.\nOriginal Traceback ...\n"
     told = traceback + "et.utils.errors.UserError: bad.png is bad\n"
     assert str(unwrapped(UserError(told))) == "bad.png is bad"
+
+
+def test_the_death_of_a_loader_process_and_what_lightning_refuses_are_told():
+    died = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+    assert user_message(died).startswith("a process of the data loader died (killed, or out of memory)")
+    refused = type("MisconfigurationException", (Exception,), {})("no such accelerator")
+    for error in (refused, wrapped(refused)):
+        assert user_message(error) == "Lightning refuses this configuration: no such accelerator"
+    for error, kind in ((died, UserError), (refused, UserError), (KeyError("bug"), KeyError)):
+        with pytest.raises(kind), plainly():
+            raise error

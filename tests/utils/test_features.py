@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from et.utils.errors import UserError
 from et.utils.features import as_features, standardize_columns, to_float32
 
 
@@ -36,3 +37,15 @@ def test_a_constant_is_no_loss_and_a_loss_is_told():
 
 def test_gradients_end_here():
     assert not as_features(torch.rand(3, 2, requires_grad=True)).requires_grad
+
+
+@pytest.mark.parametrize("dtype", [">f8", ">f4", ">i4", ">u2", np.longdouble])
+def test_arrays_of_types_that_torch_lacks_are_read(dtype):
+    values = np.arange(6).reshape(3, 2)
+    assert torch.equal(as_features(values.astype(dtype)), as_features(values))
+
+
+def test_complex_numbers_are_refused():
+    for values in (np.ones((2, 2)) * 1j, torch.ones(2, 2) * 1j):
+        with pytest.raises(UserError, match="complex numbers"):
+            as_features(values)

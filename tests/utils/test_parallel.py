@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 import rich.progress
 from threadpoolctl import threadpool_info
 
 from et.utils import parallel
+from et.utils.errors import UserError
 from et.utils.parallel import mapped
 
 
@@ -46,3 +48,13 @@ def test_cores_are_those_one_may_use():
         assert parallel.cores() == 1
     finally:
         os.sched_setaffinity(0, before)
+
+
+def killed(number):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_is_told(monkeypatch):
+    monkeypatch.setattr(parallel, "cores", lambda: 2)
+    with pytest.raises(UserError, match=r"eigenvectors: a process was killed \(out of memory\?\)"):
+        mapped(killed, range(4), what="eigenvectors", parallel=True, bar=False, together=1)
