@@ -167,7 +167,8 @@ def answer_pretrained(output: Path, count: int = 8, images: Path | None = None, 
         "model": {
             "run": "pretrained", "photographs": len(batch["image"]), "images": images.name if images else "embedded",
             "hidden": float(batch["masked"].float().mean()), "T": network.steps, "step_size": network.step_size,
-            "bf16": bf16, "git_commit": git_commit(), "machine": machine(torch.get_num_threads()), "versions": versions(),
+            "bf16": bf16, "git_commit": git_commit(), "machine": machine(torch.get_num_threads()),
+            "versions": versions(),
         }
     }  # fmt: skip
 
