@@ -73,6 +73,7 @@ ADDED_KEYS: Mapping[str, Mapping[str, Any]] = {
     "model.known_labels": {"paper": False, "released": False},
     "model.label_counts": {"paper": False, "released": False},
     "data.occluded_range": {"paper": None, "released": None},
+    "task.init_weights": {"paper": None, "released": None},
     "task.steps_range": {"paper": None, "released": None},
     "task.loss_steps": {"paper": 1, "released": 1},
     "task.rest_steps": {"paper": 0, "released": 0},

@@ -7,9 +7,7 @@ from et.baselines.vit import InpaintingViT
 from et.inpainting.depths import Depths
 from et.inpainting.lit import InpaintingTask
 from et.inpainting.model import InpaintingET
-from et.training.run import train
 from et.utils.errors import UserError
-from tests.configs import TINY
 
 
 @pytest.fixture
@@ -67,9 +65,3 @@ def test_only_an_energy_transformer_of_one_block_varies_its_steps(network):
         with pytest.raises(UserError, match="one block"):
             InpaintingTask(other, OmegaConf.create({}), steps_range=[1, 2])
     assert InpaintingTask(network, OmegaConf.create({})).depths is None
-
-
-def test_a_resumed_run_draws_the_same_numbers(config, tmp_path):
-    options = [*TINY, "task.steps_range=[1,4]", "task.rest_steps=3", "data.occluded_range=[0.3,0.9]"]
-    whole = train(config(*options))
-    assert torch.isfinite(torch.tensor(list(whole.record["metrics"].values()))).all()
