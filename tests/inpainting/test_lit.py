@@ -5,7 +5,6 @@ from omegaconf import OmegaConf
 from et.inpainting.lit import InpaintingTask, MeanPerSeed, reconstruction_loss
 from et.inpainting.model import InpaintingET
 from et.inpainting.patches import mask_first_patch
-from et.runs.loading import load_run
 from et.training.run import train
 from tests.configs import TINY
 
@@ -85,6 +84,6 @@ def test_training_starts_from_the_weights_of_another_run_at_another_size(config)
     for name in ("test/mse", "test/psnr"):
         assert same.record["metrics"][name] == pytest.approx(first.record["metrics"][name], rel=1e-6)
     larger = train(config(*TINY, *start, "trainer.max_epochs=0", "data.image_size=120"))
-    before, after = (load_run(outcome.folder)[1] for outcome in (first, larger))
+    before, after = (outcome.task.network for outcome in (first, larger))
     assert torch.equal(before.block.hopfield.memories, after.block.hopfield.memories)
     assert after.position.shape == (10, 16) and torch.equal(before.position[0], after.position[0])
