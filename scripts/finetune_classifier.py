@@ -79,7 +79,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "et_base_patch16_224", pretrained=not options.scratch, num_classes=classes, global_pool="avg"
     )
     counts = {"train": options.train, "val": options.eval}
-    data = datasets(options.data, resolve_data_config({}, model=model), counts, options.seed)
+    config = resolve_data_config({"input_size": (3, *model.patch_embed.img_size)}, model=model)
+    data = datasets(options.data, config, counts, options.seed)
     bf16, start = has_fast_bf16("cpu"), time.process_time()
     losses = finetune(model, data["train"], options, bf16)
     seconds = time.process_time() - start
