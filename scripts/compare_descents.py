@@ -1,7 +1,7 @@
 """Error against the number of steps, for several shares of hidden patches: docs/explanation/fixed_points.md.
 
 python scripts/compare_descents.py OUTPUT RUN [RUN ...]: follow the descent of every run, far past its T, on the same
-evaluation images and masks. A run is a folder or ``pretrained``. OUTPUT gets descents.json and descents.png.
+evaluation images and masks. A run is a folder or ``pretrained``. OUTPUT gets fixed_points.json and fixed_points.png.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def main() -> None:
         "git_commit": git_commit(), "machine": machine(torch.get_num_threads()), "versions": versions(),
     }  # fmt: skip
     options.output.mkdir(parents=True, exist_ok=True)
-    write_atomically(options.output / "descents.json", json.dumps({**about, "runs": runs}, indent=1) + "\n")
-    draw(runs, options.output / "descents.png")
+    write_atomically(options.output / "fixed_points.json", json.dumps({**about, "runs": runs}, indent=1) + "\n")
+    draw(runs, options.output / "fixed_points.png")
 
 
 if __name__ == "__main__":
