@@ -90,3 +90,12 @@ def test_from_photographs_to_numbers(script, network, monkeypatch, tmp_path):
     with pytest.warns(UserWarning, match="not the published imagenette"):
         script.main()
     assert json.loads((tmp_path / "out" / "features.json").read_text()) == found
+
+
+def test_the_numbers_of_the_page_are_those_on_record(script):
+    found = json.loads((ROOT / "docs" / "features.json").read_text())
+    page = (ROOT / "docs" / "explanation" / "features.md").read_text()
+    for row in found["rows"]:
+        if row["features"] == "trained" or row.get("step") in (None, 0, 12):
+            assert f"{row['accuracy']:.1f} ({row['low']:.0f} to {row['high']:.0f})" in page, row
+    assert "{train} training and {val} evaluation photographs".format(**found["photographs"]) in page
