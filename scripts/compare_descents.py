@@ -64,7 +64,7 @@ def follow(run: str, steps: int, count: int, images: Path | None, bf16: bool) ->
     found: dict[str, Any] = {
         "name": "pretrained" if is_pretrained(run) else cfg.name, **{key: record.get(key) for key in SOURCE},
         "T": network.steps, "step_size": network.step_size, "steps_range": OmegaConf.to_object(task).get("steps_range"),
-        "occluded_range": OmegaConf.to_object(data).get("occluded_range"), 
+        "occluded_range": OmegaConf.to_object(data).get("occluded_range"),
         "from_weights": OmegaConf.to_object(task).get("init_weights") is not None, "curves": [],
         "hidden": (data.get("num_occluded") or round(network.num_patches * 100 / 196)) / network.num_patches,
     }  # fmt: skip
