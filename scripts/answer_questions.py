@@ -40,7 +40,7 @@ from et.inpainting.questions import (
 )
 from et.integrations.pretrained import load_pretrained
 from et.runs.loading import find_run, is_pretrained, load_run
-from et.runs.record import read_result
+from et.runs.record import git_commit, machine, read_result, versions
 from et.utils.errors import UserError, exit_on_user_error
 from et.utils.files import write_atomically
 
@@ -167,7 +167,8 @@ def answer_pretrained(output: Path, count: int = 8, images: Path | None = None, 
         "model": {
             "run": "pretrained", "photographs": len(batch["image"]), "images": images.name if images else "embedded",
             "hidden": float(batch["masked"].float().mean()), "T": network.steps, "step_size": network.step_size,
-            "bf16": bf16, "torch": torch.__version__,
+            "bf16": bf16, "git_commit": git_commit(), "machine": machine(torch.get_num_threads()),
+            "versions": versions(),
         }
     }  # fmt: skip
 

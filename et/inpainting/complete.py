@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -189,6 +190,20 @@ def inputs_of(paths: Sequence[str], embedded: bool) -> dict[str, Path | None]:
     return found
 
 
+def default_output(first: str, inputs: dict[str, Path | None]) -> Path:
+    """Where completions go unless the user says: completed/NAME, with a hash if other photographs' are there."""
+    name = Path(first).resolve().stem
+    output, (own, *_) = Path("completed") / name, inputs.values()
+    try:
+        with (output / "scores.csv").open() as file:
+            there = next(csv.DictReader(file))["file"]
+    except (OSError, StopIteration, KeyError):
+        return output
+    if Path(there).resolve() == Path(own or "").resolve():
+        return output
+    return output.with_name(f"{name}-{hashlib.sha256(str(Path(first).resolve()).encode()).hexdigest()[:6]}")
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="complete.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -234,8 +249,7 @@ def run(options: argparse.Namespace) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network.to(device)
     bf16 = options.precision == "bf16" or (options.precision == "auto" and has_fast_bf16(device))
-    first = "embedded" if options.embedded else Path(options.photos[0]).resolve().stem
-    output = options.output or Path("completed") / first
+    output = options.output or default_output("embedded" if options.embedded else options.photos[0], inputs)
     rows = _write_all(network, inputs, options, bf16, output)
     _say(rows, output, network, options, bf16)
 

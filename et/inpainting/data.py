@@ -39,10 +39,17 @@ class TrainingImages(Dataset):
 
     Args:
         counts: patches of an image, how many of them are occluded, and how many of those stay visible.
+        occluded_range: as of :class:`InpaintingData`.
     """
 
-    def __init__(self, source: ImageSource, counts: tuple[int, int, int], seed: int):
-        self.source, self.counts, self.seed = source, counts, seed
+    def __init__(
+        self,
+        source: ImageSource,
+        counts: tuple[int, int, int],
+        seed: int,
+        occluded_range: tuple[float, float] | None = None,
+    ):
+        self.source, self.counts, self.seed, self.occluded_range = source, counts, seed, occluded_range
 
     def __len__(self) -> int:
         return self.source.train_length
@@ -51,7 +58,12 @@ class TrainingImages(Dataset):
         epoch, index = key
         rng = sample_rng(self.seed, epoch, index)
         image = self.source.train_item(index, rng)
-        occluded, masked = draw_masks(rng, *self.counts)
+        patches, num_occluded, num_kept = self.counts
+        if self.occluded_range is not None:
+            kept_share = num_kept / max(1, num_occluded)
+            num_occluded = max(1, round(patches * rng.uniform(*self.occluded_range)))
+            num_kept = round(num_occluded * kept_share)
+        occluded, masked = draw_masks(rng, patches, num_occluded, num_kept)
         return {"image": image, "occluded": occluded, "masked": masked, "index": index, "mask_seed": 0}
 
 
@@ -88,6 +100,8 @@ class InpaintingData(pl.LightningDataModule):
         image_size, patch_size, channels: shape of an image and of its patches, in pixels.
         num_occluded: patches of an image that the loss looks at; None: 100 of 196 of them (appendix B).
         num_kept: occluded patches that stay visible; None: a tenth of the occluded ones (appendix B).
+        occluded_range: smallest and largest share of the patches that training occludes, drawn for each image; of these
+            the same part stays visible. None: ``num_occluded``. Evaluation always occludes ``num_occluded``.
         batch_size: global batch, shared out over the processes of a distributed run.
         num_workers: loader processes.
         mask_seeds: masks per test image (table 14: 10).
@@ -109,6 +123,7 @@ class InpaintingData(pl.LightningDataModule):
         num_workers: int = 0,
         mask_seeds: int = 1,
         seed: int = 0,
+        occluded_range: tuple[float, float] | None = None,
     ):
         super().__init__()
         check_sizes(channels=channels, batch_size=batch_size, mask_seeds=mask_seeds)
@@ -125,6 +140,13 @@ class InpaintingData(pl.LightningDataModule):
         held = getattr(source, "channels", 3)
         if channels != held:
             raise UserError(f"data.channels={channels}, but the images of {source.name} have {held}: set data.channels")
+        if occluded_range is not None and not (
+            len(occluded_range) == 2 and 0 <= occluded_range[0] <= occluded_range[1] <= 1
+        ):
+            raise UserError(
+                f"data.occluded_range must be two shares from 0 to 1, the smaller first, not {list(occluded_range)}"
+            )
+        self.occluded_range = occluded_range
         self.batch_size, self.num_workers, self.mask_seeds, self.seed = batch_size, num_workers, mask_seeds, seed
 
     @staticmethod
@@ -138,7 +160,7 @@ class InpaintingData(pl.LightningDataModule):
         return self.num_patches, self.num_occluded, self.num_kept
 
     def train_dataloader(self) -> DataLoader[Any]:
-        images = TrainingImages(self.source, self.counts, self.seed)
+        images = TrainingImages(self.source, self.counts, self.seed, self.occluded_range)
         used = whole_batches(len(images), self.batch_size)
         return self._loader(images, EpochSampler(len(images), self.seed, shuffle=True, used=used))
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from et.core.arguments import check_sizes
+from et.inpainting.depths import Depths, check_depths
 from et.inpainting.fill_baselines import mean_fill, nearest_fill
 from et.inpainting.patches import fill, mask_first_patch, patchify
 from et.inpainting.scores import image_scores, masked_mse
@@ -84,6 +86,8 @@ class InpaintingTask(Task):
         compile: run the network through torch.compile.
         init_weights: weights that training starts from: ``pretrained`` (the published ones), a run's folder or a
             converted checkpoint; position biases are resized to the image. None: the network's own initial weights.
+        steps_range, loss_steps, rest_steps: How many steps training takes, see :class:`et.inpainting.depths.Depths`.
+            If ``steps_range`` is None, the T of the network. Evaluation always takes T.
     """
 
     family = "inpainting"
@@ -99,9 +103,16 @@ class InpaintingTask(Task):
         compile: bool = False,
         mask_first_patch: bool | None = None,
         init_weights: str | None = None,
+        steps_range: list[int] | None = None,
+        loss_steps: int = 1,
+        rest_steps: int = 0,
     ):
         super().__init__(network, optim)
         check_sizes(mask_seeds=mask_seeds)
+        self.depths = None
+        if steps_range is not None or loss_steps != 1 or rest_steps:
+            check_depths(network)
+            self.depths = Depths(steps_range or [network.steps] * 2, loss_steps, rest_steps)
         self.fidelity, self.init_weights = fidelity, init_weights
         self.mask_first_patch = fidelity == "released" if mask_first_patch is None else mask_first_patch
         if compile:
@@ -129,8 +140,14 @@ class InpaintingTask(Task):
         masked = batch["masked"]
         if self.mask_first_patch:
             masked = mask_first_patch(masked, batch["occluded"])
-        prediction, target = self._patches(batch, masked)
-        loss = reconstruction_loss(prediction, target, batch["occluded"], self.fidelity)
+        if self.depths is None:
+            predictions = [self.network(batch["image"], masked)]
+        else:  # drawn from the optimizer step, lest a resumed run draw others
+            rng = np.random.default_rng((self.trainer.datamodule.seed, self.global_step, 0, 1))
+            predictions = self.depths.reconstructions(self.network, batch["image"], masked, rng)
+        target = patchify(batch["image"], self.network.patch_size)
+        losses = [reconstruction_loss(p.float(), target, batch["occluded"], self.fidelity) for p in predictions]
+        loss = torch.stack(losses).mean()
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 

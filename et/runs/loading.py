@@ -57,7 +57,7 @@ def load_run(run: Path | str, checkpoint: str | None = None) -> tuple[DictConfig
     """Configuration and trained network, in evaluation mode.
 
     Args:
-        run: A run's folder, a converted checkpoint, or ``pretrained`` for the authors' published weights.
+        run: A run's folder, a converted checkpoint, or the authors' weights: ``pretrained``, or their .npz file.
         checkpoint: best or last, of a run; None: the one that the run was tested with.
 
     Raises:
@@ -111,8 +111,10 @@ def load_weights(run: Path | str, checkpoint: str | None) -> tuple[DictConfig, d
         UserError: nothing there, nothing that loads as plain tensors, or something that does not belong there.
     """
     if is_pretrained(run):
-        return _published()
+        return _published(None)
     run = Path(run)
+    if run.suffix == ".npz":
+        return _published(run)
     if run.is_dir():
         if not (run / "config.yaml").exists():
             raise UserError(f"{run} is no run folder: it has no config.yaml{list_runs(run)}")
@@ -172,14 +174,16 @@ def list_runs(folder: Path) -> str:
     return f". These runs are in it, the last started last; name one:{''.join(lines)}" if lines else ""
 
 
-def _published() -> tuple[DictConfig, dict[str, torch.Tensor], Path, str]:
+def _published(given: Path | None) -> tuple[DictConfig, dict[str, torch.Tensor], Path, str]:
+    """:func:`load_weights` of the published weights, in the file ``given`` or fetched."""
     from et.integrations.official_images import published_config, read_official, state_dict
     from et.integrations.pretrained import find_weights
 
-    path = find_weights()
+    path = find_weights(path=given)
     arrays = read_official(path)
     weights = {f"network.{name}": value for name, value in state_dict(arrays).items()}
-    return OmegaConf.create(published_config(arrays)), weights, output_folder(PRETRAINED, "evaluation"), path.name
+    output = output_folder(given or PRETRAINED, "evaluation")
+    return OmegaConf.create(published_config(arrays)), weights, output, path.name
 
 
 def initialise(network: torch.nn.Module, source: Path | str) -> None:

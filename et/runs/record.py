@@ -72,6 +72,11 @@ ADDED_KEYS: Mapping[str, Mapping[str, Any]] = {
     "data.drop_features": {"paper": None, "released": None},
     "model.known_labels": {"paper": False, "released": False},
     "model.label_counts": {"paper": False, "released": False},
+    "data.occluded_range": {"paper": None, "released": None},
+    "task.init_weights": {"paper": None, "released": None},
+    "task.steps_range": {"paper": None, "released": None},
+    "task.loss_steps": {"paper": 1, "released": 1},
+    "task.rest_steps": {"paper": 0, "released": 0},
     "task.masked_share": {"paper": 0.2, "released": 0.2},
     "callbacks.patience": {"paper": None, "released": None},
 }

@@ -130,6 +130,12 @@ def test_a_folder_is_completed_from_the_command_line(network, tmp_path, monkeypa
         with Image.open(output / name / "descent.webp") as movie:
             assert movie.n_frames == 3
         assert len((output / name / "energies.csv").read_text().splitlines()) == 1 + 3
+    (tmp_path / "other" / "mine").mkdir(parents=True)  # another folder of this name leaves the first one's results
+    noise(50, 40).save(tmp_path / "other" / "mine" / "c.png")
+    for _ in range(2):
+        assert complete.main(["other/mine", "--scores-only"]) == 0
+    (other,) = (tmp_path / "completed").glob("mine-*")
+    assert (other / "scores.csv").read_text().splitlines()[1].startswith("c,")
     assert complete.main(["mine/a.png", "--mask", "block"]) == 0
     alone = {path.name for path in (tmp_path / "completed" / "a").iterdir()}
     assert alone == {*files, "scores.csv", "overview.png"}

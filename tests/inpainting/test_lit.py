@@ -5,6 +5,8 @@ from omegaconf import OmegaConf
 from et.inpainting.lit import InpaintingTask, MeanPerSeed, reconstruction_loss
 from et.inpainting.model import InpaintingET
 from et.inpainting.patches import mask_first_patch
+from et.training.run import train
+from tests.configs import TINY
 
 
 def test_losses_of_paper_and_released_code():
@@ -73,3 +75,15 @@ def test_comparison_with_the_fillings_says_who_wins():
     assert "50% lower than copying the nearest visible patch (0.200)" in sentence
     assert "25% higher than the mean of the visible pixels (0.080)" in sentence
     assert InpaintingTask.summary({"test/mse_masked": 0.1}) is None
+
+
+def test_training_starts_from_the_weights_of_another_run_at_another_size(config):
+    first = train(config(*TINY, "trainer.max_epochs=1"))
+    start = [f"task.init_weights={first.folder}", "optim.schedule.warmup_epochs=0"]
+    same = train(config(*TINY, *start, "trainer.max_epochs=0"))
+    for name in ("test/mse", "test/psnr"):
+        assert same.record["metrics"][name] == pytest.approx(first.record["metrics"][name], rel=1e-6)
+    larger = train(config(*TINY, *start, "trainer.max_epochs=0", "data.image_size=120"))
+    before, after = (outcome.task.network for outcome in (first, larger))
+    assert torch.equal(before.block.hopfield.memories, after.block.hopfield.memories)
+    assert after.position.shape == (10, 16) and torch.equal(before.position[0], after.position[0])

@@ -137,6 +137,11 @@ def test_the_published_weights_are_a_run_wherever_one_is_named(published, monkey
     assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
     assert load_weights("pretrained", None)[2] == output_folder("pretrained", "evaluation")
     assert output_folder("pretrained", "figures") == tmp_path / "runs" / "pretrained" / "figures"
+    (tmp_path / "mine.npz").write_bytes(content)
+    (cache_folder() / weights.file).unlink()
+    by_path = load_run("mine.npz")[1].state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in by_path.items())
+    assert load_weights("mine.npz", None)[2] == Path("mine_evaluation")
     (tmp_path / "pretrained").mkdir()
     with pytest.raises(UserError, match="no run folder"):  # a folder of that name is meant
         load_run("pretrained")

@@ -161,12 +161,15 @@ def test_determinism_fills_no_memory(tiny, monkeypatch):
     assert set(seen) == {(True, False)}
 
 
-def test_an_interrupted_run_resumes_and_ends_as_an_uninterrupted_one(tiny, tmp_path, monkeypatch):
-    whole = train(tiny(f"paths.runs={tmp_path}/whole"))
+@pytest.mark.parametrize(
+    "options", [(), ("task.steps_range=[1,4]", "task.loss_steps=2", "task.rest_steps=3", "data.occluded_range=[0.2,1]")]
+)
+def test_an_interrupted_run_resumes_and_ends_as_an_uninterrupted_one(tiny, tmp_path, monkeypatch, options):
+    whole = train(tiny(f"paths.runs={tmp_path}/whole", *options))
     with monkeypatch.context() as patched, pytest.raises(Stop):
         stop_in(patched, 2)
-        train(tiny())
-    resumed = train(tiny())
+        train(tiny(*options))
+    resumed = train(tiny(*options))
     assert_same_run(whole, resumed)
     assert whole.record["steps"] == 9
     table = (resumed.folder / "metrics.csv").read_text().splitlines()

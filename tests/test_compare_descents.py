@@ -1,0 +1,49 @@
+"""scripts/compare_descents.py on runs of a second: whose curves they are, and what is said of them."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+import torch
+
+from et.inpainting.patches import patchify
+from et.inpainting.scores import masked_mse
+from et.training.run import train
+from tests.configs import ROOT, TINY
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("compare_descents", ROOT / "scripts" / "compare_descents.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_excess_is_of_the_largest_error_from_t_on(script):
+    found = script.flatness([9.0, 4.0, 2.0, 2.1, 3.0], 2)
+    assert found["best_step"] == found["mse_at_T"] == 2 and found["mse_at_end"] == 3
+    assert found["excess"] == pytest.approx(0.5)
+    assert script.flatness([9.0, 1.0, 2.0], 2)["excess"] == pytest.approx(1.0)  # the best is before T
+
+
+def test_curves_of_several_runs(script, config, tmp_path, monkeypatch):
+    options = [*TINY, "trainer.max_epochs=1", "data.patch_size=20"]
+    fixed = train(config(*options, "data.num_occluded=8", "data.num_kept=0"))
+    varying = train(config(*options, "task.steps_range=[1,3]", "data.occluded_range=[0.1,0.9]"))
+    runs = [str(outcome.folder) for outcome in (fixed, varying)]
+    monkeypatch.setattr(sys, "argv", ["compare_descents.py", str(tmp_path / "out"), *runs, "--count=8", "--steps=6"])
+    script.main()
+    found = json.loads((tmp_path / "out" / "fixed_points.json").read_text())
+    first, second = found["runs"]
+    assert first["hidden"] == 0.5 and first["steps_range"] is None and second["steps_range"] == [1, 3]
+    assert (first["run_id"], first["T"]) == (fixed.record["run_id"], 2)
+    assert [curve["hidden"] for curve in first["curves"]] == [0.125, 0.25, 0.5, 0.75]  # 2, 4, 8, 12 of 16 patches
+    assert all(len(curve["mse"]) == 7 and curve["images"] == 8 for run in found["runs"] for curve in run["curves"])
+    batch = script.examples(config(*options), 8, 0.5)
+    with torch.no_grad():
+        prediction = fixed.task.network.eval()(batch["image"], batch["masked"])
+    error = masked_mse(prediction, patchify(batch["image"], 20), batch["masked"]).mean()
+    assert first["curves"][2]["mse_at_T"] == pytest.approx(error.item(), rel=1e-3)
+    assert (tmp_path / "out" / "fixed_points.png").stat().st_size > 5000
