@@ -5,62 +5,32 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from et.anomaly.batch import NodeBatch, SubgraphSamples, induced, joined
 from et.anomaly.graph import (
     NodeGraph,
     check_graph,
     drop_columns,
     make_undirected,
     neighbourhoods,
-    reverse_cuthill_mckee,
+    reverse_cuthill_mckee_order,
 )
 from et.anomaly.masks import masked_split
 from et.anomaly.sources import PUBLISHED, existing_file, graph_path, load_graph
 from et.anomaly.splits import Split, few_anomalies, make_split
 from et.core import EdgeTopology
 from et.core.arguments import check_given, check_sizes
-from et.core.sparse import SortedEdges
-from et.training.sampler import EpochSampler, rank_and_world, sample_rng
+from et.training.sampler import EpochSampler, rank_and_world
 from et.utils.errors import UserError
-from et.utils.features import standardize_columns, to_float32
-
-
-@dataclass(frozen=True)
-class NodeBatch:
-    """A graph, or a subgraph of it, with what the model and the loss need.
-
-    Attributes:
-        features: (n, F) float32.
-        labels: (n,) int64: 0 benign, 1 anomalous, -1 unlabelled.
-        topologies: who attends to whom; one, or one a relation.
-        train, val, test: positions of the nodes of each part, (.,) int64.
-        nodes: (n,) ids in the graph's file.
-        anomaly_weight: omega of eq. 12 and 22: benign over anomalous nodes among all training nodes.
-    """
-
-    features: Tensor
-    labels: Tensor
-    topologies: tuple[EdgeTopology, ...]
-    train: Tensor
-    val: Tensor
-    test: Tensor
-    nodes: Tensor
-    anomaly_weight: float
-
-    def to(self, device: torch.device | str, **kwargs: Any) -> NodeBatch:
-        moved = {
-            name: value.to(device, **kwargs) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
-        }
-        return replace(self, **moved, topologies=tuple(topology.to(device) for topology in self.topologies))
+from et.utils.features import scale_columns, to_float32
 
 
 class NodeDataModule(pl.LightningDataModule):
@@ -268,8 +238,11 @@ class NodeDataModule(pl.LightningDataModule):
         }
 
     def _features(self, graph: NodeGraph, split: Split) -> Tensor:
-        scaled = standardized(graph.features, self.standardize, self.scaling, split)
-        return to_float32(scaled, graph.name)
+        features = graph.features
+        if self.standardize != "none":
+            known = features if self.standardize == "all" else features[torch.from_numpy(split.train)]
+            features = scale_columns(features, known, self.scaling)
+        return to_float32(features, graph.name)
 
     def _data_sha256(self, graph: NodeGraph, split: Split) -> str:
         """Hash of the graph; with ``split=masks`` of the parts too, which then are part of the data."""
@@ -331,16 +304,6 @@ class NodeDataModule(pl.LightningDataModule):
         self._moved = None
 
 
-def reverse_cuthill_mckee_order(relations: Iterable[Tensor], num_nodes: int) -> Tensor:
-    """(N,) the nodes in an order where neighbours stand near each other: reverse Cuthill-McKee of all edges (2, E).
-
-    Rows that are gathered one after another then lie in the same pages of memory, which pays where a graph has
-    communities.
-    """
-    source, target = np.concatenate([edge_index.numpy().astype(np.int32) for edge_index in relations], axis=1)
-    return torch.from_numpy(reverse_cuthill_mckee(source, target, num_nodes))
-
-
 def whole_graph_loader(batch: NodeBatch) -> DataLoader:
     """One batch an epoch: everything.
 
@@ -348,95 +311,3 @@ def whole_graph_loader(batch: NodeBatch) -> DataLoader:
     epoch is seeded depending on whether the run was resumed, and dropout must not notice.
     """
     return DataLoader([batch], batch_size=None, generator=torch.Generator())
-
-
-class SubgraphSamples(Dataset):
-    """Fresh subgraphs each epoch: the same share of training, validation and test nodes, and the edges among them.
-
-    Validation and test nodes are there as neighbours only: the loss is over the training nodes. A sample depends on
-    (seed, epoch, its number), not on the process that draws it.
-    """
-
-    def __init__(self, whole: NodeBatch, ratio: float, seed: int, count: int = 1):
-        self.whole, self.ratio, self.seed, self.count = whole, ratio, seed, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, epoch_and_index: tuple[int, int]) -> NodeBatch:
-        rng = sample_rng(self.seed, *epoch_and_index)
-        parts = [self._draw(rng, part) for part in (self.whole.train, self.whole.val, self.whole.test)]
-        return induced(self.whole, *parts)
-
-    def _draw(self, rng: np.random.Generator, part: Tensor) -> Tensor:
-        count = max(1, int(self.ratio * len(part)))
-        return part[torch.from_numpy(rng.choice(len(part), count, replace=False)).to(part.device)]
-
-
-def induced(whole: NodeBatch, train: Tensor, val: Tensor, test: Tensor) -> NodeBatch:
-    """The subgraph of ``whole`` on some of the nodes of each part, (.,) positions, and the edges among them."""
-    nodes = torch.cat([train, val, test])
-    places = torch.arange(len(nodes)).split([len(train), len(val), len(test)])
-    return replace(
-        whole,
-        features=whole.features[nodes],
-        labels=whole.labels[nodes],
-        topologies=tuple(induced_topology(topology.edges, nodes) for topology in whole.topologies),
-        nodes=whole.nodes[nodes],
-        **dict(zip(("train", "val", "test"), places, strict=True)),
-    )
-
-
-def joined(batches: list[NodeBatch]) -> NodeBatch:
-    """Several subgraphs as one, without edges between them."""
-    if len(batches) == 1:
-        return batches[0]
-    sizes = [len(batch.labels) for batch in batches]
-    first = [sum(sizes[:number]) for number in range(len(sizes))]
-
-    def union(relation: int) -> EdgeTopology:
-        found = []
-        for start, batch in zip(first, batches, strict=True):
-            edges = batch.topologies[relation].edges
-            found.append(torch.stack([edges.key.long(), edges.query.long()]) + start)
-        return EdgeTopology(torch.cat(found, dim=1), sum(sizes))
-
-    whole = {name: torch.cat([getattr(b, name) for b in batches]) for name in ("features", "labels", "nodes")}
-    parts = {
-        name: torch.cat([getattr(batch, name) + start for start, batch in zip(first, batches, strict=True)])
-        for name in ("train", "val", "test")
-    }
-    topologies = tuple(union(relation) for relation in range(len(batches[0].topologies)))
-    return replace(batches[0], **whole, **parts, topologies=topologies)
-
-
-def induced_topology(edges: SortedEdges, nodes: Tensor) -> EdgeTopology:
-    """Topology among ``nodes`` (n,), distinct, which become 0 .. n - 1 in their order; repeated edges stay.
-
-    Looks at the edges of these nodes only, so that a small sample of a huge graph is cheap.
-    """
-    count = len(nodes)
-    place = torch.full((edges.num_nodes,), -1, dtype=torch.int32, device=nodes.device)
-    place[nodes] = torch.arange(count, dtype=torch.int32, device=nodes.device)
-    first, degree = edges.row_start[nodes], edges.row_start[nodes + 1] - edges.row_start[nodes]
-    query = torch.repeat_interleave(torch.arange(count, dtype=torch.int32, device=nodes.device), degree)
-    within = torch.arange(len(query), device=nodes.device) - (degree.cumsum(0) - degree)[query]
-    key = place[edges.key[first[query] + within]]
-    return EdgeTopology(torch.stack([key, query])[:, key >= 0], count)
-
-
-def standardized(features: Tensor, how: str, scaling: str, split: Split) -> Tensor:
-    """(N, F) scaled by the moments or quantiles of the nodes that ``how`` names; a constant feature becomes 0."""
-    if how == "none":
-        return features
-    known = (features[torch.from_numpy(split.train)] if how == "train" else features).double()
-    deviation = known.std(dim=0, correction=0)
-    varies = deviation > 1e-12 * known.mean(dim=0).abs().clamp(min=1)
-    if scaling == "moments":
-        return (standardize_columns(features, known, correction=0, constant=~varies) * varies).float()
-    from sklearn.preprocessing import QuantileTransformer
-
-    quantiles = min(200, len(known))
-    transformer = QuantileTransformer(n_quantiles=quantiles, output_distribution="normal", subsample=None)
-    scaled = transformer.fit(known.numpy()).transform(features.double().numpy())
-    return (torch.from_numpy(scaled).clamp(-3, 3) * varies).float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,9 +11,10 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from et.anomaly.data import NodeBatch, NodeDataModule
+from et.anomaly.batch import NodeBatch
+from et.anomaly.data import NodeDataModule
 from et.anomaly.known_labels import draw_masked, folds, open_labels
-from et.anomaly.metrics import best_threshold, measure
+from et.anomaly.metrics import best_threshold, constant_answers, measure
 from et.core.precision import at_least_float32
 from et.training.task import Task
 from et.utils.errors import UserError
@@ -60,6 +62,8 @@ class AnomalyTask(Task):
     """
 
     family = "anomaly"
+    protocols = (*Task.protocols, "gadbench")
+    main_metrics = ("test/f1_macro", "test/auc", "test/average_precision", "test/recall_at_k")
     repeat_tolerance = 0.05  # the dropout that an order of the nodes draws carries on through the training
 
     def __init__(
@@ -71,7 +75,7 @@ class AnomalyTask(Task):
         masked_share: float = 0.2,
     ):
         super().__init__(network, optim)
-        if protocol not in ("held_out", "released", "gadbench"):
+        if protocol not in self.protocols:
             raise UserError(f"protocol must be held_out, released or gadbench, not {protocol!r}")
         if not 0 < masked_share < 1:
             raise UserError(f"task.masked_share must lie between 0 and 1, not be {masked_share}")
@@ -183,6 +187,21 @@ class AnomalyTask(Task):
             return self.log_odds(batch, known)
         inputs = (batch.features, batch.topologies, batch.nodes)
         return in_pieces(*inputs) if known is None else in_pieces(*inputs, known=known)
+
+    @classmethod
+    def summary(cls, record: Mapping[str, Any]) -> str | None:
+        metrics, data = record["metrics"], record["dataset"]["name"]
+        if "test/f1_macro" not in metrics:
+            return None
+        return f"Macro-F1 {metrics['test/f1_macro']:.1%} and AUC {metrics['test/auc']:.1%} on {data}'s test nodes."
+
+    def trivial_inputs(self, batch: NodeBatch) -> Tensor:
+        """Labels of the validation nodes, (n,)."""
+        return batch.labels[batch.val]
+
+    @classmethod
+    def trivial_answers(cls, inputs: Tensor) -> dict[str, tuple[str, float]]:
+        return constant_answers(inputs)
 
     @classmethod
     def draw_figures(cls, network: nn.Module, data: NodeDataModule, folder: Path) -> dict[str, Any]:

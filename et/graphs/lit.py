@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from et.graphs.batch import GraphBatch
 from et.graphs.data import GraphData
+from et.graphs.metrics import Measures, constant_answers, constant_error
 from et.graphs.protocol import RELEASED_BATCH, released_accuracy
 from et.runs.fingerprint import check_unseen
 from et.training.callbacks import KeptScores
@@ -51,6 +51,10 @@ class GraphTask(Task):
     """
 
     family = "graphs"
+    main_metrics = (
+        "test/accuracy", "test/accuracy_weighted", "test/accuracy_std", "test/accuracy_all", "val/accuracy",
+        "test/mae", "test/mae_constant", "val/mae",
+    )  # fmt: skip
     repeat_tolerance = 0.1  # one graph of a small test fold may change sides
 
     def __init__(
@@ -65,7 +69,7 @@ class GraphTask(Task):
         seed: int = 0,
     ):
         super().__init__(network, optim)
-        if protocol not in ("held_out", "released"):
+        if protocol not in self.protocols:
             raise UserError(f"protocol must be held_out or released, not {protocol!r}")
         if (edge_loss_weight > 0) != (getattr(network, "edge_decoder", None) is not None):
             raise UserError(
@@ -143,10 +147,30 @@ class GraphTask(Task):
         output = self.network(batch).float()
         return {"output": output[:, :1] if self.num_classes == 1 else output.softmax(-1), "target": batch.y}
 
+    @classmethod
+    def summary(cls, record: Mapping[str, Any]) -> str | None:
+        metrics, data = record["metrics"], record["dataset"]["name"]
+        if "test/mae" in metrics and "test/mae_constant" in metrics:
+            error, constant = metrics["test/mae"], metrics["test/mae_constant"]
+            return f"Mean absolute error on {data}: {error:.4f}; a constant answer has {constant:.4f}."
+        if "test/accuracy" not in metrics:
+            return None
+        where = "test data" if record["protocol"] == "held_out" else "the data of the released protocol"
+        return f"Accuracy {metrics['test/accuracy']:.1%} on {where} of {data}."
+
+    def trivial_inputs(self, batch: GraphBatch) -> Tensor:
+        """Targets, (G,) or (N,)."""
+        return batch.y
+
+    @classmethod
+    def trivial_answers(cls, inputs: Tensor) -> dict[str, tuple[str, float]]:
+        return constant_answers(inputs)
+
     def on_test_epoch_end(self) -> None:
         found, data = self.measured(self.test_measures), self.trainer.datamodule
         if self.num_classes == 1 and data is not None:
-            self.log("test/mae_constant", constant_error(data))
+            train, test = (data.graphs.select(data.split[part]).y for part in ("train", "test"))
+            self.log("test/mae_constant", constant_error(train, test))
         if self.protocol == "held_out" or data is None:
             self._log("test", found)
         elif data.has_official_split:
@@ -253,47 +277,6 @@ class GraphTask(Task):
                 bar.print(f"scored {repetition} of {repetitions} times")
                 said = time.monotonic()
             yield repetition
-
-
-class Measures(Metric):
-    """Adds up, batch by batch and over all processes, what the measures of a part of the data need.
-
-    Args:
-        num_classes: 1 for regression.
-    """
-
-    def __init__(self, num_classes: int):
-        super().__init__()
-        self.num_classes = num_classes
-        self.add_state("count", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("correct", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("loss", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, outputs: Tensor, target: Tensor) -> None:
-        """outputs (n, outputs), target (n,). A prediction beyond the classes there are is wrong."""
-        if self.num_classes == 1:
-            self.loss += (outputs[:, 0].double() - target).abs().sum()
-            self.count += len(target)
-        else:
-            self.loss += F.cross_entropy(outputs.double(), target, reduction="sum")
-            self.count += torch.bincount(target, minlength=self.num_classes)
-            right = target[outputs.argmax(-1) == target]
-            self.correct += torch.bincount(right, minlength=self.num_classes)
-
-    def compute(self) -> dict[str, float]:
-        """``mae``; or ``accuracy``, ``accuracy_weighted`` (over the classes there are) and ``loss``, not smoothed."""
-        loss = (self.loss / self.count.sum()).item()
-        if self.num_classes == 1:
-            return {"mae": loss}
-        recall = (self.correct.double() / self.count)[self.count > 0]
-        accuracy = (self.correct.sum().double() / self.count.sum()).item()
-        return {"accuracy": accuracy, "accuracy_weighted": recall.mean().item(), "loss": loss}
-
-
-def constant_error(data: GraphData) -> float:
-    """Mean absolute error on the test part of the median of the training targets: what costs nothing to reach."""
-    train, test = (data.graphs.select(data.split[part]).y.double() for part in ("train", "test"))
-    return (test - train.median()).abs().mean().item()
 
 
 @contextmanager

@@ -294,7 +294,7 @@ def _say(
     plural = "photograph" if len(rows) == 1 else "photographs"
     print(
         f"{len(rows)} {plural} {fitted}, {hidden:.0%} of the patches hidden, {'bfloat16' if bf16 else 'float32'}. "
-        + str(InpaintingTask.summary({f"test/{name}": value for name, value in means.items()}))
+        + str(InpaintingTask.summary({"metrics": {f"test/{name}": value for name, value in means.items()}}))
     )
     print(output)
 

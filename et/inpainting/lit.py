@@ -86,6 +86,7 @@ class InpaintingTask(Task):
 
     family = "inpainting"
     precisions = (*Task.precisions, "64-true")
+    main_metrics = ("test/mse_masked", "test/mse_nearest_fill", "test/mse", "test/psnr")
     repeat_tolerance = 0.02
 
     def __init__(
@@ -223,8 +224,9 @@ class InpaintingTask(Task):
         draw_report(self.network, data, folder)
 
     @classmethod
-    def summary(cls, metrics: Mapping[str, float]) -> str | None:
+    def summary(cls, record: Mapping[str, Any]) -> str | None:
         """The error on masked patches against those of the two trivial fillings."""
+        metrics = record["metrics"]
         if "test/mse_nearest_fill" not in metrics:
             return None
         error, clauses = metrics["test/mse_masked"], []
@@ -236,6 +238,15 @@ class InpaintingTask(Task):
             verdict = "lower" if error < trivial else "higher"
             clauses.append(f"{abs(1 - error / trivial):.0%} {verdict} than {filling} ({trivial:.3f})")
         return f"Mean squared error on masked patches: {error:.3f}, {' and '.join(clauses)}."
+
+    def trivial_inputs(self, batch: Batch) -> Tensor:
+        """Errors on the masked patches, (B,), if each is a copy of the nearest visible one."""
+        target = patchify(batch["image"], self.network.patch_size)
+        return masked_mse(nearest_fill(target, batch["masked"], self.network.grid), target, batch["masked"])
+
+    @classmethod
+    def trivial_answers(cls, inputs: Tensor) -> dict[str, tuple[str, float]]:
+        return {"val/mse_masked": ("copying the nearest visible patch", float(inputs.mean()))}
 
     @classmethod
     def draw_figures(cls, network: nn.Module, data: pl.LightningDataModule, folder: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from et.utils.errors import UserError
 # Classes of a person's own, for which they vouch: ET_TRUSTED_TARGETS=my_network.Neighbours,my_data.Graphs
 TRUSTED = "ET_TRUSTED_TARGETS"
 
+# A list, although it names classes of every family: to ask a class whether it may be named would import its module.
 TARGETS = frozenset(
     {
         "et.anomaly.data.NodeDataModule",

@@ -19,11 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from et.runs.config_check import check_choices, check_config, unknown_key
 from et.runs.record import hashed_config, run_id
-from et.utils.errors import UserError, unwrapped
+from et.utils.errors import UserError, constructor_of, unwrapped
 from et.utils.paths import CONF
-
-# Keys without effect under fidelity=released, by model, in addition to those of its section `released`.
-_UNUSED_BY_RELEASED = {"et.anomaly.model.AnomalyTransformer": ("step_size", "mlp_dim")}
 
 # Keys that can be set after composition with the same result as an override, which takes 100x as long.
 _PLAIN = ("seed", "data.fold", "protocol", "fidelity")
@@ -70,7 +67,8 @@ def check_overrides(overrides: Iterable[str], config: Mapping[str, Any]) -> None
 
     Raises:
         UserError: A string replaces a number or boolean; or ``model.KEY`` is set under ``fidelity=released``, where
-            only ``model.released.KEY`` has an effect, or none: this would give the same run another id.
+            only ``model.released.KEY`` has an effect, or none (``unused_by_released`` of the model's class): this would
+            give the same run another id.
     """
     overrides = list(overrides)
     for override in overrides:
@@ -82,11 +80,19 @@ def check_overrides(overrides: Iterable[str], config: Mapping[str, Any]) -> None
         group, _, key = override.lstrip("+").split("=", 1)[0].partition(".")
         if group == "model" and key in (model.get("released") or {}):
             other = f"where model.released.{key} counts: set that instead"
-        elif group == "model" and key in _UNUSED_BY_RELEASED.get(model.get("_target_"), ()):
+        elif group == "model" and key in _unused_by_released(model):
             other = "whose model has no such part: leave it out"
         else:
             continue
         raise UserError(f"{override} does nothing under fidelity=released, {other}")
+
+
+def _unused_by_released(model: Mapping[str, Any]) -> tuple[str, ...]:
+    """Keys of a model without effect under ``fidelity=released``, in addition to those of its section ``released``."""
+    try:
+        return getattr(constructor_of(model["_target_"])[0], "unused_by_released", ())
+    except Exception:  # whatever an import may raise: check_config says that the class cannot be imported
+        return ()
 
 
 def _check_kind(override: str, overrides: Sequence[str], config: Mapping[str, Any]) -> None:

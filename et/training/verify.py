@@ -48,8 +48,8 @@ class Verdict:
 
 
 def family_of(record: Mapping[str, Any]) -> str:
-    """The record's task, or trees if nothing was trained by gradients."""
-    return "trees" if record["task"] == "anomaly" and record["num_params"] == 0 else record["task"]
+    """The record's task; runs without parameters, which nothing trains by gradients, are a family of their own."""
+    return record["task"] if record["num_params"] else f"{record['task']}, no parameters"
 
 
 def sample(runs: Iterable[Run], per_family: int, longest: float, seed: int) -> list[Run]:

@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
@@ -25,6 +26,20 @@ class UserError(RuntimeError):
 
     Entry points print it without a traceback and exit with status 1.
     """
+
+
+@dataclass(frozen=True)
+class ArgumentsOf:
+    """Annotation of an argument whose value, a mapping, is handed on as the arguments of another class or function.
+
+    ``block: Annotated[Mapping, ArgumentsOf("et.core.block.EnergyTransformerBlock")]`` lets the check of configurations
+    refuse an unknown key in it.
+
+    Attributes:
+        target: Import path of that class or function.
+    """
+
+    target: str
 
 
 class Interrupted(SystemExit):

@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from et.graphs import lit
-from et.graphs.lit import GraphTask, Measures, seeded
+from et.graphs.lit import GraphTask, seeded
+from et.graphs.metrics import Measures, constant_answers
 from et.graphs.model import GraphEnergyTransformer
 from et.graphs.protocol import released_accuracy
 from et.runs.loading import load_weights
@@ -62,6 +63,12 @@ def test_mean_absolute_error_does_not_depend_on_the_batches():
     measures.update(outputs[:5], target[:5])
     measures.update(outputs[5:], target[5:])
     assert measures.compute() == {"mae": pytest.approx((outputs[:, 0] - target).abs().mean().item())}
+
+
+def test_constant_answers_are_the_commonest_class_and_the_median():
+    answers = constant_answers(torch.tensor([2, 2, 1, 0]))
+    assert answers["val/accuracy"][1] == 0.5 and answers["val/accuracy_weighted"][1] == pytest.approx(1 / 3)
+    assert constant_answers(torch.tensor([0.0, 1.0, 5.0]))["val/mae"][1] == pytest.approx(5 / 3)
 
 
 def test_losses(config):
