@@ -34,40 +34,43 @@ from et.utils.features import scale_columns, to_float32
 
 
 class NodeDataModule(pl.LightningDataModule):
-    """One graph whose nodes are to be told benign from anomalous.
+    """A graph whose nodes are benign or anomalous, with a split of its nodes.
 
-    ``fidelity`` decides what a neighbour is where ``self_loops`` and ``repeated_edges`` are None. ``paper``: the set
-    N_A of "all the nodes connected to node A" of an undirected graph (appendix C.1, eq. 17 and 20). A set holds a node
-    once, so edges that several relations share count once; that also is how table 5 arrives at its number of edges
-    (Amazon: 4,398,392 distinct ones, where its relations hold 4,778,824 together). Eq. 3 has B != C, "1-hop
-    neighbours of the target node" are others than the node itself, and neither Amazon nor Yelp joins a node to
-    itself: so no self-loops, and a node without neighbours is moved by its Hopfield network alone. ``released``:
-    repeated edges stay, and the merged graph gets a loop at every node (the graphs of the single relations do not).
-    Single relations stand in the order of their names, as in a dgl graph (Yelp: rsr, rtr, rur; Amazon: upu, usu, uvu).
+    ``fidelity`` says what a neighbour is if ``self_loops`` and ``repeated_edges`` are None.
+
+    ``paper``: the set N_A of "all the nodes connected to node A" of an undirected graph (appendix C.1, eq. 17 and 20).
+    A set holds a node once, so an edge of several relations counts once. Table 5 counts edges in this way too (Amazon:
+    4,398,392 distinct edges, while its relations hold 4,778,824 together). There are no self-loops: eq. 3 has B != C,
+    "1-hop neighbours of the target node" excludes the node itself, and neither Amazon nor Yelp has self-loops. Only the
+    Hopfield network moves a node without neighbours.
+
+    ``released``: repeated edges stay, and the merged graph gets a self-loop at every node (graphs of single relations
+    do not). Single relations are in the order of their names, as in a dgl graph (Yelp: rsr, rtr, rur; Amazon: upu, usu,
+    uvu).
 
     Args:
-        source, root, path, neighbours: see :func:`et.anomaly.sources.load_graph`.
-        num_nodes, num_features, num_relations: what the file must hold (the model is built from these numbers);
-            None: what it holds.
-        train_ratio, seed, protocol, semi_supervised: see :func:`et.anomaly.splits.make_split`.
-        split: ``drawn`` by ``protocol``; ``masks``: the file's own (see :func:`et.anomaly.masks.masked_split`).
-        inductive: Train on the graph of the training nodes alone, validate on that of training and validation nodes,
-            test on the whole graph (GADBench's inductive mode).
-        drop_features: Columns of the features to leave out, in the file's numbering. None: none.
+        source, root, path, neighbours: See :func:`et.anomaly.sources.load_graph`.
+        num_nodes, num_features, num_relations: Counts that the model is built for, compared with the file. If None, the
+            file's.
+        train_ratio, seed, protocol, semi_supervised: See :func:`et.anomaly.splits.make_split`.
+        split: ``drawn`` by ``protocol``, or ``masks`` of the file (see :func:`et.anomaly.masks.masked_split`).
+        inductive: If True, train on the graph of the training nodes, validate on that of training and validation nodes,
+            and test on the whole graph (GADBench's inductive mode).
+        drop_features: Indices of the feature columns to leave out. If None, none.
         fidelity: ``paper`` or ``released``.
-        merge: one graph out of all relations (table 1), or one a relation (table 12).
-        self_loops, repeated_edges: what a neighbour is; None: as ``fidelity`` has it.
-        one_way_edges: treatment of edges without their reverse: error, mirror or keep.
-        standardize: shift and scale every feature to mean 0 and deviation 1: ``none``; ``train``: over the training
-            nodes; ``all``: over all nodes (features of test nodes are known to a transductive model, labels are not).
-        scaling: what ``standardize`` does: ``moments`` as above, or ``quantiles``: map every feature's quantiles to
-            those of a normal distribution, cut off at 3 deviations (for counts with long tails).
-        sample_ratio: train each epoch on the subgraph of so many of the training, validation and test nodes
-            (appendix C.2: 5 %); None: on the whole graph.
-        subgraphs: how many such subgraphs a step is over; several processes share them out.
+        merge: If True, merge all relations into one graph (table 1). If False, one graph per relation (table 12).
+        self_loops: If True, every node is its own neighbour. If None, as ``fidelity`` has it.
+        repeated_edges: If True, repeated edges count with their multiplicity. If None, as ``fidelity`` has it.
+        one_way_edges: Treatment of edges without their reverse: see :func:`et.anomaly.graph.make_undirected`.
+        standardize: Scale the features by the training nodes (``train``), by all nodes (``all``: their features are
+            known to a transductive model, their labels are not), or not at all (``none``).
+        scaling: ``moments`` or ``quantiles``, for counts with long tails: see :func:`et.utils.features.scale_columns`.
+        sample_ratio: Share of the training, validation and test nodes in the subgraph that an epoch trains on (appendix
+            C.2: 5 %). If None, it trains on the whole graph.
+        subgraphs: Number of such subgraphs per step, over all processes.
 
     Raises:
-        UserError: from ``setup``, for anything wrong with the data or with these arguments.
+        UserError: The data or these arguments are wrong (from :meth:`setup`).
     """
 
     def __init__(
@@ -161,10 +164,10 @@ class NodeDataModule(pl.LightningDataModule):
             split.save(Path(trainer.default_root_dir) / "split.npz", graph.num_nodes)
 
     def counts(self) -> dict[str, int]:
-        """The numbers of nodes, of features that are kept, and of relations that the file has.
+        """Numbers of nodes, features and relations of the data.
 
         Raises:
-            UserError: the file is missing or damaged.
+            UserError: The file is missing or damaged.
         """
         return self._counts_of(self._load())
 
@@ -256,7 +259,7 @@ class NodeDataModule(pl.LightningDataModule):
         return self.train_ratio if asked else round(len(split.train) / labelled, 6)
 
     def parts(self) -> Tensor:
-        """(N,) uint8, in the order of the graph's file: 0 in no part, 1 train, 2 validation, 3 test."""
+        """Part of each node in the order of the file, (N,) uint8: 0 none, 1 train, 2 validation, 3 test."""
         return torch.from_numpy(self._split.parts(len(self.whole.nodes)))
 
     def describe(self) -> dict[str, Any]:

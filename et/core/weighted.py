@@ -300,7 +300,7 @@ def edge_outer_convolution(x: Tensor, kernel: Tensor, edges: SortedEdges, first:
     graphs that share a batch do not see each other.
 
     Args:
-        x: tokens of all graphs one after the other, (N, D).
+        x: Tokens of all graphs one after the other, (N, D).
         kernel: (3, 3, H), first axis along the queries (cross-correlation, as deep learning has it).
         edges: E edges.
         first, last: (N,) bool, true for the first and the last token of each graph.

@@ -144,7 +144,7 @@ class GraphData(pl.LightningDataModule):
         """Read, generate or extract the data set.
 
         Raises:
-            UserError: there is no such source, or its data are missing or damaged.
+            UserError: There is no such source, or its data are missing or damaged.
         """
         name, root, cache = self.name, self.root, sources.cache_folder(self.root, self.cache)
         if self.source not in ("generated", "extracted") and (self.sizes is not None or self.made_seed != 0):
@@ -206,7 +206,7 @@ class GraphData(pl.LightningDataModule):
         """The numbers of features, edge features and classes that the data have.
 
         Raises:
-            UserError: data is missing or damaged, or its labels are no classes.
+            UserError: Data is missing or damaged, or its labels are no classes.
         """
         return counts_of(self.encoded(self.load().graphs), str(self.name), self.source, self.num_classes)
 
@@ -240,7 +240,7 @@ class GraphData(pl.LightningDataModule):
         """The classes of which a part of the split has no graph or node, by part; parts that hold all are left out.
 
         Raises:
-            UserError: a file's own training list lacks a class that its other lists have.
+            UserError: A file's own training list lacks a class that its other lists have.
         """
         absent: dict[str, list[int]] = {}
         if graphs.y.is_floating_point() or self.source not in ("tu", "file"):
@@ -291,7 +291,7 @@ class GraphData(pl.LightningDataModule):
     def parts(self) -> Tensor:
         """(G,) uint8: 0 in no part, 1 train, 2 validation, 3 test; (N,) where nodes are classified.
 
-        Under ``protocol=released`` without an official split all graphs train, and are looked at again.
+        Under ``protocol=released`` without an official split, all graphs train and are tested.
         """
         parts = torch.zeros(len(self.graphs), dtype=torch.uint8)
         for code, part in ((3, "test"), (2, "val"), (1, "train")):

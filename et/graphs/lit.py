@@ -26,28 +26,32 @@ SAY_EVERY = 30.0  # seconds of repeated scoring, which no progress bar counts
 
 
 class GraphTask(Task):
-    """Trains a network on graphs and scores it.
+    """Trains and scores a network on graphs.
 
     Classification logs ``accuracy``, ``loss`` (cross-entropy without smoothing) and, for node tasks,
-    ``accuracy_weighted`` (mean over classes of the recall, as the PATTERN and CLUSTER baselines report it); regression
-    logs ``mae`` and, of the test part, ``mae_constant``: that of the one answer which is best on the training part.
+    ``accuracy_weighted`` (mean recall of the classes, as the PATTERN and CLUSTER baselines report it). Regression logs
+    ``mae`` and ``test/mae_constant``, the error of the median of the training targets.
 
-    ``held_out``: validation chooses the epoch, the test part is read once. ``released``: on data without an official
-    split the model is trained on all graphs and scored as it is after the last epoch. Then ``test/accuracy`` and
-    ``test/accuracy_std`` come from the released 10-fold loop that never refits
-    (:func:`et.graphs.protocol.released_accuracy`), and ``test/accuracy_all`` is the plain accuracy on all (training)
-    graphs. On data with an official split the test part is scored ``repetitions`` times, and the scores differ only as
-    far as the network's noise in evaluation makes them.
+    ``held_out``: validation chooses the epoch, and the test part is read once.
+
+    ``released``: on data without an official split, the network trains on all graphs and is scored after the last
+    epoch. ``test/accuracy`` and ``test/accuracy_std`` come from the released 10-fold loop, which never refits
+    (:func:`et.graphs.protocol.released_accuracy`). ``test/accuracy_all`` is the accuracy on all (training) graphs. On
+    data with an official split, the test part is scored ``repetitions`` times; only noise makes the scores differ.
 
     Args:
-        network: called with a :class:`GraphBatch`, gives (G, outputs) or (N, outputs).
-        optim: configuration of the optimizer.
-        num_classes: 1 for regression.
+        network: Maps a :class:`GraphBatch` to outputs, (G, outputs) or (N, outputs).
+        optim: Configuration of the optimizer and its schedule.
+        num_classes: Number of classes, or 1 for a regression.
         protocol: ``held_out`` or ``released``.
-        repetitions: of the released scoring.
-        label_smoothing: of the cross-entropy in training.
-        edge_loss_weight: weight of the edge reconstruction's error, for a network with ``forward_with_edges``; 0: none.
-        seed: of the released scoring: repetition r draws folds and noise from ``seed + r``.
+        repetitions: Number of scorings under ``released``.
+        label_smoothing: Label smoothing of the cross-entropy in training.
+        edge_loss_weight: Weight of the reconstruction error of the edges in the loss, for a network with
+            ``forward_with_edges``. 0 means no reconstruction.
+        seed: Seed of the released scoring: repetition r draws folds and noise from ``seed + r``.
+
+    Raises:
+        UserError: ``protocol`` has no such value, or ``edge_loss_weight`` does not fit the network.
     """
 
     family = "graphs"
@@ -109,7 +113,7 @@ class GraphTask(Task):
         return loss
 
     def _share(self, count: int) -> Tensor | float:
-        """What makes the mean over the processes' means the mean over the samples of all of them."""
+        """Factor that turns the mean of the processes' means into the mean over the samples of all."""
         _, world = rank_and_world()
         if world == 1:
             return 1.0
@@ -133,7 +137,7 @@ class GraphTask(Task):
         torch.manual_seed(self.seed + self._of_this_process())
 
     def _of_this_process(self) -> int:
-        """What is added to a seed so that no two processes draw the same noise; 0 in the first."""
+        """Offset of a seed that gives each process other noise; 0 in the first."""
         return 1_000_003 * rank_and_world()[0]
 
     def test_step(self, batch: GraphBatch, batch_index: int) -> None:
@@ -179,7 +183,7 @@ class GraphTask(Task):
             self._log_released(found["accuracy"], data)
 
     def measured(self, measures: Measures) -> dict[str, float]:
-        """What was measured since the last time; classes are weighted where nodes are classified."""
+        """Metrics since the last call, without ``accuracy_weighted`` if the targets are of graphs."""
         found = measures.compute()
         measures.reset()
         if self._level() == "graph":
@@ -187,7 +191,7 @@ class GraphTask(Task):
         return found
 
     def _level(self) -> str:
-        """Whether there is a target for each ``graph`` or for each ``node``."""
+        """What has a target each: ``graph`` or ``node``."""
         if self.trainer.datamodule is not None:
             return self.trainer.datamodule.graphs.level
         return "node" if getattr(self.network, "readout", None) == "nodes" else "graph"  # plain loaders were given
@@ -197,7 +201,7 @@ class GraphTask(Task):
             self.log(f"{part}/{name}", value, prog_bar=True)
 
     def _log_released(self, plain: float, data: GraphData) -> None:
-        """The 10-fold loop over all graphs, beside the ``plain`` accuracy on them."""
+        """Log the accuracy of the 10-fold loop over all graphs, and the ``plain`` accuracy on them."""
 
         def correct(numbers: Tensor) -> Tensor:
             batch = data.graphs.select(numbers).to(self.device)
@@ -219,7 +223,7 @@ class GraphTask(Task):
         self.log("test/accuracy_all", plain)
 
     def _log_repeated(self, first: dict[str, float], data: GraphData) -> None:
-        """Mean and deviation over repeated scorings of the official test part, the ``first`` of them already done."""
+        """Log mean and deviation over repeated scorings of the official test part; ``first`` is that of the first."""
         again = Measures(self.num_classes).to(self.device)
 
         def score(repetition: int) -> dict[str, float]:
@@ -264,7 +268,7 @@ class GraphTask(Task):
 
     @property
     def noisy(self) -> bool:
-        """Whether the network draws noise when it is evaluated."""
+        """True if the network draws noise in evaluation."""
         return getattr(self.network, "noise_in_evaluation", False)
 
     def _counted(self, repetitions: int, first: int = 0) -> Iterator[int]:

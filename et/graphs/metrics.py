@@ -9,10 +9,10 @@ from torchmetrics import Metric
 
 
 class Measures(Metric):
-    """Adds up, batch by batch and over all processes, what the measures of a part of the data need.
+    """Accuracy, mean recall and loss, or mean absolute error, over all batches and processes.
 
     Args:
-        num_classes: 1 for regression.
+        num_classes: Number of classes, or 1 for a regression.
     """
 
     def __init__(self, num_classes: int):
@@ -23,7 +23,7 @@ class Measures(Metric):
         self.add_state("loss", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, outputs: Tensor, target: Tensor) -> None:
-        """outputs (n, outputs), target (n,). A prediction beyond the classes there are is wrong."""
+        """Add outputs (n, outputs) for targets (n,). A prediction beyond the existing classes is wrong."""
         if self.num_classes == 1:
             self.loss += (outputs[:, 0].double() - target).abs().sum()
             self.count += len(target)

@@ -27,11 +27,11 @@ class Canvas:
     """A photograph as tiles of the model's size.
 
     Attributes:
-        name: what its output is called.
+        name: What its output is called.
         tiles: (K, C, H, W), normalised, row by row on ``grid``.
         masked: (K, N) bool, the hidden patches.
-        grid: rows and columns of tiles.
-        size: height and width without the padding of the last tiles.
+        grid: Rows and columns of tiles.
+        size: Height and width without the padding of the last tiles.
     """
 
     name: str
@@ -86,7 +86,7 @@ def make_canvas(
         seed: Of random masks.
 
     Raises:
-        UserError: nothing would be hidden, or the mask image cannot be read.
+        UserError: Nothing would be hidden, or the mask image cannot be read.
     """
     fitted = fit_image(image, network.image_size, fit)
     pixels, grid = cut_tiles(np.asarray(fitted), network.image_size)

@@ -43,10 +43,10 @@ class Completion:
     """A completed photograph.
 
     Attributes:
-        canvas: the photograph and its mask.
-        frames: the picture at every step, (T + 1, C, H, W) in 0 .. 1.
-        attention, hopfield: energies of the two modules at every step, (T + 1, K) for K tiles.
-        errors: mean squared error over the hidden patches of each tile, (T + 1, K), pixels normalised.
+        canvas: The photograph and its mask.
+        frames: The picture at every step, (T + 1, C, H, W) in 0 .. 1.
+        attention, hopfield: Energies of the two modules at every step, (T + 1, K) for K tiles.
+        errors: Mean squared error over the hidden patches of each tile, (T + 1, K), pixels normalised.
     """
 
     canvas: Canvas
@@ -171,7 +171,7 @@ def inputs_of(paths: Sequence[str], embedded: bool) -> dict[str, Path | None]:
     """What is to be completed: name of its output -> image file, None for a photograph that ships with scikit-image.
 
     Raises:
-        UserError: there is nothing, or no such file.
+        UserError: There is nothing, or no such file.
     """
     if embedded:
         return dict.fromkeys(EMBEDDED)

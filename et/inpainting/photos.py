@@ -122,9 +122,9 @@ class WholePhotos:
     """Embedded photographs for evaluation, each resized and cut at its centre to one image.
 
     Args:
-        image_size: height and width of an image, or one number for both.
-        names: of the photographs; None: all of them, those that :class:`Photos` holds out in the middle, where figure
-            4 takes its image from.
+        image_size: Height and width of an image, or one number for both.
+        names: Names of the photographs. If None, all, with those that :class:`Photos` holds out in the middle, which
+            figure 4 shows.
     """
 
     name, variant, train_length = "whole_photos", "embedded photographs, centre crop", 0

@@ -94,7 +94,7 @@ def read_config(file: Path) -> DictConfig:
     """The config.yaml of a run folder, checked by :func:`trusted`.
 
     Raises:
-        UserError: it cannot be read, or would have to execute something that is not allowed.
+        UserError: It cannot be read, or would have to execute something that is not allowed.
     """
     try:
         text = file.read_text()

@@ -27,8 +27,8 @@ def run_hydra(main: Callable[[], Any], config_name: str = "train") -> None:
     """Call ``main``, decorated by hydra.main; a configuration that does not compose is told in a sentence.
 
     Args:
-        main: what hydra.main made.
-        config_name: the root of its configuration, in conf/.
+        main: What hydra.main made.
+        config_name: The root of its configuration, in conf/.
     """
     if _WHOLE_ERRORS in os.environ:  # a person wants to see Hydra's own
         main()

@@ -97,7 +97,7 @@ def verify(runs: Sequence[Run], folder: Path, data: Path | None, budget: float) 
     Args:
         runs: Recorded runs.
         folder: Where the repetitions' run folders go.
-        data: The data root; None: the configuration's.
+        data: The data root. If None, the configuration's.
         budget: Seconds for all; a run that took longer than what is left of it is skipped.
     """
     end = time.monotonic() + budget
