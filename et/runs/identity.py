@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -21,10 +24,6 @@ from et.runs.config_check import check_choices, check_config, unknown_key
 from et.runs.record import hashed_config, run_id
 from et.utils.errors import UserError, constructor_of, unwrapped
 from et.utils.paths import CONF
-
-# Keys that can be set after composition with the same result as an override, which takes 100x as long.
-_PLAIN = ("seed", "data.fold", "protocol", "fidelity")
-
 
 # Counts that the network is built from. If null in the configuration, they are read from the user's data.
 COUNTS = ("num_nodes", "num_features", "num_relations", "num_edge_features", "num_classes")
@@ -56,10 +55,46 @@ def config_of(overrides: Iterable[str]) -> dict[str, Any]:
     Raises:
         UserError: It does not compose (unknown experiment or key), or lacks a mandatory value.
     """
+    return resolve(compose_config(overrides))
+
+
+def compose_config(overrides: Iterable[str]) -> DictConfig:
+    """Configuration of ``python train.py OVERRIDES`` with its interpolations, without Hydra's own section.
+
+    Only choices of groups are composed, once per process: that takes 100x as long as setting values, which Hydra itself
+    does afterwards.
+
+    Raises:
+        UserError: It does not compose: an unknown experiment or key, or a malformed override.
+    """
     overrides = list(overrides)
-    plain = [o for o in overrides if o.split("=")[0] in _PLAIN]
-    rest = tuple(o for o in overrides if o not in plain)
-    return resolve(_with_values(_composed(rest), plain))
+    try:
+        values = [_parsed(override) for override in overrides if _is_value(_parsed(override))]
+        cfg = _compose_groups(tuple(o for o in overrides if not _is_value(_parsed(o)))).copy()
+        ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
+    except HydraException as error:
+        raise UserError(f"the configuration does not compose: {explain(error, overrides)}") from error
+    return cfg
+
+
+@cache
+def _parsed(override: str) -> Override:
+    return OverridesParser.create().parse_overrides([override])[0]
+
+
+def _is_value(override: Override) -> bool:
+    """True if an override sets one value: it chooses no file of a group and lists no values of a sweep."""
+    key = override.key_or_group
+    single = ("." in key and not key.startswith("hydra")) or key in ("seed", "protocol", "fidelity")
+    return single and override.package is None and not override.is_sweep_override()
+
+
+@cache
+def _compose_groups(overrides: tuple[str, ...]) -> DictConfig:
+    if GlobalHydra.instance().is_initialized():  # inside train.py
+        return compose("train", list(overrides))
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", list(overrides))
 
 
 def check_overrides(overrides: Iterable[str], config: Mapping[str, Any]) -> None:
@@ -186,17 +221,6 @@ def reproduces(overrides: Iterable[str], identity: str) -> bool:
         return False
 
 
-@cache
-def _composed(overrides: tuple[str, ...]) -> DictConfig:
-    try:
-        if GlobalHydra.instance().is_initialized():  # inside train.py
-            return compose("train", list(overrides))
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose("train", list(overrides))
-    except HydraException as error:
-        raise UserError(f"the configuration does not compose: {explain(error, overrides)}") from error
-
-
 def explain(error: HydraException, overrides: Sequence[str], config_name: str = "train") -> str:
     """One sentence on why a configuration does not compose: the nearest names, or the valid keys.
 
@@ -219,21 +243,10 @@ def explain(error: HydraException, overrides: Sequence[str], config_name: str = 
         known = [name for name in OmegaConf.load(CONF / f"{config_name}.yaml") if name not in ("defaults", "hydra")]
         return unknown_key("", key, known, {})
     try:  # once it is added, its section says what it thinks of it
-        check_config(resolve(_composed(tuple(added))))
+        check_config(resolve(compose_config(added)))
     except UserError as problem:
         return str(problem).removeprefix("the configuration does not compose: ")
     return f"{key} has no value yet in this configuration: write +{key}=..."
-
-
-def _with_values(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
-    cfg = cfg.copy()
-    for override in overrides:
-        key, value = override.split("=", 1)
-        try:
-            OmegaConf.update(cfg, key, int(value) if value.removeprefix("-").isdecimal() else value)
-        except OmegaConfBaseException as error:
-            raise UserError(f"{override} does not fit this configuration: {_first_line(error)}") from error
-    return cfg
 
 
 def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
