@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import runpy
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -74,6 +76,16 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         return outcomes[overrides]
 
     return run
+
+
+@pytest.fixture
+def forked_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs over several processes fork them from a server that has imported everything, instead of starting Python."""
+    from et.training import launcher
+    from tests.fault_runs import Forked
+
+    popen = SimpleNamespace(Popen=Forked, PIPE=subprocess.PIPE)
+    monkeypatch.setattr(launcher, "subprocess", popen)
 
 
 @pytest.fixture

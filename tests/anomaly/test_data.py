@@ -349,7 +349,7 @@ class TestSeveralSubgraphs:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_on_two_subgraphs(small_config, tmp_path):
+def test_two_processes_train_as_one_on_two_subgraphs(small_config, forked_processes, tmp_path):
     from et.training.run import train
 
     settings = (

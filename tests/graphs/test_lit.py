@@ -114,7 +114,7 @@ def test_a_long_scoring_says_how_far_it_is(toy_run, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_released_protocol_on_two_processes(toy_run):
+def test_the_released_protocol_on_two_processes(toy_run, forked_processes):
     outcome = train(
         toy_run("protocol=released", "fidelity=released", "task.repetitions=2", "data.batch_size=8",
                 "trainer.devices=2", "trainer.strategy=ddp")
@@ -124,7 +124,7 @@ def test_the_released_protocol_on_two_processes(toy_run):
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_score_as_one(toy_run, tmp_path):
+def test_two_processes_train_and_score_as_one(toy_run, forked_processes, tmp_path):
     """With an incomplete last batch, and nothing drawn at random: each process would draw it for itself."""
     settings = ("model.flips=null", "model.noise_std=0", "data.batch_size=8", "optim.optimizer.lr=0.01")
     alone = train(toy_run(*settings, f"paths.runs={tmp_path}/alone"))

@@ -115,7 +115,7 @@ def test_differences_are_named_and_places_are_none():
     [
         (["experiment=no_such_thing"], "does not compose.*no_such_thing"),
         (["experiment=demo_inpainting", "trainer.no_such_key=1"], "does not compose.*Trainer takes no no_such_key"),
-        (["experiment=demo_inpainting", "data.fold=1"], "does not fit"),
+        (["experiment=demo_inpainting", "data.fold=1"], "InpaintingData takes no fold"),
         (["experiment=tu_mutag", "fidelity=bogus"], "fidelity must be paper or released, not 'bogus'"),
         (["experiment=tu_mutag", "sweep=table02", "protocol=heldout"], "protocol must be .*did you mean held_out"),
         (["experiment=tu_mutag", "data.num_features=${no.such}"], "does not resolve"),
