@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -203,15 +203,13 @@ class NodeDataModule(pl.LightningDataModule):
             settings = " ".join(f"data.{key}={count}" for key, count in wrong.items())
             says = ", ".join(f"{key}={self.expected[key]}" for key in wrong)
             raise UserError(f"the configuration does not fit the graph {graph.name!r}, it says {says}: set {settings}")
+        # The order in which the model meets the relations: results of the released one depend on it.
+        by_name = self.released and not self.merge
         relations = {
             name: make_undirected(edge_index, graph.num_nodes, name, self.one_way_edges)
-            for name, edge_index in self._ordered(graph.relations)
+            for name, edge_index in (sorted(graph.relations.items()) if by_name else graph.relations.items())
         }
         return replace(graph, relations=relations)
-
-    def _ordered(self, relations: dict[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
-        """The relations in the order in which the model meets them: the released one's results depend on it."""
-        return sorted(relations.items()) if self.released and not self.merge else relations.items()
 
     def _describe(self, graph: NodeGraph, split: Split, edges: dict[str, Tensor]) -> dict[str, Any]:
         labelled = graph.labels[graph.labels >= 0]

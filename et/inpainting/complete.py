@@ -14,7 +14,6 @@ import argparse
 import csv
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +89,7 @@ def _complete(
     network: torch.nn.Module, canvases: Sequence[Canvas], batch_size: int, bf16: bool
 ) -> Iterator[Completion]:
     batch = {"image": torch.cat([c.tiles for c in canvases]), "masked": torch.cat([c.masked for c in canvases])}
-    with _autocast(next(network.parameters()).device.type, bf16):
+    with torch.autocast(next(network.parameters()).device.type, torch.bfloat16, enabled=bf16):
         parts = list(follow(network, batch, None, batch_size))
     frames, *numbers = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
     start = 0
@@ -99,10 +98,6 @@ def _complete(
         joined = torch.stack([canvas.join(frame[own]) for frame in frames])
         yield Completion(canvas, joined, *(values[:, own].float() for values in numbers))
         start = own.stop
-
-
-def _autocast(device: str, bf16: bool) -> AbstractContextManager:
-    return torch.autocast(device, torch.bfloat16) if bf16 else nullcontext()
 
 
 def has_fast_bf16(device: str) -> bool:

@@ -207,11 +207,7 @@ class InpaintingET(nn.Module):
         return torch.cat([learned, learned[-1:].expand(max(0, steps - len(learned)))])[:steps]
 
     def trajectory(
-        self,
-        images: Tensor,
-        masked: Tensor,
-        steps: int | None = None,
-        record: bool | Literal["energy"] = True,
+        self, images: Tensor, masked: Tensor, steps: int | None = None, record: bool | Literal["energy"] = True
     ) -> Descent:
         """The recorded descent; ``states[:, :, 1:]`` are patch tokens for :meth:`decode`.
 

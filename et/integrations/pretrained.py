@@ -71,9 +71,7 @@ WEIGHTS = {
 
 
 def load_pretrained(
-    name: str = "et_base_imagenet",
-    path: str | Path | None = None,
-    image_size: int | tuple[int, int] | None = None,
+    name: str = "et_base_imagenet", path: str | Path | None = None, image_size: int | tuple[int, int] | None = None
 ) -> torch.nn.Module:
     """A network with published weights, in evaluation mode.
 

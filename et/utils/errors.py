@@ -30,13 +30,9 @@ class UserError(RuntimeError):
 
 @dataclass(frozen=True)
 class ArgumentsOf:
-    """Annotation of an argument whose value, a mapping, is handed on as the arguments of another class or function.
+    """Annotation of an argument whose value is a mapping of arguments of another class or function, by import path.
 
-    ``block: Annotated[Mapping, ArgumentsOf("et.core.block.EnergyTransformerBlock")]`` lets the check of configurations
-    refuse an unknown key in it.
-
-    Attributes:
-        target: Import path of that class or function.
+    ``block: Annotated[Mapping, ArgumentsOf("et.core.block.EnergyTransformerBlock")]``: unknown keys in it are refused.
     """
 
     target: str
