@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+
+from et.runs import identity
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,5 +34,4 @@ TINY = (
 
 def compose_config(*overrides: str) -> DictConfig:
     """The configuration that ``python train.py OVERRIDES`` would run."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("train", list(overrides))
+    return identity.compose_config(overrides)

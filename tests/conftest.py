@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import runpy
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,9 +63,34 @@ def tiny(config: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
     return lambda *overrides: config(*TINY, *overrides)
 
 
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """An uninterrupted run of some overrides, trained once per process. Its folder is to be read only."""
+    from et.training.run import train  # late: Lightning takes seconds, and not every test needs it
+
+    runs, outcomes = tmp_path_factory.mktemp("whole"), {}
+
+    def run(*overrides: str) -> Any:
+        if overrides not in outcomes:
+            outcomes[overrides] = train(compose_config(f"paths.runs={runs}", "callbacks.progress=false", *overrides))
+        return outcomes[overrides]
+
+    return run
+
+
 @pytest.fixture
-def run_sweep(tmp_path, monkeypatch, capsys):
-    """``python train.py --multirun ARGUMENTS`` in this process: (exit status, what it printed)."""
+def forked_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs over several processes fork them from a server that has imported everything, instead of starting Python."""
+    from et.training import launcher
+    from tests.fault_runs import Forked
+
+    popen = SimpleNamespace(Popen=Forked, PIPE=subprocess.PIPE)
+    monkeypatch.setattr(launcher, "subprocess", popen)
+
+
+@pytest.fixture
+def run_command(tmp_path, monkeypatch, capsys):
+    """``python train.py ARGUMENTS`` in this process: (exit status, what it printed, its errors)."""
     from hydra.core.global_hydra import GlobalHydra
 
     from et.utils.startup import SIGNALS
@@ -71,8 +99,8 @@ def run_sweep(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ET_RUNS_DIR", str(tmp_path / "runs"))
     monkeypatch.setenv("ET_DATA_DIR", str(tmp_path / "data"))
 
-    def run(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["train.py", "--multirun", *arguments])
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
         handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
         try:
             runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
@@ -83,6 +111,12 @@ def run_sweep(tmp_path, monkeypatch, capsys):
             GlobalHydra.instance().clear()
             for signum, handler in handlers.items():  # which train.py replaces
                 signal.signal(signum, handler)
-        return status, capsys.readouterr().out
+        return status, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def run_sweep(run_command):
+    """``python train.py --multirun ARGUMENTS`` in this process: (exit status, what it printed)."""
+    return lambda *arguments: run_command("--multirun", *arguments)[:2]

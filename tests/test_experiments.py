@@ -1,5 +1,10 @@
-"""Every experiment composes and builds; those whose data is present run one batch from end to end."""
+"""Every experiment composes, builds and keeps its run id; some of each kind run one batch from end to end.
 
+What asks for all experiments is in this file, since each is composed once per process.
+"""
+
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -7,12 +12,16 @@ import torch
 from hydra.utils import instantiate
 
 from et.runs import experiments
-from et.runs.identity import resolve
+from et.runs.identity import config_of, resolve
+from et.runs.record import run_id
 from et.training.run import train
 from et.utils.errors import UserError
 from tests.configs import ROOT, compose_config
 
 EXPERIMENTS = experiments.names()
+GRAPH_BASELINES = [name for name in EXPERIMENTS if re.fullmatch(r"(tu|gnnbench|zinc).*_(gin|gat|gt)", name)]
+# Run ids of every experiment of this project's results, by protocol, with seed 0 and fold 0.
+RUN_IDS = json.loads((ROOT / "tests" / "fixtures" / "run_ids.json").read_text())
 # One experiment of every kind of data, model and task: what all the others differ from in numbers only.
 RUNNABLE = {
     "embedded": (
@@ -33,6 +42,23 @@ def test_composes_and_builds(name):
     with torch.device("meta"):  # shapes without memory: what counts is that every argument has its place
         network = instantiate(cfg.model)
     assert sum(p.numel() for p in network.parameters()) > 0 or hasattr(network, "fit")  # trees have none
+
+
+@pytest.mark.parametrize("name", RUN_IDS)
+def test_run_ids_stay(name, monkeypatch):
+    """Recorded results are found by their id: no change of code or configuration files may change one."""
+    monkeypatch.delenv("ET_DATA_DIR", raising=False)
+    for protocol, identity in RUN_IDS[name].items():
+        fidelity = {"held_out": "paper", "released": "released"}[protocol]
+        assert run_id(config_of([f"experiment={name}", f"protocol={protocol}", f"fidelity={fidelity}"])) == identity
+
+
+@pytest.mark.parametrize("name", GRAPH_BASELINES)
+def test_baselines_use_the_same_folds_as_et(name):
+    et, baseline = (compose_config(f"experiment={n}") for n in (name.rpartition("_")[0], name))
+    assert baseline.data == et.data and baseline.trainer.max_epochs == et.trainer.max_epochs
+    with torch.device("meta"):
+        assert sum(p.numel() for p in instantiate(baseline.model).parameters()) > 10_000
 
 
 def run_one_batch(config, name):

@@ -4,100 +4,73 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from et.anomaly.batch import NodeBatch, SubgraphSamples, induced, joined
 from et.anomaly.graph import (
     NodeGraph,
     check_graph,
     drop_columns,
     make_undirected,
     neighbourhoods,
-    reverse_cuthill_mckee,
+    reverse_cuthill_mckee_order,
 )
 from et.anomaly.masks import masked_split
 from et.anomaly.sources import PUBLISHED, existing_file, graph_path, load_graph
 from et.anomaly.splits import Split, few_anomalies, make_split
 from et.core import EdgeTopology
 from et.core.arguments import check_given, check_sizes
-from et.core.sparse import SortedEdges
-from et.training.sampler import EpochSampler, rank_and_world, sample_rng
+from et.training.sampler import EpochSampler, rank_and_world
 from et.utils.errors import UserError
-from et.utils.features import standardize_columns, to_float32
-
-
-@dataclass(frozen=True)
-class NodeBatch:
-    """A graph, or a subgraph of it, with what the model and the loss need.
-
-    Attributes:
-        features: (n, F) float32.
-        labels: (n,) int64: 0 benign, 1 anomalous, -1 unlabelled.
-        topologies: who attends to whom; one, or one a relation.
-        train, val, test: positions of the nodes of each part, (.,) int64.
-        nodes: (n,) ids in the graph's file.
-        anomaly_weight: omega of eq. 12 and 22: benign over anomalous nodes among all training nodes.
-    """
-
-    features: Tensor
-    labels: Tensor
-    topologies: tuple[EdgeTopology, ...]
-    train: Tensor
-    val: Tensor
-    test: Tensor
-    nodes: Tensor
-    anomaly_weight: float
-
-    def to(self, device: torch.device | str, **kwargs: Any) -> NodeBatch:
-        moved = {
-            name: value.to(device, **kwargs) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
-        }
-        return replace(self, **moved, topologies=tuple(topology.to(device) for topology in self.topologies))
+from et.utils.features import scale_columns, to_float32
 
 
 class NodeDataModule(pl.LightningDataModule):
-    """One graph whose nodes are to be told benign from anomalous.
+    """A graph whose nodes are benign or anomalous, with a split of its nodes.
 
-    ``fidelity`` decides what a neighbour is where ``self_loops`` and ``repeated_edges`` are None. ``paper``: the set
-    N_A of "all the nodes connected to node A" of an undirected graph (appendix C.1, eq. 17 and 20). A set holds a node
-    once, so edges that several relations share count once; that also is how table 5 arrives at its number of edges
-    (Amazon: 4,398,392 distinct ones, where its relations hold 4,778,824 together). Eq. 3 has B != C, "1-hop
-    neighbours of the target node" are others than the node itself, and neither Amazon nor Yelp joins a node to
-    itself: so no self-loops, and a node without neighbours is moved by its Hopfield network alone. ``released``:
-    repeated edges stay, and the merged graph gets a loop at every node (the graphs of the single relations do not).
-    Single relations stand in the order of their names, as in a dgl graph (Yelp: rsr, rtr, rur; Amazon: upu, usu, uvu).
+    ``fidelity`` says what a neighbour is if ``self_loops`` and ``repeated_edges`` are None.
+
+    ``paper``: the set N_A of "all the nodes connected to node A" of an undirected graph (appendix C.1, eq. 17 and 20).
+    A set holds a node once, so an edge of several relations counts once. Table 5 counts edges in this way too (Amazon:
+    4,398,392 distinct edges, while its relations hold 4,778,824 together). There are no self-loops: eq. 3 has B != C,
+    "1-hop neighbours of the target node" excludes the node itself, and neither Amazon nor Yelp has self-loops. Only the
+    Hopfield network moves a node without neighbours.
+
+    ``released``: repeated edges stay, and the merged graph gets a self-loop at every node (graphs of single relations
+    do not). Single relations are in the order of their names, as in a dgl graph (Yelp: rsr, rtr, rur; Amazon: upu, usu,
+    uvu).
 
     Args:
-        source, root, path, neighbours: see :func:`et.anomaly.sources.load_graph`.
-        num_nodes, num_features, num_relations: what the file must hold (the model is built from these numbers);
-            None: what it holds.
-        train_ratio, seed, protocol, semi_supervised: see :func:`et.anomaly.splits.make_split`.
-        split: ``drawn`` by ``protocol``; ``masks``: the file's own (see :func:`et.anomaly.masks.masked_split`).
-        inductive: Train on the graph of the training nodes alone, validate on that of training and validation nodes,
-            test on the whole graph (GADBench's inductive mode).
-        drop_features: Columns of the features to leave out, in the file's numbering. None: none.
+        source, root, path, neighbours: See :func:`et.anomaly.sources.load_graph`.
+        num_nodes, num_features, num_relations: Counts that the model is built for, compared with the file. If None, the
+            file's.
+        train_ratio, seed, protocol, semi_supervised: See :func:`et.anomaly.splits.make_split`.
+        split: ``drawn`` by ``protocol``, or ``masks`` of the file (see :func:`et.anomaly.masks.masked_split`).
+        inductive: If True, train on the graph of the training nodes, validate on that of training and validation nodes,
+            and test on the whole graph (GADBench's inductive mode).
+        drop_features: Indices of the feature columns to leave out. If None, none.
         fidelity: ``paper`` or ``released``.
-        merge: one graph out of all relations (table 1), or one a relation (table 12).
-        self_loops, repeated_edges: what a neighbour is; None: as ``fidelity`` has it.
-        one_way_edges: treatment of edges without their reverse: error, mirror or keep.
-        standardize: shift and scale every feature to mean 0 and deviation 1: ``none``; ``train``: over the training
-            nodes; ``all``: over all nodes (features of test nodes are known to a transductive model, labels are not).
-        scaling: what ``standardize`` does: ``moments`` as above, or ``quantiles``: map every feature's quantiles to
-            those of a normal distribution, cut off at 3 deviations (for counts with long tails).
-        sample_ratio: train each epoch on the subgraph of so many of the training, validation and test nodes
-            (appendix C.2: 5 %); None: on the whole graph.
-        subgraphs: how many such subgraphs a step is over; several processes share them out.
+        merge: If True, merge all relations into one graph (table 1). If False, one graph per relation (table 12).
+        self_loops: If True, every node is its own neighbour. If None, as ``fidelity`` has it.
+        repeated_edges: If True, repeated edges count with their multiplicity. If None, as ``fidelity`` has it.
+        one_way_edges: Treatment of edges without their reverse: see :func:`et.anomaly.graph.make_undirected`.
+        standardize: Scale the features by the training nodes (``train``), by all nodes (``all``: their features are
+            known to a transductive model, their labels are not), or not at all (``none``).
+        scaling: ``moments`` or ``quantiles``, for counts with long tails: see :func:`et.utils.features.scale_columns`.
+        sample_ratio: Share of the training, validation and test nodes in the subgraph that an epoch trains on (appendix
+            C.2: 5 %). If None, it trains on the whole graph.
+        subgraphs: Number of such subgraphs per step, over all processes.
 
     Raises:
-        UserError: from ``setup``, for anything wrong with the data or with these arguments.
+        UserError: The data or these arguments are wrong (from :meth:`setup`).
     """
 
     def __init__(
@@ -191,10 +164,10 @@ class NodeDataModule(pl.LightningDataModule):
             split.save(Path(trainer.default_root_dir) / "split.npz", graph.num_nodes)
 
     def counts(self) -> dict[str, int]:
-        """The numbers of nodes, of features that are kept, and of relations that the file has.
+        """Numbers of nodes, features and relations of the data.
 
         Raises:
-            UserError: the file is missing or damaged.
+            UserError: The file is missing or damaged.
         """
         return self._counts_of(self._load())
 
@@ -230,15 +203,13 @@ class NodeDataModule(pl.LightningDataModule):
             settings = " ".join(f"data.{key}={count}" for key, count in wrong.items())
             says = ", ".join(f"{key}={self.expected[key]}" for key in wrong)
             raise UserError(f"the configuration does not fit the graph {graph.name!r}, it says {says}: set {settings}")
+        # The order in which the model meets the relations: results of the released one depend on it.
+        by_name = self.released and not self.merge
         relations = {
             name: make_undirected(edge_index, graph.num_nodes, name, self.one_way_edges)
-            for name, edge_index in self._ordered(graph.relations)
+            for name, edge_index in (sorted(graph.relations.items()) if by_name else graph.relations.items())
         }
         return replace(graph, relations=relations)
-
-    def _ordered(self, relations: dict[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
-        """The relations in the order in which the model meets them: the released one's results depend on it."""
-        return sorted(relations.items()) if self.released and not self.merge else relations.items()
 
     def _describe(self, graph: NodeGraph, split: Split, edges: dict[str, Tensor]) -> dict[str, Any]:
         labelled = graph.labels[graph.labels >= 0]
@@ -268,8 +239,11 @@ class NodeDataModule(pl.LightningDataModule):
         }
 
     def _features(self, graph: NodeGraph, split: Split) -> Tensor:
-        scaled = standardized(graph.features, self.standardize, self.scaling, split)
-        return to_float32(scaled, graph.name)
+        features = graph.features
+        if self.standardize != "none":
+            known = features if self.standardize == "all" else features[torch.from_numpy(split.train)]
+            features = scale_columns(features, known, self.scaling)
+        return to_float32(features, graph.name)
 
     def _data_sha256(self, graph: NodeGraph, split: Split) -> str:
         """Hash of the graph; with ``split=masks`` of the parts too, which then are part of the data."""
@@ -283,7 +257,7 @@ class NodeDataModule(pl.LightningDataModule):
         return self.train_ratio if asked else round(len(split.train) / labelled, 6)
 
     def parts(self) -> Tensor:
-        """(N,) uint8, in the order of the graph's file: 0 in no part, 1 train, 2 validation, 3 test."""
+        """Part of each node in the order of the file, (N,) uint8: 0 none, 1 train, 2 validation, 3 test."""
         return torch.from_numpy(self._split.parts(len(self.whole.nodes)))
 
     def describe(self) -> dict[str, Any]:
@@ -331,16 +305,6 @@ class NodeDataModule(pl.LightningDataModule):
         self._moved = None
 
 
-def reverse_cuthill_mckee_order(relations: Iterable[Tensor], num_nodes: int) -> Tensor:
-    """(N,) the nodes in an order where neighbours stand near each other: reverse Cuthill-McKee of all edges (2, E).
-
-    Rows that are gathered one after another then lie in the same pages of memory, which pays where a graph has
-    communities.
-    """
-    source, target = np.concatenate([edge_index.numpy().astype(np.int32) for edge_index in relations], axis=1)
-    return torch.from_numpy(reverse_cuthill_mckee(source, target, num_nodes))
-
-
 def whole_graph_loader(batch: NodeBatch) -> DataLoader:
     """One batch an epoch: everything.
 
@@ -348,96 +312,3 @@ def whole_graph_loader(batch: NodeBatch) -> DataLoader:
     epoch is seeded depending on whether the run was resumed, and dropout must not notice.
     """
     return DataLoader([batch], batch_size=None, generator=torch.Generator())
-
-
-class SubgraphSamples(Dataset):
-    """Fresh subgraphs each epoch: the same share of training, validation and test nodes, and the edges among them.
-
-    Validation and test nodes are there as neighbours only: the loss is over the training nodes. A sample depends on
-    (seed, epoch, its number), not on the process that draws it.
-    """
-
-    def __init__(self, whole: NodeBatch, ratio: float, seed: int, count: int = 1):
-        self.whole, self.ratio, self.seed, self.count = whole, ratio, seed, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, epoch_and_index: tuple[int, int]) -> NodeBatch:
-        rng = sample_rng(self.seed, *epoch_and_index)
-        parts = [self._draw(rng, part) for part in (self.whole.train, self.whole.val, self.whole.test)]
-        return induced(self.whole, *parts)
-
-    def _draw(self, rng: np.random.Generator, part: Tensor) -> Tensor:
-        count = max(1, int(self.ratio * len(part)))
-        return part[torch.from_numpy(rng.choice(len(part), count, replace=False)).to(part.device)]
-
-
-def induced(whole: NodeBatch, train: Tensor, val: Tensor, test: Tensor) -> NodeBatch:
-    """The subgraph of ``whole`` on some of the nodes of each part, (.,) positions, and the edges among them."""
-    nodes = torch.cat([train, val, test])
-    places = torch.arange(len(nodes)).split([len(train), len(val), len(test)])
-    return replace(
-        whole,
-        features=whole.features[nodes],
-        labels=whole.labels[nodes],
-        topologies=tuple(induced_topology(topology.edges, nodes) for topology in whole.topologies),
-        nodes=whole.nodes[nodes],
-        **dict(zip(("train", "val", "test"), places, strict=True)),
-    )
-
-
-def joined(batches: list[NodeBatch]) -> NodeBatch:
-    """Several subgraphs as one, without edges between them."""
-    if len(batches) == 1:
-        return batches[0]
-    sizes = [len(batch.labels) for batch in batches]
-    first = [sum(sizes[:number]) for number in range(len(sizes))]
-
-    def union(relation: int) -> EdgeTopology:
-        found = []
-        for start, batch in zip(first, batches, strict=True):
-            edges = batch.topologies[relation].edges
-            found.append(torch.stack([edges.key.long(), edges.query.long()]) + start)
-        return EdgeTopology(torch.cat(found, dim=1), sum(sizes))
-
-    whole = {name: torch.cat([getattr(b, name) for b in batches]) for name in ("features", "labels", "nodes")}
-    parts = {
-        name: torch.cat([getattr(batch, name) + start for start, batch in zip(first, batches, strict=True)])
-        for name in ("train", "val", "test")
-    }
-    topologies = tuple(union(relation) for relation in range(len(batches[0].topologies)))
-    return replace(batches[0], **whole, **parts, topologies=topologies)
-
-
-def induced_topology(edges: SortedEdges, nodes: Tensor) -> EdgeTopology:
-    """Topology among ``nodes`` (n,), distinct, which become 0 .. n - 1 in their order; repeated edges stay.
-
-    Looks at the edges of these nodes only, so that a small sample of a huge graph is cheap.
-    """
-    count = len(nodes)
-    place = torch.full((edges.num_nodes,), -1, dtype=torch.int32, device=nodes.device)
-    place[nodes] = torch.arange(count, dtype=torch.int32, device=nodes.device)
-    first, degree = edges.row_start[nodes], edges.row_start[nodes + 1] - edges.row_start[nodes]
-    query = torch.repeat_interleave(torch.arange(count, dtype=torch.int32, device=nodes.device), degree)
-    within = torch.arange(len(query), device=nodes.device) - (degree.cumsum(0) - degree)[query]
-    key = place[edges.key[first[query] + within]]
-    return EdgeTopology(torch.stack([key, query])[:, key >= 0], count)
-
-
-def standardized(features: Tensor, how: str, scaling: str, split: Split) -> Tensor:
-    """(N, F) scaled by the moments or quantiles of the nodes that ``how`` names; a constant feature becomes 0."""
-    if how == "none":
-        return features
-    known = (features[torch.from_numpy(split.train)] if how == "train" else features).double()
-    deviation = known.std(dim=0, correction=0)
-    resolution = 1e-12 if features.dtype == torch.float32 else 1e-14  # of the deviation of equal numbers
-    varies = deviation > resolution * known.mean(dim=0).abs()
-    if scaling == "moments":
-        return (standardize_columns(features, known, correction=0, constant=~varies) * varies).float()
-    from sklearn.preprocessing import QuantileTransformer
-
-    quantiles = min(200, len(known))
-    transformer = QuantileTransformer(n_quantiles=quantiles, output_distribution="normal", subsample=None)
-    scaled = transformer.fit(known.numpy()).transform(features.double().numpy())
-    return (torch.from_numpy(scaled).clamp(-3, 3) * varies).float()

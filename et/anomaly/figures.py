@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from et.anomaly.data import NodeBatch, NodeDataModule
-from et.anomaly.model import AnomalyTransformer, PaperDynamics
+from et.anomaly.batch import NodeBatch
+from et.anomaly.data import NodeDataModule
+from et.anomaly.dynamics import PaperDynamics
+from et.anomaly.model import AnomalyTransformer
 from et.core import EdgeTopology, EnergyTransformerBlock, descend
 from et.core.sparse import edge_scores, segment_softmax
 from et.utils.errors import UserError

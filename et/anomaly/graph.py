@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -206,20 +206,24 @@ def _neighbourhood(edge_index: Tensor, num_nodes: int, self_loops: bool, repeate
     return edge_index
 
 
-def reverse_cuthill_mckee(source: np.ndarray, target: np.ndarray, num_nodes: int) -> np.ndarray:
+def reverse_cuthill_mckee_order(relations: Iterable[Tensor], num_nodes: int) -> Tensor:
     """Reverse Cuthill-McKee order of the nodes; nodes of equal degree come in the order of their ids.
+
+    Neighbours stand near each other in it, so rows that are gathered one after another lie in the same pages of memory.
+    This pays if the graph has communities.
 
     scipy's function of this name sorts degrees by an unstable sort, whose order of ties depends on the instruction set
     of the CPU (AVX2, AVX-512). An order of the nodes that differs between machines changes what dropout draws and how
     sums round.
 
     Args:
-        source, target: Ends of the directed edges, (E,) integers; a symmetric graph lists both directions.
-        num_nodes: N.
+        relations: Edges of each relation, (2, E). The order is that of all of them together.
+        num_nodes: Number of nodes N.
 
     Returns:
-        The nodes in their new order, (N,) int64.
+        Node indices in their new order, (N,) int64.
     """
+    source, target = np.concatenate([edge_index.numpy().astype(np.int32) for edge_index in relations], axis=1)
     by_degree = np.argsort(np.bincount(source, minlength=num_nodes), kind="stable")
     rank = np.empty(num_nodes, np.int32)
     rank[by_degree] = np.arange(num_nodes, dtype=np.int32)
@@ -236,7 +240,7 @@ def reverse_cuthill_mckee(source: np.ndarray, target: np.ndarray, num_nodes: int
             seen[level] = True
             levels.append(level)
             level = _next_level(graph, level, seen)
-    return by_degree[np.concatenate(levels)][::-1].copy()
+    return torch.from_numpy(by_degree[np.concatenate(levels)][::-1].copy())
 
 
 def _next_level(graph: csr_matrix, level: np.ndarray, seen: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,9 +11,10 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from et.anomaly.data import NodeBatch, NodeDataModule
+from et.anomaly.batch import NodeBatch
+from et.anomaly.data import NodeDataModule
 from et.anomaly.known_labels import draw_masked, folds, open_labels
-from et.anomaly.metrics import best_threshold, measure
+from et.anomaly.metrics import best_threshold, constant_answers, measure
 from et.core.precision import at_least_float32
 from et.training.task import Task
 from et.utils.errors import UserError
@@ -21,12 +23,17 @@ MEASURES = ("f1_macro", "auc", "average_precision", "recall_at_k", "threshold")
 
 
 def weighted_cross_entropy(log_odds: Tensor, labels: Tensor, anomaly_weight: float) -> Tensor:
-    """Weighted mean of - l log p - (1 - l) log(1 - p), anomalous nodes weighing omega (eq. 12 and 22, which
-    are sums and whose sign is amiss; the mean is the released code's).
+    """Weighted binary cross-entropy, with weight omega for anomalous nodes (eq. 12 and 22).
+
+    The equations are sums with the wrong sign. The weighted mean is the released code's.
 
     Args:
-        log_odds, labels: (n,).
-        anomaly_weight: omega.
+        log_odds: Log-odds of an anomaly, (n,).
+        labels: Labels 0 or 1, (n,).
+        anomaly_weight: Weight omega.
+
+    Returns:
+        The loss, () in at least float32.
     """
     log_odds = at_least_float32(log_odds)  # the sum of the weights is more than float16 can hold
     anomalous = (labels == 1).to(log_odds.dtype)
@@ -35,31 +42,36 @@ def weighted_cross_entropy(log_odds: Tensor, labels: Tensor, anomaly_weight: flo
 
 
 class AnomalyTask(Task):
-    """Trains a network that gives nodes log-odds, and scores it.
+    """Trains and scores a network that maps nodes to log-odds of an anomaly.
 
-    ``held_out``: scores come from the network in evaluation mode, after the epoch, on the whole graph. The epoch
-    (Lightning's best checkpoint) and the decision threshold are those with the best macro-F1 on the validation nodes;
-    the labels of the test nodes are read once, at the end.
+    ``held_out``: after an epoch, the network in evaluation mode scores the whole graph. Epoch (Lightning's best
+    checkpoint) and decision threshold have the best macro-F1 on the validation nodes. The labels of the test nodes are
+    read once, at the end.
 
-    ``released``: the scores of an epoch are the logits of its training step: dropout active, weights before the update,
-    and the subgraph of the epoch where it trains on one. Threshold by validation macro-F1; the test numbers are those
-    of the epoch with the best validation macro-F1 (the first, in a tie), whatever the weights were later.
+    ``released``: the scores of an epoch are the logits of its training step, with dropout, the weights before the
+    update, and the subgraph of the epoch if it trains on one. The threshold has the best validation macro-F1. The test
+    metrics are those of the (first) epoch with the best validation macro-F1.
 
-    ``gadbench``: as ``held_out``; the split and the measure that chooses the epoch are GADBench's, and so is the loss.
-    (GADBench scores a network without dropout before the epoch's update instead of after it.)
+    ``gadbench``: as ``held_out``, with GADBench's split, loss and metric that chooses the epoch. (GADBench scores a
+    network without dropout before the epoch's update instead of after it.)
 
-    A network whose ``takes_known_labels`` is true sees training labels (see :mod:`et.anomaly.known_labels`).
+    A network whose ``takes_known_labels`` is True sees training labels (see :mod:`et.anomaly.known_labels`).
 
     Args:
-        network: called with (features, topologies, nodes), gives log-odds (n,). With known labels it takes a fourth
-            argument, the labels that are open.
-        optim: configuration of the optimizer.
+        network: Maps (features (n, F), topologies, node ids (n,)) to log-odds (n,). With known labels, its fourth
+            argument is the open labels (n,).
+        optim: Configuration of the optimizer and its schedule.
         protocol: ``held_out``, ``released`` or ``gadbench``.
-        balance: anomalous nodes weigh omega ** balance in the loss; 1: as in eq. 12; 0: all nodes weigh the same.
-        masked_share: With known labels, the share of the training labels that each step masks and predicts.
+        balance: Exponent of omega in the loss. 1 gives eq. 12, and 0 gives all nodes the same weight.
+        masked_share: Share of the training labels that a step masks and predicts, with known labels.
+
+    Raises:
+        UserError: ``protocol`` or ``masked_share`` has no such value.
     """
 
     family = "anomaly"
+    protocols = (*Task.protocols, "gadbench")
+    main_metrics = ("test/f1_macro", "test/auc", "test/average_precision", "test/recall_at_k")
     repeat_tolerance = 0.05  # the dropout that an order of the nodes draws carries on through the training
 
     def __init__(
@@ -71,7 +83,7 @@ class AnomalyTask(Task):
         masked_share: float = 0.2,
     ):
         super().__init__(network, optim)
-        if protocol not in ("held_out", "released", "gadbench"):
+        if protocol not in self.protocols:
             raise UserError(f"protocol must be held_out, released or gadbench, not {protocol!r}")
         if not 0 < masked_share < 1:
             raise UserError(f"task.masked_share must lie between 0 and 1, not be {masked_share}")
@@ -88,7 +100,7 @@ class AnomalyTask(Task):
             self.trainer.check_val_every_n_epoch = 1
 
     def log_odds(self, batch: NodeBatch, known: Tensor | None = None) -> Tensor:
-        """(n,) log-odds of every node of the batch; ``known`` (n,): the labels that are open, if any are."""
+        """Log-odds of every node of the batch, (n,). If ``known`` (n,) is None, no label is open."""
         inputs = (batch.features, batch.topologies, batch.nodes)
         return self.network(*inputs) if known is None else self.network(*inputs, known)
 
@@ -105,14 +117,14 @@ class AnomalyTask(Task):
         return loss
 
     def open_in_training(self, batch: NodeBatch) -> tuple[Tensor, Tensor | None]:
-        """The nodes that a step predicts, (m,), and the labels it may see, (n,): never those of the same nodes."""
+        """Indices of the nodes that a step predicts, (m,), and the labels of other nodes that it may see, (n,)."""
         if not self.known_labels:
             return batch.train, None
         masked, others = draw_masked(batch.train, self.masked_share)
         return masked, open_labels(batch.labels, others)
 
     def _share(self, labels: Tensor, anomaly_weight: float) -> Tensor:
-        """What makes the mean over the processes' losses the weighted mean over the nodes of all of them."""
+        """Factor that turns the mean of the processes' losses into the weighted mean over the nodes of all."""
         anomalous = (labels == 1).sum()
         weights = (len(labels) - anomalous) + anomaly_weight * anomalous
         return weights / self.all_gather(weights).mean()
@@ -127,7 +139,7 @@ class AnomalyTask(Task):
     def _measure(
         self, log_odds: Tensor, batch: NodeBatch, part: Tensor, threshold: float | None = None
     ) -> tuple[Tensor, float]:
-        """:data:`MEASURES` of a part of the nodes and the threshold, chosen on this part unless given."""
+        """:data:`MEASURES` of some nodes and the threshold. If ``threshold`` is None, it is chosen on these nodes."""
         # On the CPU: a few numbers for each node, and sums whose order is fixed.
         log_odds, labels = log_odds[part].float().cpu(), batch.labels[part].cpu()
         if threshold is None:
@@ -154,7 +166,7 @@ class AnomalyTask(Task):
         self._log_measures("test", self._measure(log_odds, batch, batch.test, threshold)[0])
 
     def predict_step(self, batch: NodeBatch, batch_index: int) -> dict[str, Tensor]:
-        """Probability and label of every node, (N,), in the order of the graph's file, which the batch's is not."""
+        """``probability`` and ``label`` of every node in the order of the graph's file, (N,) each."""
         probability, label = torch.empty(len(batch.nodes)), torch.empty(len(batch.nodes), dtype=torch.int64)
         nodes = batch.nodes.cpu()
         probability[nodes] = self.score(batch).float().sigmoid().cpu()
@@ -162,7 +174,7 @@ class AnomalyTask(Task):
         return {"probability": probability, "label": label}
 
     def score(self, batch: NodeBatch) -> Tensor:
-        """(n,) log-odds in evaluation mode. No node's score depends on its own label.
+        """Log-odds in evaluation mode, (n,). No node's score depends on its own label.
 
         With known labels, the training nodes are scored in folds, each with the labels of the other folds open.
         """
@@ -173,16 +185,31 @@ class AnomalyTask(Task):
         return log_odds
 
     def score_others(self, batch: NodeBatch) -> Tensor:
-        """(n,) log-odds in evaluation mode with all training labels open; meant for the nodes that do not train."""
+        """Log-odds in evaluation mode with all training labels open, (n,). Meant for the nodes that do not train."""
         return self._score(batch, open_labels(batch.labels, batch.train) if self.known_labels else None)
 
     def _score(self, batch: NodeBatch, known: Tensor | None) -> Tensor:
-        """(n,) log-odds; a network that can, scores a large graph piece by piece."""
+        """Log-odds, (n,). A network with ``score`` processes a large graph in blocks."""
         in_pieces = getattr(self.network, "score", None)
         if in_pieces is None:
             return self.log_odds(batch, known)
         inputs = (batch.features, batch.topologies, batch.nodes)
         return in_pieces(*inputs) if known is None else in_pieces(*inputs, known=known)
+
+    @classmethod
+    def summary(cls, record: Mapping[str, Any]) -> str | None:
+        metrics, data = record["metrics"], record["dataset"]["name"]
+        if "test/f1_macro" not in metrics:
+            return None
+        return f"Macro-F1 {metrics['test/f1_macro']:.1%} and AUC {metrics['test/auc']:.1%} on {data}'s test nodes."
+
+    def trivial_inputs(self, batch: NodeBatch) -> Tensor:
+        """Labels of the validation nodes, (n,)."""
+        return batch.labels[batch.val]
+
+    @classmethod
+    def trivial_answers(cls, inputs: Tensor) -> dict[str, tuple[str, float]]:
+        return constant_answers(inputs)
 
     @classmethod
     def draw_figures(cls, network: nn.Module, data: NodeDataModule, folder: Path) -> dict[str, Any]:
@@ -193,15 +220,18 @@ class AnomalyTask(Task):
 
 
 class FittedTask(AnomalyTask):
-    """The same protocols for a network that is fitted in one go instead of by gradient steps (trees).
+    """The same protocols for a network that is fitted at once instead of by gradient steps (trees).
 
-    The single training step fits it. What it has learnt is not part of a checkpoint; where a run is resumed after that
-    step, scoring fits it again, which gives the same.
+    The only training step fits it. A checkpoint does not hold the fitted trees: a resumed run fits them again when it
+    scores, with the same result.
 
     Args:
-        network: with ``fit(features, topologies, labels, train)`` and ``fitted``. The other arguments are those of
-            :class:`AnomalyTask`; the optimizer has nothing to do. With known labels, a row of its input must not
-            depend on that node's own label: it is fitted and scores with all training labels open.
+        network: Has ``fit(features, topologies, labels, train)`` and ``fitted``. With known labels it is fitted and
+            scores with all training labels open, so a row of its input must not depend on the node's own label.
+        *args, **kwargs: The other arguments of :class:`AnomalyTask`. The optimizer is ignored.
+
+    Raises:
+        UserError: The data are subgraphs (when training starts).
     """
 
     repeat_tolerance = 1e-6  # neither the order of the nodes nor that of sums matters to trees

@@ -64,6 +64,21 @@ def measure(log_odds: Tensor, labels: Tensor, threshold: float) -> dict[str, flo
     }
 
 
+def constant_answers(labels: Tensor) -> dict[str, tuple[str, float]]:
+    """Macro-F1 of the better constant answer, and the AUC of any constant one.
+
+    Args:
+        labels: Labels 0 or 1, (n,).
+
+    Returns:
+        What the answer is, and its score, by the name of the validation metric.
+    """
+    share = float((labels == 1).double().mean())
+    normal, anomalous = (1 - share) / (2 - share), share / (1 + share)
+    name = "all nodes normal" if normal >= anomalous else "all nodes anomalous"
+    return {"val/f1_macro": (name, max(normal, anomalous)), "val/auc": ("chance", 0.5)}
+
+
 def relative_ranks(scores: Tensor) -> Tensor:
     """Ranks of ``scores`` (n,) scaled to 0 .. 1, equal for ties; (n,) float64.
 

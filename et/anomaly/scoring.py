@@ -49,12 +49,7 @@ def blocks(num_nodes: int, size: int) -> Iterator[slice]:
 
 
 def take_step(
-    step: Step,
-    x: Tensor,
-    topology: EdgeTopology,
-    block: int = BLOCK,
-    width: int = SLICE,
-    kept: Tensor | None = None,
+    step: Step, x: Tensor, topology: EdgeTopology, block: int = BLOCK, width: int = SLICE, kept: Tensor | None = None
 ) -> Tensor:
     """Tokens x after one step, (N, D), without gradients.
 

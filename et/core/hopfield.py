@@ -116,19 +116,13 @@ class HopfieldNetwork(nn.Module):
         return self.token_energy(g).sum(-1)
 
     def forward(
-        self,
-        g: Tensor,
-        topology: Topology | None = None,
-        weights: tuple[Tensor, Tensor | None] | None = None,
+        self, g: Tensor, topology: Topology | None = None, weights: tuple[Tensor, Tensor | None] | None = None
     ) -> Tensor:
         """Return :meth:`update`, which has the same arguments."""
         return self.update(g, topology, weights)
 
     def update(
-        self,
-        g: Tensor,
-        topology: Topology | None = None,
-        weights: tuple[Tensor, Tensor | None] | None = None,
+        self, g: Tensor, topology: Topology | None = None, weights: tuple[Tensor, Tensor | None] | None = None
     ) -> Tensor:
         """Negative gradient -dE/dg = r(g xi^T) xi (eq. 9).
 

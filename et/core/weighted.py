@@ -26,14 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from et.core.csr import SortedEdges
 from et.core.precision import at_least_float32, differentiable_gradient
-from et.core.sparse import (
-    check_fit,
-    edge_aggregate,
-    edge_scores,
-    segment_logsumexp,
-    segment_softmax,
-    select_backend,
-)
+from et.core.sparse import check_fit, edge_aggregate, edge_scores, segment_logsumexp, segment_softmax, select_backend
 
 
 def _weighted_scores(products: Tensor, ahat: Tensor, beta: Tensor, head_mix: Tensor | None) -> Tensor:
@@ -66,11 +59,7 @@ class WeightedEdges:
     """
 
     def __init__(
-        self,
-        edges: Tensor | SortedEdges,
-        weight: Tensor,
-        num_nodes: int | None = None,
-        head_mix: Tensor | None = None,
+        self, edges: Tensor | SortedEdges, weight: Tensor, num_nodes: int | None = None, head_mix: Tensor | None = None
     ):
         if not isinstance(edges, SortedEdges):
             if num_nodes is None:
@@ -300,7 +289,7 @@ def edge_outer_convolution(x: Tensor, kernel: Tensor, edges: SortedEdges, first:
     graphs that share a batch do not see each other.
 
     Args:
-        x: tokens of all graphs one after the other, (N, D).
+        x: Tokens of all graphs one after the other, (N, D).
         kernel: (3, 3, H), first axis along the queries (cross-correlation, as deep learning has it).
         edges: E edges.
         first, last: (N,) bool, true for the first and the last token of each graph.

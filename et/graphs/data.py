@@ -18,63 +18,71 @@ from et.core.arguments import check_given, check_sizes
 from et.graphs import sources, synthetic, tu
 from et.graphs.batch import GraphBatch
 from et.graphs.counts import check_counts, counts_of
+from et.graphs.features import encode_types, standardized
 from et.graphs.graph_list import load_graph_list
 from et.graphs.positional import with_eigenvectors
 from et.graphs.protocol import everything_split, held_out_split
 from et.graphs.published import standardize_by_default
 from et.training.sampler import EpochSampler, per_process, shared_batches
 from et.utils.errors import UserError
-from et.utils.features import standardize_columns, to_float32
+from et.utils.features import to_float32
 
 Kind = Literal["tu", "gnnbench", "zinc", "generated", "extracted", "zinc_variant", "digits", "file"]
 
 
 class GraphSubset(Dataset):
-    """Some graphs of a data set, fetched a batch at a time: samples are (epoch, index), a batch is one GraphBatch."""
+    """Some graphs of a data set, fetched a batch at a time: samples are (epoch, index), a batch is a GraphBatch.
 
-    def __init__(self, graphs: GraphBatch, numbers: Tensor):
-        self.graphs, self.numbers = graphs, numbers
+    Args:
+        graphs: All graphs.
+        indices: Indices of the graphs of the subset, (n,).
+    """
+
+    def __init__(self, graphs: GraphBatch, indices: Tensor):
+        self.graphs, self.indices = graphs, indices
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.indices)
 
     def __getitems__(self, samples: Sequence[tuple[int, int]]) -> GraphBatch:
-        return self.graphs.select(self.numbers[[index for _, index in samples]])
+        return self.graphs.select(self.indices[[index for _, index in samples]])
 
 
 class GraphData(pl.LightningDataModule):
     """Graphs of one data set with their split, features and eigenvectors.
 
     Args:
-        name: as its collection spells it, for example ``MUTAG``; None, for source ``file``: the file's.
-        source: where it comes from (see sources.py, tu.py, synthetic.py and graph_list.py beside this file).
-        root: the data root.
-        num_features, num_edge_features, num_classes: what the model is built for; checked against the data. None: the
-            data's. ``num_edge_features`` is 0 where edges have none; ``num_classes`` is 1 for regression.
-        batch_size: graphs in a (global) batch.
-        num_eigenvectors: k of eq. 23.
-        fold, folds: which part of the cross-validation is tested, for data without an official split under
-            ``protocol=held_out``; elsewhere only fold 0 is taken.
-        protocol: ``held_out``, or ``released`` (for data without an official split: train on all, score all).
+        name: Name of the data set as its collection spells it, for example ``MUTAG``. If None, the file's name (source
+            ``file`` only).
+        source: Where the data come from: see :meth:`load`.
+        root: The data root.
+        num_features, num_edge_features, num_classes: Counts that the model is built for, compared with the data.
+            ``num_edge_features`` is 0 if edges have none; ``num_classes`` is 1 for a regression. If None, the data's.
+        batch_size: Number of graphs in a batch over all processes.
+        num_eigenvectors: Number of Laplacian eigenvectors k (eq. 23).
+        fold: Index of the test fold, for data without an official split under ``protocol="held_out"``. Else 0.
+        folds: Number of folds.
+        protocol: ``held_out`` or ``released``. Released: data without an official split train and score all graphs.
         fidelity: ``released`` applies ``max_nodes``.
-        max_nodes: the released code's limit; surplus nodes of larger graphs are dropped. None: no limit.
-        one_hot: code integer node and edge types (ZINC's) as one-hot columns.
-        standardize: shift and scale node attributes by mean and deviation over the training graphs' nodes; None: of
-            the user's own data always, of others under ``fidelity=paper`` only (neither text nor released code does it;
-            eq. 24 squares attributes far from 1).
-        sizes: for made data, how many graphs to make for train, val and test.
-        made_seed: for made data, the seed they are made from (not that of the run, so that runs share their data).
-        cache: folder for derived files; by default inside the data root.
-        seed: of folds and of the order of batches.
-        num_workers: processes that assemble batches.
-        path: of the graphs, for source ``file``; see :func:`et.graphs.graph_list.load_graph_list`.
-        drop_empty: for sources ``tu`` and ``file``, leave out graphs without nodes, which are an error otherwise.
-        stratified: whether folds hold the classes in equal shares; False: folds without regard to classes, for classes
-            with fewer graphs than folds.
+        max_nodes: Number of nodes that a graph is cut to (released code). If None, none is cut.
+        one_hot: If True, integer node and edge types (ZINC) become one-hot columns.
+        standardize: If True, node attributes get mean 0 and standard deviation 1 over the training graphs' nodes. If
+            None, that holds for the user's own data, and for others under ``fidelity="paper"`` (neither text nor
+            released code does it; eq. 24 squares attributes far from 1).
+        sizes: Numbers of training, validation and test graphs to generate. If None, those of the published data.
+        made_seed: Seed of generated graphs. It differs from the run's seed so that runs share their data.
+        cache: Folder for derived files. If None, one inside the data root.
+        seed: Seed of the folds and of the order of batches.
+        num_workers: Number of processes that assemble batches.
+        path: The graphs of source ``file``, see :func:`et.graphs.graph_list.load_graph_list`.
+        drop_empty: If True, graphs without nodes are left out (sources ``tu`` and ``file``). If False, they are an
+            error.
+        stratified: If True, folds have the class proportions of the whole data set. If False, classes are ignored,
+            which allows classes with fewer graphs than folds.
 
     Raises:
-        ValueError: a size is too small.
-        UserError: data is missing, damaged, or not what the configuration says (from ``setup``).
+        ValueError: A size is too small.
+        UserError: Data are missing, damaged, or not what the configuration says (from :meth:`setup`).
     """
 
     def __init__(
@@ -137,7 +145,7 @@ class GraphData(pl.LightningDataModule):
         """Read, generate or extract the data set.
 
         Raises:
-            UserError: there is no such source, or its data are missing or damaged.
+            UserError: There is no such source, or its data are missing or damaged.
         """
         name, root, cache = self.name, self.root, sources.cache_folder(self.root, self.cache)
         if self.source not in ("generated", "extracted") and (self.sizes is not None or self.made_seed != 0):
@@ -199,7 +207,7 @@ class GraphData(pl.LightningDataModule):
         """The numbers of features, edge features and classes that the data have.
 
         Raises:
-            UserError: data is missing or damaged, or its labels are no classes.
+            UserError: Data is missing or damaged, or its labels are no classes.
         """
         return counts_of(self.encoded(self.load().graphs), str(self.name), self.source, self.num_classes)
 
@@ -214,7 +222,7 @@ class GraphData(pl.LightningDataModule):
             raise UserError(f"data.fold={self.fold}, but {why}: leave data.fold out (seed=N makes another run)")
 
     def make_split(self, graphs: GraphBatch, official: dict[str, Tensor] | None) -> dict[str, Tensor]:
-        """Numbers of the graphs in train, val and test."""
+        """Graph indices of ``train``, ``val`` and ``test``."""
         if self.protocol not in ("held_out", "released"):
             raise UserError(f"protocol must be held_out or released, not {self.protocol!r}")
         if official is not None:
@@ -233,7 +241,7 @@ class GraphData(pl.LightningDataModule):
         """The classes of which a part of the split has no graph or node, by part; parts that hold all are left out.
 
         Raises:
-            UserError: a file's own training list lacks a class that its other lists have.
+            UserError: A file's own training list lacks a class that its other lists have.
         """
         absent: dict[str, list[int]] = {}
         if graphs.y.is_floating_point() or self.source not in ("tu", "file"):
@@ -284,7 +292,7 @@ class GraphData(pl.LightningDataModule):
     def parts(self) -> Tensor:
         """(G,) uint8: 0 in no part, 1 train, 2 validation, 3 test; (N,) where nodes are classified.
 
-        Under ``protocol=released`` without an official split all graphs train, and are looked at again.
+        Under ``protocol=released`` without an official split, all graphs train and are tested.
         """
         parts = torch.zeros(len(self.graphs), dtype=torch.uint8)
         for code, part in ((3, "test"), (2, "val"), (1, "train")):
@@ -312,43 +320,6 @@ class GraphData(pl.LightningDataModule):
             **({"absent_classes": self.absent} if self.absent else {}),
             **({} if self.stratified else {"stratified": False}),
         }
-
-
-def encode_types(graphs: GraphBatch, num_node_types: int | None, num_edge_types: int | None) -> GraphBatch:
-    """Integer node and edge types, one column each, as one-hot columns; edges without features stay so.
-
-    A number of types that is None is taken from the data.
-
-    Raises:
-        UserError: a type is out of range or no whole number, or there are several columns.
-    """
-    encoded = {}
-    for key, values, count in (("x", graphs.x, num_node_types), ("edge_attr", graphs.edge_attr, num_edge_types)):
-        if values is None:
-            continue
-        types = values.long()
-        if types.shape[1] != 1 or not torch.equal(types.to(values), values):
-            raise UserError(f"data.one_hot=true needs one column of whole numbers, and {key} is not that: leave it out")
-        count = int(types.max()) + 1 if count is None else count
-        if int(types.min()) < 0 or int(types.max()) >= count:
-            raise UserError(
-                f"{key} holds types {int(types.min())} .. {int(types.max())}, the configuration has {count}"
-            )
-        encoded[key] = torch.nn.functional.one_hot(types[:, 0], count).float()
-    return replace(graphs, **encoded)
-
-
-def standardized(graphs: GraphBatch, train: Tensor) -> GraphBatch:
-    """Node features with mean 0 and deviation 1 over the training graphs' nodes.
-
-    Columns that hold nothing but 0 and 1 (one-hot labels) stay as they are; constant ones are only shifted.
-    """
-    seen = graphs.select(train).x.double()
-    one_hot = ((graphs.x == 0) | (graphs.x == 1)).all(0)
-    resolution = 1e-6 if graphs.x.dtype == torch.float32 else 1e-14
-    constant = seen.std(0) <= resolution * seen.mean(0).abs()
-    scaled = standardize_columns(graphs.x, seen, correction=1, constant=constant)
-    return replace(graphs, x=torch.where(one_hot, graphs.x.float(), scaled.float()))
 
 
 def _as_it_is(batch: GraphBatch) -> GraphBatch:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from et.core.arguments import check_sizes
 from et.graphs.batch import GraphBatch
 from et.graphs.data import GraphData
+from et.graphs.metrics import Measures, constant_answers, constant_error
 from et.graphs.protocol import RELEASED_BATCH, released_accuracy
 from et.runs.fingerprint import check_unseen
 from et.training.callbacks import KeptScores
@@ -27,31 +27,39 @@ SAY_EVERY = 30.0  # seconds of repeated scoring, which no progress bar counts
 
 
 class GraphTask(Task):
-    """Trains a network on graphs and scores it.
+    """Trains and scores a network on graphs.
 
     Classification logs ``accuracy``, ``loss`` (cross-entropy without smoothing) and, for node tasks,
-    ``accuracy_weighted`` (mean over classes of the recall, as the PATTERN and CLUSTER baselines report it); regression
-    logs ``mae`` and, of the test part, ``mae_constant``: that of the one answer which is best on the training part.
+    ``accuracy_weighted`` (mean recall of the classes, as the PATTERN and CLUSTER baselines report it). Regression logs
+    ``mae`` and ``test/mae_constant``, the error of the median of the training targets.
 
-    ``held_out``: validation chooses the epoch, the test part is read once. ``released``: on data without an official
-    split the model is trained on all graphs and scored as it is after the last epoch. Then ``test/accuracy`` and
-    ``test/accuracy_std`` come from the released 10-fold loop that never refits
-    (:func:`et.graphs.protocol.released_accuracy`), and ``test/accuracy_all`` is the plain accuracy on all (training)
-    graphs. On data with an official split the test part is scored ``repetitions`` times, and the scores differ only as
-    far as the network's noise in evaluation makes them.
+    ``held_out``: validation chooses the epoch, and the test part is read once.
+
+    ``released``: on data without an official split, the network trains on all graphs and is scored after the last
+    epoch. ``test/accuracy`` and ``test/accuracy_std`` come from the released 10-fold loop, which never refits
+    (:func:`et.graphs.protocol.released_accuracy`). ``test/accuracy_all`` is the accuracy on all (training) graphs. On
+    data with an official split, the test part is scored ``repetitions`` times; only noise makes the scores differ.
 
     Args:
-        network: called with a :class:`GraphBatch`, gives (G, outputs) or (N, outputs).
-        optim: configuration of the optimizer.
-        num_classes: 1 for regression.
+        network: Maps a :class:`GraphBatch` to outputs, (G, outputs) or (N, outputs).
+        optim: Configuration of the optimizer and its schedule.
+        num_classes: Number of classes, or 1 for a regression.
         protocol: ``held_out`` or ``released``.
-        repetitions: of the released scoring.
-        label_smoothing: of the cross-entropy in training.
-        edge_loss_weight: weight of the edge reconstruction's error, for a network with ``forward_with_edges``; 0: none.
-        seed: of the released scoring: repetition r draws folds and noise from ``seed + r``.
+        repetitions: Number of scorings under ``released``.
+        label_smoothing: Label smoothing of the cross-entropy in training.
+        edge_loss_weight: Weight of the reconstruction error of the edges in the loss, for a network with
+            ``forward_with_edges``. 0 means no reconstruction.
+        seed: Seed of the released scoring: repetition r draws folds and noise from ``seed + r``.
+
+    Raises:
+        UserError: ``protocol`` has no such value, or ``edge_loss_weight`` does not fit the network.
     """
 
     family = "graphs"
+    main_metrics = (
+        "test/accuracy", "test/accuracy_weighted", "test/accuracy_std", "test/accuracy_all", "val/accuracy",
+        "test/mae", "test/mae_constant", "val/mae",
+    )  # fmt: skip
     repeat_tolerance = 0.1  # one graph of a small test fold may change sides
 
     def __init__(
@@ -66,7 +74,7 @@ class GraphTask(Task):
         seed: int = 0,
     ):
         super().__init__(network, optim)
-        if protocol not in ("held_out", "released"):
+        if protocol not in self.protocols:
             raise UserError(f"protocol must be held_out or released, not {protocol!r}")
         if (edge_loss_weight > 0) != (getattr(network, "edge_decoder", None) is not None):
             raise UserError(
@@ -115,7 +123,7 @@ class GraphTask(Task):
         return loss
 
     def _share(self, count: int) -> Tensor | float:
-        """What makes the mean over the processes' means the mean over the samples of all of them."""
+        """Factor that turns the mean of the processes' means into the mean over the samples of all."""
         _, world = rank_and_world()
         if world == 1:
             return 1.0
@@ -139,7 +147,7 @@ class GraphTask(Task):
         torch.manual_seed(self.seed + self._of_this_process())
 
     def _of_this_process(self) -> int:
-        """What is added to a seed so that no two processes draw the same noise; 0 in the first."""
+        """Offset of a seed that gives each process other noise; 0 in the first."""
         return 1_000_003 * rank_and_world()[0]
 
     def test_step(self, batch: GraphBatch, batch_index: int) -> None:
@@ -153,10 +161,30 @@ class GraphTask(Task):
         output = self.network(batch).float()
         return {"output": output[:, :1] if self.num_classes == 1 else output.softmax(-1), "target": batch.y}
 
+    @classmethod
+    def summary(cls, record: Mapping[str, Any]) -> str | None:
+        metrics, data = record["metrics"], record["dataset"]["name"]
+        if "test/mae" in metrics and "test/mae_constant" in metrics:
+            error, constant = metrics["test/mae"], metrics["test/mae_constant"]
+            return f"Mean absolute error on {data}: {error:.4f}; a constant answer has {constant:.4f}."
+        if "test/accuracy" not in metrics:
+            return None
+        where = "test data" if record["protocol"] == "held_out" else "the data of the released protocol"
+        return f"Accuracy {metrics['test/accuracy']:.1%} on {where} of {data}."
+
+    def trivial_inputs(self, batch: GraphBatch) -> Tensor:
+        """Targets, (G,) or (N,)."""
+        return batch.y
+
+    @classmethod
+    def trivial_answers(cls, inputs: Tensor) -> dict[str, tuple[str, float]]:
+        return constant_answers(inputs)
+
     def on_test_epoch_end(self) -> None:
         found, data = self.measured(self.test_measures), self.trainer.datamodule
         if self.num_classes == 1 and data is not None:
-            self.log("test/mae_constant", constant_error(data))
+            train, test = (data.graphs.select(data.split[part]).y for part in ("train", "test"))
+            self.log("test/mae_constant", constant_error(train, test))
         if self.protocol == "held_out" or data is None:
             self._log("test", found)
         elif data.has_official_split:
@@ -165,7 +193,7 @@ class GraphTask(Task):
             self._log_released(found["accuracy"], data)
 
     def measured(self, measures: Measures) -> dict[str, float]:
-        """What was measured since the last time; classes are weighted where nodes are classified."""
+        """Metrics since the last call, without ``accuracy_weighted`` if the targets are of graphs."""
         found = measures.compute()
         measures.reset()
         if self._level() == "graph":
@@ -173,7 +201,7 @@ class GraphTask(Task):
         return found
 
     def _level(self) -> str:
-        """Whether there is a target for each ``graph`` or for each ``node``."""
+        """What has a target each: ``graph`` or ``node``."""
         if self.trainer.datamodule is not None:
             return self.trainer.datamodule.graphs.level
         return "node" if getattr(self.network, "readout", None) == "nodes" else "graph"  # plain loaders were given
@@ -183,7 +211,7 @@ class GraphTask(Task):
             self.log(f"{part}/{name}", value, prog_bar=True)
 
     def _log_released(self, plain: float, data: GraphData) -> None:
-        """The 10-fold loop over all graphs, beside the ``plain`` accuracy on them."""
+        """Log the accuracy of the 10-fold loop over all graphs, and the ``plain`` accuracy on them."""
 
         def correct(numbers: Tensor) -> Tensor:
             batch = data.graphs.select(numbers).to(self.device)
@@ -205,7 +233,7 @@ class GraphTask(Task):
         self.log("test/accuracy_all", plain)
 
     def _log_repeated(self, first: dict[str, float], data: GraphData) -> None:
-        """Mean and deviation over repeated scorings of the official test part, the ``first`` of them already done."""
+        """Log mean and deviation over repeated scorings of the official test part; ``first`` is that of the first."""
         again = Measures(self.num_classes).to(self.device)
 
         def score(repetition: int) -> dict[str, float]:
@@ -250,7 +278,7 @@ class GraphTask(Task):
 
     @property
     def noisy(self) -> bool:
-        """Whether the network draws noise when it is evaluated."""
+        """True if the network draws noise in evaluation."""
         return getattr(self.network, "noise_in_evaluation", False)
 
     def _counted(self, repetitions: int, first: int = 0) -> Iterator[int]:
@@ -263,47 +291,6 @@ class GraphTask(Task):
                 bar.print(f"scored {repetition} of {repetitions} times")
                 said = time.monotonic()
             yield repetition
-
-
-class Measures(Metric):
-    """Adds up, batch by batch and over all processes, what the measures of a part of the data need.
-
-    Args:
-        num_classes: 1 for regression.
-    """
-
-    def __init__(self, num_classes: int):
-        super().__init__()
-        self.num_classes = num_classes
-        self.add_state("count", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("correct", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("loss", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, outputs: Tensor, target: Tensor) -> None:
-        """outputs (n, outputs), target (n,). A prediction beyond the classes there are is wrong."""
-        if self.num_classes == 1:
-            self.loss += (outputs[:, 0].double() - target).abs().sum()
-            self.count += len(target)
-        else:
-            self.loss += F.cross_entropy(outputs.double(), target, reduction="sum")
-            self.count += torch.bincount(target, minlength=self.num_classes)
-            right = target[outputs.argmax(-1) == target]
-            self.correct += torch.bincount(right, minlength=self.num_classes)
-
-    def compute(self) -> dict[str, float]:
-        """``mae``; or ``accuracy``, ``accuracy_weighted`` (over the classes there are) and ``loss``, not smoothed."""
-        loss = (self.loss / self.count.sum()).item()
-        if self.num_classes == 1:
-            return {"mae": loss}
-        recall = (self.correct.double() / self.count)[self.count > 0]
-        accuracy = (self.correct.sum().double() / self.count.sum()).item()
-        return {"accuracy": accuracy, "accuracy_weighted": recall.mean().item(), "loss": loss}
-
-
-def constant_error(data: GraphData) -> float:
-    """Mean absolute error on the test part of the median of the training targets: what costs nothing to reach."""
-    train, test = (data.graphs.select(data.split[part]).y.double() for part in ("train", "test"))
-    return (test - train.median()).abs().mean().item()
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from et.core.precision import no_autocast
 from et.graphs.batch import GraphBatch
 from et.graphs.layout import Layout, make_layout
 from et.graphs.positional import flip_signs
+from et.utils.errors import ArgumentsOf
 
 
 class GraphEnergyTransformer(nn.Module):
@@ -170,7 +171,10 @@ class GraphEnergyTransformer(nn.Module):
 
     @classmethod
     def of_fidelity(
-        cls, fidelity: Literal["paper", "released"], released: Mapping[str, Any] | None = None, **arguments: Any
+        cls,
+        fidelity: Literal["paper", "released"],
+        released: Annotated[Mapping[str, Any] | None, ArgumentsOf("et.graphs.model.GraphEnergyTransformer")] = None,
+        **arguments: Any,
     ) -> GraphEnergyTransformer:
         """Build the model of the paper's equations, or that of the released code.
 

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from et.graphs.data import GraphData
-from et.graphs.lit import GraphTask, Measures, seeded
+from et.graphs.lit import GraphTask, seeded
+from et.graphs.metrics import Measures
 from et.utils.errors import UserError, exit_on_user_error
 from et.utils.files import write_atomically
 

@@ -49,8 +49,8 @@ class Scene:
     Attributes:
         image: (1, C, H, W), normalised.
         masked: (1, N) bool.
-        seen: the descent; None until it is computed, and after the mask has changed.
-        patch: the patch whose attention is shown.
+        seen: The descent; None until it is computed, and after the mask has changed.
+        patch: The patch whose attention is shown.
     """
 
     image: Tensor
@@ -126,7 +126,7 @@ class Viewer:
         Args:
             scene: With its descent.
             step: Of the descent.
-            head: One head, from 0; None: the mean over all.
+            head: Index of a head. If None, the mean over all.
         """
         rows = attention_of(self.network, scene.seen.g[step, 0], scene.patch)  # (H, 1 + N)
         weights = rows.mean(0) if head is None else rows[head]

@@ -27,11 +27,11 @@ class Canvas:
     """A photograph as tiles of the model's size.
 
     Attributes:
-        name: what its output is called.
+        name: What its output is called.
         tiles: (K, C, H, W), normalised, row by row on ``grid``.
         masked: (K, N) bool, the hidden patches.
-        grid: rows and columns of tiles.
-        size: height and width without the padding of the last tiles.
+        grid: Rows and columns of tiles.
+        size: Height and width without the padding of the last tiles.
     """
 
     name: str
@@ -86,7 +86,7 @@ def make_canvas(
         seed: Of random masks.
 
     Raises:
-        UserError: nothing would be hidden, or the mask image cannot be read.
+        UserError: Nothing would be hidden, or the mask image cannot be read.
     """
     fitted = fit_image(image, network.image_size, fit)
     pixels, grid = cut_tiles(np.asarray(fitted), network.image_size)
@@ -96,16 +96,13 @@ def make_canvas(
         draws = [draw_masks(sample_rng(seed, 0, tile), network.num_patches, count, 0)[1] for tile in range(len(pixels))]
         masked = torch.stack(draws)
     elif mask == "block":
-        masked = _split(_centred_block(size, network.patch_size, ratio, _patch_grid(network, grid)), grid)
+        patches = grid[0] * network.grid[0], grid[1] * network.grid[1]
+        masked = _split(_centred_block(size, network.patch_size, ratio, patches), grid)
     else:
         masked = _split(_drawn(Path(mask), image.size, network, fit), grid)
     if not masked.any():
         raise UserError(f"{name}: the mask {mask} hides no patch; hide more (--ratio), or paint the mask image white")
     return Canvas(name, torch.stack([normalise(tile) for tile in pixels]), masked, grid, size)
-
-
-def _patch_grid(network: torch.nn.Module, grid: tuple[int, int]) -> tuple[int, int]:
-    return grid[0] * network.grid[0], grid[1] * network.grid[1]
 
 
 def _split(masked: np.ndarray, grid: tuple[int, int]) -> Tensor:

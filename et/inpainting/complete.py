@@ -15,7 +15,6 @@ import csv
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,10 +43,10 @@ class Completion:
     """A completed photograph.
 
     Attributes:
-        canvas: the photograph and its mask.
-        frames: the picture at every step, (T + 1, C, H, W) in 0 .. 1.
-        attention, hopfield: energies of the two modules at every step, (T + 1, K) for K tiles.
-        errors: mean squared error over the hidden patches of each tile, (T + 1, K), pixels normalised.
+        canvas: The photograph and its mask.
+        frames: The picture at every step, (T + 1, C, H, W) in 0 .. 1.
+        attention, hopfield: Energies of the two modules at every step, (T + 1, K) for K tiles.
+        errors: Mean squared error over the hidden patches of each tile, (T + 1, K), pixels normalised.
     """
 
     canvas: Canvas
@@ -91,7 +90,7 @@ def _complete(
     network: torch.nn.Module, canvases: Sequence[Canvas], batch_size: int, bf16: bool
 ) -> Iterator[Completion]:
     batch = {"image": torch.cat([c.tiles for c in canvases]), "masked": torch.cat([c.masked for c in canvases])}
-    with _autocast(next(network.parameters()).device.type, bf16):
+    with torch.autocast(next(network.parameters()).device.type, torch.bfloat16, enabled=bf16):
         parts = list(follow(network, batch, None, batch_size))
     frames, *numbers = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
     start = 0
@@ -100,10 +99,6 @@ def _complete(
         joined = torch.stack([canvas.join(frame[own]) for frame in frames])
         yield Completion(canvas, joined, *(values[:, own].float() for values in numbers))
         start = own.stop
-
-
-def _autocast(device: str, bf16: bool) -> AbstractContextManager:
-    return torch.autocast(device, torch.bfloat16) if bf16 else nullcontext()
 
 
 def has_fast_bf16(device: str) -> bool:
@@ -172,7 +167,7 @@ def inputs_of(paths: Sequence[str], embedded: bool) -> dict[str, Path | None]:
     """What is to be completed: name of its output -> image file, None for a photograph that ships with scikit-image.
 
     Raises:
-        UserError: there is nothing, or no such file.
+        UserError: There is nothing, or no such file.
     """
     if embedded:
         return dict.fromkeys(EMBEDDED)
@@ -308,7 +303,7 @@ def _say(
     plural = "photograph" if len(rows) == 1 else "photographs"
     print(
         f"{len(rows)} {plural} {fitted}, {hidden:.0%} of the patches hidden, {'bfloat16' if bf16 else 'float32'}. "
-        + str(InpaintingTask.summary({f"test/{name}": value for name, value in means.items()}))
+        + str(InpaintingTask.summary({"metrics": {f"test/{name}": value for name, value in means.items()}}))
     )
     print(output)
 

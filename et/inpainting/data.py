@@ -35,11 +35,13 @@ class ImageSource(Protocol):
 
 
 class TrainingImages(Dataset):
-    """Images with masks, addressed by (epoch, index): a sample depends on (seed, epoch, index) alone.
+    """Training images with masks, addressed by (epoch, index). A sample depends on (seed, epoch, index) alone.
 
     Args:
-        counts: patches of an image, how many of them are occluded, and how many of those stay visible.
-        occluded_range: as of :class:`InpaintingData`.
+        source: The images.
+        counts: Numbers of patches, of occluded patches, and of occluded patches that stay visible.
+        seed: Seed of crops, augmentation and masks.
+        occluded_range: See :class:`InpaintingData`.
     """
 
     def __init__(
@@ -68,9 +70,14 @@ class TrainingImages(Dataset):
 
 
 class EvaluationImages(Dataset):
-    """Each image with ``mask_seeds`` masks, addressed by (epoch, index).
+    """Evaluation images with masks, addressed by (epoch, index).
 
-    Masks depend on (number of the mask, image) alone: every model, epoch and batch size meets the same ones.
+    A mask depends on (mask seed, index of the image) alone: all models, epochs and batch sizes have the same masks.
+
+    Args:
+        source: The images.
+        counts: As of :class:`TrainingImages`.
+        mask_seeds: Number of masks per image.
     """
 
     def __init__(self, source: ImageSource, counts: tuple[int, int, int], mask_seeds: int = 1):
@@ -96,19 +103,20 @@ class InpaintingData(pl.LightningDataModule):
     """Masked images for training, validation (one mask an image) and test (``mask_seeds`` masks an image).
 
     Args:
-        source: the images.
-        image_size, patch_size, channels: shape of an image and of its patches, in pixels.
-        num_occluded: patches of an image that the loss looks at; None: 100 of 196 of them (appendix B).
-        num_kept: occluded patches that stay visible; None: a tenth of the occluded ones (appendix B).
-        occluded_range: smallest and largest share of the patches that training occludes, drawn for each image; of these
-            the same part stays visible. None: ``num_occluded``. Evaluation always occludes ``num_occluded``.
-        batch_size: global batch, shared out over the processes of a distributed run.
-        num_workers: loader processes.
-        mask_seeds: masks per test image (table 14: 10).
-        seed: of crops, augmentation, order and masks in training.
+        source: The images.
+        image_size, patch_size: Side in pixels, or (height, width).
+        channels: Number of channels.
+        num_occluded: Number of patches per image that the loss is over. If None, 100 of 196 (appendix B).
+        num_kept: Number of occluded patches that stay visible. If None, a tenth of ``num_occluded`` (appendix B).
+        occluded_range: Smallest and largest share of the patches that training occludes, drawn for each image; the same
+            part of them stays visible. If None, ``num_occluded``. Evaluation always occludes ``num_occluded``.
+        batch_size: Number of images in a batch over all processes.
+        num_workers: Number of loader processes.
+        mask_seeds: Number of masks per test image (table 14: 10).
+        seed: Seed of crops, augmentation, order and masks in training.
 
     Raises:
-        UserError: counts that do not fit, or an empty set of images.
+        UserError: The counts do not fit, or a set of images is empty.
     """
 
     def __init__(
@@ -156,7 +164,7 @@ class InpaintingData(pl.LightningDataModule):
 
     @property
     def counts(self) -> tuple[int, int, int]:
-        """Patches of an image, how many of them are occluded, and how many of those stay visible."""
+        """Numbers of patches, of occluded patches, and of occluded patches that stay visible."""
         return self.num_patches, self.num_occluded, self.num_kept
 
     def train_dataloader(self) -> DataLoader[Any]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 from et.core.arguments import check_sizes
 from et.inpainting.patches import pair
 from et.runs.record import COUNTS_ONLY, USER_DATA
-from et.utils.errors import UserError
+from et.utils.errors import ArgumentsOf, UserError
 from et.utils.files import MACHINE_ERRORS
 
 EXTENSIONS = {".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
@@ -198,7 +198,7 @@ class ImageFolders:
         name: str = "imagefolder",
         expected: tuple[int, int] | None = None,
         address: str = "",
-        augmentation: dict[str, Any] | None = None,
+        augmentation: Annotated[dict[str, Any] | None, ArgumentsOf("timm.data.create_transform")] = None,
         crop_pct: float = 0.875,
         crop_mode: Literal["center", "squash", "border"] = "center",
         keep_in_memory: bool = False,

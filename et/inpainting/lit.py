@@ -30,10 +30,15 @@ SCORES = (
 
 
 def reconstruction_loss(prediction: Tensor, target: Tensor, occluded: Tensor, fidelity: str) -> Tensor:
-    """The loss of a batch, ().
+    """Loss of a batch, ().
 
-    ``paper``: the mean squared error over the occluded patches. ``released``: the root of the mean over *all* pixels,
-    with the differences of patches that are not occluded set to zero.
+    ``paper``: mean squared error over the occluded patches. ``released``: root mean square over *all* pixels, with the
+    differences of patches that are not occluded set to zero.
+
+    Args:
+        prediction, target: Pixels of the patches, (B, N, P).
+        occluded: Mask of the patches that the loss is over, (B, N) bool.
+        fidelity: ``paper`` or ``released``.
     """
     if fidelity == "paper":
         return ((prediction - target).square().mean(-1) * occluded).sum() / occluded.sum().clamp(min=1)
@@ -41,7 +46,11 @@ def reconstruction_loss(prediction: Tensor, target: Tensor, occluded: Tensor, fi
 
 
 class MeanPerSeed(Metric):
-    """Means of a per-image number, one for every masking seed, and its deviation over all images and seeds."""
+    """Mean and standard deviations of a number per image.
+
+    Args:
+        num_seeds: Number of masking seeds.
+    """
 
     full_state_update = False
 
@@ -69,29 +78,30 @@ class MeanPerSeed(Metric):
 
 
 class InpaintingTask(Task):
-    """Trains a network that reconstructs patches, and scores it.
+    """Trains and scores a network that reconstructs patches.
 
-    ``val/mse`` and ``test/mse`` are over the occluded patches, as the paper's; ``mse_masked`` over those alone that the
-    network could not see, which is what the trivial fillings are compared on (``mse_mean_fill``,
-    ``mse_nearest_fill``); ``mse_visible`` over those that it saw. PSNR and SSIM are of whole images in which the masked
-    patches were filled in, see :func:`et.inpainting.scores.image_scores`.
+    ``val/mse`` and ``test/mse`` are over the occluded patches, as in the paper. ``mse_masked`` is over the patches that
+    the network could not see, ``mse_visible`` over those that it saw. The trivial fillings ``mse_mean_fill`` and
+    ``mse_nearest_fill`` compare with ``mse_masked``. PSNR and SSIM are of whole images whose masked patches were filled
+    in, see :func:`et.inpainting.scores.image_scores`.
 
     Args:
-        network: maps images (B, C, H, W) and masks (B, N) to patches (B, N, P).
-        optim: configuration of the optimizer.
-        fidelity: which loss, see :func:`reconstruction_loss`.
+        network: Maps images (B, C, H, W) and masks (B, N) to patches (B, N, P).
+        optim: Configuration of the optimizer and its schedule.
+        fidelity: ``paper`` or ``released`` loss, see :func:`reconstruction_loss`.
         mask_first_patch: If True, training always hides patch 0, see :func:`et.inpainting.patches.mask_first_patch`.
             If None, as ``fidelity`` has it (paper: False, released: True). Evaluation never does.
-        mask_seeds: masks per test image, as the data has them.
-        compile: run the network through torch.compile.
-        init_weights: weights that training starts from: ``pretrained`` (the published ones), a run's folder or a
-            converted checkpoint; position biases are resized to the image. None: the network's own initial weights.
-        steps_range, loss_steps, rest_steps: How many steps training takes, see :class:`et.inpainting.depths.Depths`.
-            If ``steps_range`` is None, the T of the network. Evaluation always takes T.
+        mask_seeds: Number of masks per test image, that of the data.
+        compile: If True, run the network through torch.compile.
+        init_weights: Initial weights: ``pretrained`` (the published ones), a run's folder or a converted checkpoint.
+            Position biases are resized to the image. If None, the network's own.
+        steps_range, loss_steps, rest_steps: Numbers of steps in training, see :class:`et.inpainting.depths.Depths`. If
+            ``steps_range`` is None, the T of the network. Evaluation always takes T.
     """
 
     family = "inpainting"
     precisions = (*Task.precisions, "64-true")
+    main_metrics = ("test/mse_masked", "test/mse_nearest_fill", "test/mse", "test/psnr")
     repeat_tolerance = 0.02
 
     def __init__(
@@ -185,7 +195,7 @@ class InpaintingTask(Task):
             metric.update(values[name], seeds)
 
     def _known(self, batch: Batch) -> dict[str, Tensor] | None:
-        """The scores of a batch that a stopped test has left; None unless it has them all."""
+        """Scores of a batch that an interrupted test kept. If one is missing, None."""
         keys = list(zip(batch["index"].tolist(), batch["mask_seed"].tolist(), strict=True))
         if not all(key in self.known_scores for key in keys):
             return None
@@ -246,8 +256,9 @@ class InpaintingTask(Task):
         draw_report(self.network, data, folder)
 
     @classmethod
-    def summary(cls, metrics: Mapping[str, float]) -> str | None:
+    def summary(cls, record: Mapping[str, Any]) -> str | None:
         """The error on masked patches against those of the two trivial fillings."""
+        metrics = record["metrics"]
         if "test/mse_nearest_fill" not in metrics:
             return None
         error, clauses = metrics["test/mse_masked"], []
@@ -259,6 +270,15 @@ class InpaintingTask(Task):
             verdict = "lower" if error < trivial else "higher"
             clauses.append(f"{abs(1 - error / trivial):.0%} {verdict} than {filling} ({trivial:.3f})")
         return f"Mean squared error on masked patches: {error:.3f}, {' and '.join(clauses)}."
+
+    def trivial_inputs(self, batch: Batch) -> Tensor:
+        """Errors on the masked patches, (B,), if each is a copy of the nearest visible one."""
+        target = patchify(batch["image"], self.network.patch_size)
+        return masked_mse(nearest_fill(target, batch["masked"], self.network.grid), target, batch["masked"])
+
+    @classmethod
+    def trivial_answers(cls, inputs: Tensor) -> dict[str, tuple[str, float]]:
+        return {"val/mse_masked": ("copying the nearest visible patch", float(inputs.mean()))}
 
     @classmethod
     def draw_figures(cls, network: nn.Module, data: pl.LightningDataModule, folder: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from et.core import Descent, EnergyTransformerBlock, decreasing, descend
 from et.core.arguments import check_sizes
 from et.inpainting.patches import fill, grid_shape, pair, patchify
+from et.utils.errors import ArgumentsOf
 
 
 def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
@@ -104,7 +105,7 @@ class InpaintingET(nn.Module):
         affine_init_std: float | Literal["fan_in"] | None = None,
         num_blocks: int = 1,
         decoder_norm_eps: float | None = None,
-        block: dict[str, Any] | None = None,
+        block: Annotated[dict[str, Any] | None, ArgumentsOf("et.core.block.EnergyTransformerBlock")] = None,
     ):
         super().__init__()
         if fidelity not in ("paper", "released"):
@@ -206,11 +207,7 @@ class InpaintingET(nn.Module):
         return torch.cat([learned, learned[-1:].expand(max(0, steps - len(learned)))])[:steps]
 
     def trajectory(
-        self,
-        images: Tensor,
-        masked: Tensor,
-        steps: int | None = None,
-        record: bool | Literal["energy"] = True,
+        self, images: Tensor, masked: Tensor, steps: int | None = None, record: bool | Literal["energy"] = True
     ) -> Descent:
         """The recorded descent; ``states[:, :, 1:]`` are patch tokens for :meth:`decode`.
 

@@ -37,6 +37,15 @@ def load_photo(name: str) -> np.ndarray:
 
 
 @cache
+def photos_sha256() -> str:
+    """Hash of the pixels of all photographs."""
+    digest = hashlib.sha256()
+    for name in (*TRAINING, *HELD_OUT):
+        digest.update(load_photo(name).tobytes())
+    return digest.hexdigest()
+
+
+@cache
 def levels_of(name: str, smallest: int) -> list[np.ndarray]:
     """:func:`pyramid` of a photograph, cached per process."""
     return pyramid(load_photo(name), smallest)
@@ -109,11 +118,8 @@ class Photos:
 
     def describe(self) -> dict[str, object]:
         """Names and a hash of the pixels, for the run's record."""
-        digest = hashlib.sha256()
-        for name in (*TRAINING, *HELD_OUT):
-            digest.update(load_photo(name).tobytes())
         return {
-            "name": self.name, "variant": self.variant, "sha256": digest.hexdigest(), "train": list(TRAINING),
+            "name": self.name, "variant": self.variant, "sha256": photos_sha256(), "train": list(TRAINING),
             "evaluation": list(HELD_OUT), "evaluation_images": self.eval_length,
         }  # fmt: skip
 
@@ -122,9 +128,9 @@ class WholePhotos:
     """Embedded photographs for evaluation, each resized and cut at its centre to one image.
 
     Args:
-        image_size: height and width of an image, or one number for both.
-        names: of the photographs; None: all of them, those that :class:`Photos` holds out in the middle, where figure
-            4 takes its image from.
+        image_size: Height and width of an image, or one number for both.
+        names: Names of the photographs. If None, all, with those that :class:`Photos` holds out in the middle, which
+            figure 4 shows.
     """
 
     name, variant, train_length = "whole_photos", "embedded photographs, centre crop", 0

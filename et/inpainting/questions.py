@@ -38,7 +38,7 @@ def photographs(
     Args:
         network: An image model; its sizes count.
         count: How many photographs, spread over ``folder``; at most those that there are.
-        folder: Images; None takes those that ship inside scikit-image and scikit-learn.
+        folder: Images. If None, those that ship inside scikit-image and scikit-learn.
         ratio: Share of the patches that are hidden.
         seed: Of the masks; photograph i has the mask of seed + i.
     """

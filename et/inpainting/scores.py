@@ -56,8 +56,8 @@ def structural_similarity(a: Tensor, b: Tensor, data_range: float) -> tuple[Tens
     """SSIM with a Gaussian window of 11 x 11 pixels and population covariances, in both usual conventions.
 
     Args:
-        a, b: images (B, C, H, W) of more than 10 pixels a side.
-        data_range: largest minus smallest possible value.
+        a, b: Images (B, C, H, W) of more than 10 pixels a side.
+        data_range: Largest minus smallest possible value.
 
     Returns:
         (B,) twice: the mean over all pixels, the images padded by reflection (torchmetrics), and the mean over the

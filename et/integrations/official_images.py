@@ -283,7 +283,7 @@ def resize_positions(position: Tensor, grid: tuple[int, int]) -> Tensor:
 
     Args:
         position: (1 + N, D), of a square grid of N patches.
-        grid: rows and columns wanted; that of ``position`` returns it as it is.
+        grid: Rows and columns wanted; that of ``position`` returns it as it is.
 
     Returns:
         (1 + rows * columns, D).

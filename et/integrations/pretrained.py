@@ -32,13 +32,13 @@ class PublishedWeights:
     """A published file of weights and where it can be had.
 
     Attributes:
-        file: name in the cache.
-        sha256, size: of the file, in hexadecimal digits and bytes.
-        url: where the authors keep it.
-        package, version: the source distribution that holds it too.
-        package_sha256: of that distribution.
-        member: path of the file inside the distribution.
-        about: source and licence, one sentence.
+        file: Name in the cache.
+        sha256, size: Hexadecimal digest of the file and its size in bytes.
+        url: Where the authors keep it.
+        package, version: The source distribution that holds it too.
+        package_sha256: Digest of that distribution.
+        member: Path of the file inside the distribution.
+        about: Source and licence, one sentence.
     """
 
     file: str
@@ -71,15 +71,13 @@ WEIGHTS = {
 
 
 def load_pretrained(
-    name: str = "et_base_imagenet",
-    path: str | Path | None = None,
-    image_size: int | tuple[int, int] | None = None,
+    name: str = "et_base_imagenet", path: str | Path | None = None, image_size: int | tuple[int, int] | None = None
 ) -> torch.nn.Module:
     """A network with published weights, in evaluation mode.
 
     Args:
         name: A key of :data:`WEIGHTS`.
-        path: File of the weights, if it is at hand; None fetches it, see :func:`find_weights`.
+        path: File of the weights, if it is at hand. If None, it is fetched, see :func:`find_weights`.
         image_size: Height and width in pixels, or one number for both; other sizes than the weights' own resize the
             position biases. None keeps the size of the weights (224).
 
@@ -88,7 +86,7 @@ def load_pretrained(
 
     Raises:
         UserError: ``name`` is unknown, or the file cannot be had or is another one.
-        ValueError: the image is no multiple of the patch.
+        ValueError: The image is no multiple of the patch.
     """
     from et.inpainting.model import InpaintingET
 
@@ -139,7 +137,7 @@ def _fetch(weights: PublishedWeights, target: Path) -> None:
     """Write the file to ``target``, from the first source that has it.
 
     Raises:
-        UserError: no source has it, or the cache cannot be written.
+        UserError: No source has it, or the cache cannot be written.
     """
     failures = []
     for source, read in _sources(weights).items():
@@ -214,7 +212,7 @@ def _verified(path: Path, weights: PublishedWeights) -> Path:
     """``path``, if it is the published file.
 
     Raises:
-        UserError: it is absent, unreadable or another file.
+        UserError: It is absent, unreadable or another file.
     """
     try:
         found = hashlib.sha256(path.read_bytes()).hexdigest()

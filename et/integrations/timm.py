@@ -128,9 +128,7 @@ class EnergyImageClassifier(nn.Module):
         self.head.train(self.training)
 
     def set_input_size(
-        self,
-        img_size: int | tuple[int, int] | None = None,
-        patch_size: int | tuple[int, int] | None = None,
+        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
     ) -> None:
         """Change the size of images or patches; patch and position embeddings are resized. None: unchanged."""
         before = self.patch_embed.grid_size

@@ -58,12 +58,12 @@ def build(
     """The page of the tables ``numbers``.
 
     Args:
-        numbers: numbers of tables of the paper, in order.
-        roots: run folders, searched at any depth.
-        experiments: where the tableNN/ folders with recorded results are.
-        figure_bytes: how much of the runs' pictures may go in.
-        descents: output folders of ``complete.py --report``, shown before the runs' descents; absent ones are left out.
-        docs: address of the documentation's folder, for the page's links.
+        numbers: Numbers of tables of the paper, in order.
+        roots: Run folders, searched at any depth.
+        experiments: Where the tableNN/ folders with recorded results are.
+        figure_bytes: How much of the runs' pictures may go in.
+        descents: Output folders of ``complete.py --report``, shown before the runs' descents; absent ones are left out.
+        docs: Address of the documentation's folder, for the page's links.
     """
     evidence, runs = Evidence(figure_bytes), gather(roots, experiments)
     evidence.descents += [found for found in map(read_descent, descents) if found is not None]

@@ -18,12 +18,7 @@ from et.results import paper
 from et.results.collect import Collection, collect, relative
 from et.results.formats import Document, to_html, to_latex, to_markdown
 from et.results.paper import Table
-from et.results.reference_tables import (
-    configuration_csv,
-    configuration_document,
-    statistics_csv,
-    statistics_document,
-)
+from et.results.reference_tables import configuration_csv, configuration_document, statistics_csv, statistics_document
 from et.results.results_table import results_csv, results_document
 from et.results.statistics import read_statistics
 from et.utils.errors import UserError

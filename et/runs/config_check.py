@@ -1,7 +1,7 @@
 """What a configuration may say: unknown keys and values are refused before any work, with the nearest right one.
 
 Where a section names a class (``_target_``), its constructor says which keys and values there are. The other sections
-are listed here.
+are listed in :mod:`et.runs.config_schema`.
 """
 
 from __future__ import annotations
@@ -12,129 +12,28 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from et.utils.errors import UserError, accepted_keys, constructor_of, key_not_taken
+from et.runs.config_schema import CHOICES, FIDELITIES, GIVEN, HANDED_ON, NODE, REPLACED, REQUIRED, TOP, Section
+from et.utils.errors import ArgumentsOf, UserError, accepted_keys, constructor_of, key_not_taken
 
 OF_HYDRA = ("_target_", "_args_", "_recursive_", "_partial_", "_convert_")
-NODE = "node"  # marks a key whose value is a class to instantiate
-
-
-@dataclass(frozen=True)
-class Section:
-    """The keys of a section that names no class.
-
-    Attributes:
-        keys: what each key is: a Section, :data:`NODE`, a tuple of its possible values, or None for any value.
-        nodes: whether further keys may be added that hold classes to instantiate.
-    """
-
-    keys: Mapping[str, Any] = field(default_factory=dict)
-    nodes: bool = False
-
-
-PROTOCOLS, FIDELITIES = ("held_out", "released", "gadbench"), ("paper", "released")
-TOP = Section(
-    {
-        "name": None,
-        "seed": None,
-        "fidelity": FIDELITIES,
-        "protocol": PROTOCOLS,
-        "checkpoint": ("best", "last", "current"),  # current: another word for last, in recorded runs
-        "deterministic": (True, False, "warn"),
-        "force": (True, False),
-        "tags": None,
-        "by_fidelity": None,  # what experiments interpolate from, as from the next; see _check_by_fidelity
-        "precision_by_fidelity": Section(dict.fromkeys(FIDELITIES)),
-        "paths": Section({"data": None, "runs": None}),
-        "data": NODE,
-        "model": NODE,
-        "task": NODE,
-        "trainer": NODE,
-        "optim": Section(
-            {
-                "optimizer": NODE,
-                "schedule": {
-                    "constant": Section({"name": None}),
-                    "warmup_cosine": Section(
-                        {"name": None, "warmup_epochs": None, "start_lr": None, "end_lr": None},
-                    ),
-                },
-                "clip_norm": None,
-                "centralize_gradients": (True, False),
-            }
-        ),
-        "callbacks": Section(
-            {
-                "monitor": None,
-                "mode": ("min", "max"),
-                "monitor_by_protocol": Section(dict.fromkeys(PROTOCOLS)),  # what monitor interpolates from
-                "tie_break": None,
-                "patience": None,
-                "save_every_n_epochs": None,
-                "progress": (True, False),
-                "pictures": Section(nodes=True),  # one class, or several by name
-            },
-            nodes=True,
-        ),
-        "logger": Section(nodes=True),
-        "sweep": Section(
-            {
-                "name": None,
-                "dry_run": (True, False),
-                "detach": (True, False),
-                "skip": None,
-                "fidelity": Section(dict.fromkeys(PROTOCOLS, FIDELITIES)),
-            }
-        ),
-    }
-)
-
-# Arguments that are mappings, and what takes their content.
-INNER = {
-    ("et.inpainting.model.InpaintingET", "block"): "et.core.block.EnergyTransformerBlock",
-    ("et.graphs.model.GraphEnergyTransformer.of_fidelity", "released"): "et.graphs.model.GraphEnergyTransformer",
-    ("et.inpainting.folders.ImageFolders", "augmentation"): "timm.data.create_transform",
-}
-# Values of arguments whose annotation does not say them.
-CHOICES: Mapping[tuple[str, str], tuple[Any, ...]] = {
-    ("pytorch_lightning.Trainer", "accelerator"): ("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
-    ("pytorch_lightning.Trainer", "gradient_clip_algorithm"): (None, "norm", "value"),
-}
-# What takes the arguments that a class does not name itself.
-HANDED_ON = {"et.training.loggers.SteppedWandbLogger": ("pytorch_lightning.loggers.WandbLogger", "wandb.init")}
-# Arguments that the run itself gives, by section and by class.
-GIVEN: Mapping[str, tuple[str, ...]] = {
-    "task": ("network", "optim"),
-    "optim.optimizer": ("params",),
-    "et.training.loggers.SteppedWandbLogger": ("run", "id", "resume"),
-    "et.training.loggers.RunTensorBoardLogger": ("run", "save_dir", "name", "version"),
-}
-# Keys that every run reads.
-REQUIRED = (
-    "seed", "checkpoint", "paths.runs", "paths.data", "optim.optimizer", "optim.schedule", "callbacks.monitor",
-    "callbacks.mode", "callbacks.save_every_n_epochs", "callbacks.progress", "trainer.accelerator", "trainer.devices",
-    "trainer.num_nodes", "trainer.strategy", "trainer.precision",
-)  # fmt: skip
-# Keys that there were, and what to write instead.
-REPLACED = {"logger.extra": "choose loggers by name, such as logger=tensorboard or logger=[tensorboard,wandb]"}
 
 
 def check_config(config: Mapping[str, Any], classes: bool = True) -> None:
     """Refuse a configuration with keys or values that mean nothing.
 
     Args:
-        config: a resolved configuration.
-        classes: whether to look into sections that name classes, which are imported for that.
+        config: A resolved configuration.
+        classes: If True, sections that name classes are checked too, which imports these classes.
 
     Raises:
-        UserError: an unknown key or value; the message names the nearest right one.
+        UserError: An unknown key or value; the message names the nearest right one.
     """
     _check_section(config, TOP, "", config, classes)
     present = set(_paths(config))
@@ -245,8 +144,9 @@ def _check_node(value: Any, path: str, config: Mapping[str, Any], classes: bool)
             _check_choice(child, CHOICES[target, key], below)
         elif key in hints:
             _check_hint(child, hints[key], below)
-        if (target, key) in INNER and isinstance(child, Mapping):
-            _check_arguments(child, INNER[target, key], below)
+        inner = _handed_on_to(hints.get(key))
+        if inner is not None and isinstance(child, Mapping):
+            _check_arguments(child, inner, below)
         else:
             _check_nested(child, below, config)
 
@@ -330,8 +230,15 @@ def _literals(hint: Any) -> Iterator[Any]:
             yield from get_args(kind)
 
 
+def _handed_on_to(hint: Any) -> str | None:
+    """What takes the content of an argument that is a mapping, by :class:`et.utils.errors.ArgumentsOf`."""
+    return next((mark.target for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, ArgumentsOf)), None)
+
+
 def _members(hint: Any) -> Iterator[Any]:
     """The types that a union is of; any other type is its own only member."""
+    if get_origin(hint) is Annotated:
+        hint = hint.__origin__
     if get_origin(hint) in (typing.Union, types.UnionType):
         for member in get_args(hint):
             yield from _members(member)
@@ -346,7 +253,7 @@ def _hints(target: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for source in (call, *((built.__init__,) if isinstance(built, type) else ())):
         try:
-            found = {**get_type_hints(source), **found}
+            found = {**get_type_hints(source, include_extras=True), **found}
         except Exception:  # an annotation of somebody else's that does not resolve here says nothing
             continue
     return found

@@ -21,20 +21,21 @@ def draw_run(run: Path, output: Path | None = None, mask_seeds: int | None = Non
     """Draw the figures of a run into ``output`` (else its folder ``figures``), with their numbers in figures.json.
 
     Args:
-        run: a run's folder, a folder of runs, a converted checkpoint, or ``pretrained`` (the published weights).
-        mask_seeds: masks an image for the ranking of an image run's examples; None: as the run was tested with, and
-            one for ``pretrained`` on the embedded photographs.
-        images: folder of images to show instead of the run's own; None: the run's evaluation images, or the embedded
-            photographs for ``pretrained``.
+        run: A run's folder, a folder of runs, a converted checkpoint, or ``pretrained`` (the published weights).
+        output: Folder of the figures. If None, ``figures`` in the run's folder.
+        mask_seeds: Number of masks per image for the ranking of an image run's examples. If None, as the run was tested
+            with, and one for ``pretrained`` on the embedded photographs.
+        images: Folder of images to show. If None, the run's evaluation images, or the embedded photographs for
+            ``pretrained``.
 
     Raises:
-        UserError: no such run, data that is not there, or a task without figures.
+        UserError: No such run, data that is not there, or a task without figures.
     """
     run = find_run(run)
     cfg, network = load_run(run)
     output = output_folder(run, "figures") if output is None else output
     task = task_class(cfg)
-    if images is None and is_pretrained(run):
+    if images is None and is_pretrained(run):  # published weights are of the image model only
         source = {"_target_": "et.inpainting.photos.WholePhotos", "image_size": cfg.data.image_size}
         cfg.data.source, cfg.data.num_workers, cfg.data.mask_seeds = source, 0, 1
     task.set_evaluation(cfg, images=None if images is None else str(images), mask_seeds=mask_seeds)
@@ -50,7 +51,7 @@ def compare_positions(runs: Sequence[Path], output: Path) -> Path:
     """Figure 7: the position biases of several image runs, each titled with what sets it apart from the first.
 
     Raises:
-        UserError: one of them is no run of an image Energy Transformer.
+        UserError: One of them is no run of an image Energy Transformer.
     """
     loaded = [load_run(find_run(run)) for run in runs]
     first: dict[str, Any] = _plain(loaded[0][0])

@@ -23,6 +23,7 @@ from et.utils.errors import UserError
 # Classes of a person's own, for which they vouch: ET_TRUSTED_TARGETS=my_network.Neighbours,my_data.Graphs
 TRUSTED = "ET_TRUSTED_TARGETS"
 
+# A list, although it names classes of every family: to ask a class whether it may be named would import its module.
 TARGETS = frozenset(
     {
         "et.anomaly.data.NodeDataModule",
@@ -101,7 +102,7 @@ def read_config(file: Path) -> DictConfig:
     """The config.yaml of a run folder, checked by :func:`trusted`.
 
     Raises:
-        UserError: it cannot be read, or would have to execute something that is not allowed.
+        UserError: It cannot be read, or would have to execute something that is not allowed.
     """
     try:
         if file.stat().st_size > LARGEST:

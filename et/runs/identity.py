@@ -12,23 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from et.runs.config_check import FIDELITIES, PROTOCOLS, check_choices, check_config, unknown_key
+from et.runs.config_check import check_choices, check_config, unknown_key
+from et.runs.config_schema import FIDELITIES, PROTOCOLS
 from et.runs.foreign import check_targets
 from et.runs.record import hashed_config, plain_name, run_id
-from et.utils.errors import UserError, unwrapped
+from et.utils.errors import UserError, constructor_of, unwrapped
 from et.utils.paths import CONF
-
-# Keys without effect under fidelity=released, by model, in addition to those of its section `released`.
-_UNUSED_BY_RELEASED = {"et.anomaly.model.AnomalyTransformer": ("step_size", "mlp_dim")}
-
-# Keys that can be set after composition with the same result as an override, which takes 100x as long.
-_PLAIN = ("seed", "data.fold", "protocol", "fidelity")
-
 
 # Counts that the network is built from. If null in the configuration, they are read from the user's data.
 COUNTS = ("num_nodes", "num_features", "num_relations", "num_edge_features", "num_classes")
@@ -65,10 +62,46 @@ def config_of(overrides: Iterable[str], source: str | None = None) -> dict[str, 
     Raises:
         UserError: It does not compose (unknown experiment or key), lacks a mandatory value, or is not trusted.
     """
+    return resolve(compose_config(overrides), source)
+
+
+def compose_config(overrides: Iterable[str]) -> DictConfig:
+    """Configuration of ``python train.py OVERRIDES`` with its interpolations, without Hydra's own section.
+
+    Only choices of groups are composed, once per process: that takes 100x as long as setting values, which Hydra itself
+    does afterwards.
+
+    Raises:
+        UserError: It does not compose: an unknown experiment or key, or a malformed override.
+    """
     overrides = list(overrides)
-    plain = [o for o in overrides if o.split("=")[0] in _PLAIN]
-    rest = tuple(o for o in overrides if o not in plain)
-    return resolve(_with_values(_composed(rest), plain), source)
+    try:
+        values = [_parsed(override) for override in overrides if _is_value(_parsed(override))]
+        cfg = _compose_groups(tuple(o for o in overrides if not _is_value(_parsed(o)))).copy()
+        ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
+    except (HydraException, ValueError) as error:
+        raise UserError(f"the configuration does not compose: {explain(error, overrides)}") from error
+    return cfg
+
+
+@cache
+def _parsed(override: str) -> Override:
+    return OverridesParser.create().parse_overrides([override])[0]
+
+
+def _is_value(override: Override) -> bool:
+    """True if an override sets one value: it chooses no file of a group and lists no values of a sweep."""
+    key = override.key_or_group
+    single = ("." in key and not key.startswith("hydra")) or key in ("seed", "protocol", "fidelity")
+    return single and override.package is None and not override.is_sweep_override()
+
+
+@cache
+def _compose_groups(overrides: tuple[str, ...]) -> DictConfig:
+    if GlobalHydra.instance().is_initialized():  # inside train.py
+        return compose("train", list(overrides))
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", list(overrides))
 
 
 def check_overrides(overrides: Iterable[str], config: Mapping[str, Any]) -> None:
@@ -76,7 +109,8 @@ def check_overrides(overrides: Iterable[str], config: Mapping[str, Any]) -> None
 
     Raises:
         UserError: A string replaces a number or boolean; or ``model.KEY`` is set under ``fidelity=released``, where
-            only ``model.released.KEY`` has an effect, or none: this would give the same run another id.
+            only ``model.released.KEY`` has an effect, or none (``unused_by_released`` of the model's class): this would
+            give the same run another id.
     """
     overrides = list(overrides)
     for override in overrides:
@@ -91,11 +125,19 @@ def check_overrides(overrides: Iterable[str], config: Mapping[str, Any]) -> None
         group, _, key = override.lstrip("+").split("=", 1)[0].partition(".")
         if group == "model" and key in (model.get("released") or {}):
             other = f"where model.released.{key} counts: set that instead"
-        elif group == "model" and key in _UNUSED_BY_RELEASED.get(model.get("_target_"), ()):
+        elif group == "model" and key in _unused_by_released(model):
             other = "whose model has no such part: leave it out"
         else:
             continue
         raise UserError(f"{override} does nothing under fidelity=released, {other}")
+
+
+def _unused_by_released(model: Mapping[str, Any]) -> tuple[str, ...]:
+    """Keys of a model without effect under ``fidelity=released``, in addition to those of its section ``released``."""
+    try:
+        return getattr(constructor_of(model["_target_"])[0], "unused_by_released", ())
+    except Exception:  # whatever an import may raise: check_config says that the class cannot be imported
+        return ()
 
 
 def _check_kind(override: str, overrides: Sequence[str], config: Mapping[str, Any]) -> None:
@@ -222,17 +264,6 @@ def reproduces(overrides: Iterable[str], identity: str, source: str | None = Non
         return False
 
 
-@cache
-def _composed(overrides: tuple[str, ...]) -> DictConfig:
-    try:
-        if GlobalHydra.instance().is_initialized():  # inside train.py
-            return compose("train", list(overrides))
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose("train", list(overrides))
-    except (HydraException, ValueError) as error:
-        raise UserError(f"the configuration does not compose: {explain(error, overrides)}") from error
-
-
 def explain(error: Exception, overrides: Sequence[str], config_name: str = "train") -> str:
     """One sentence on why a configuration does not compose: the nearest names, or the valid keys.
 
@@ -255,21 +286,10 @@ def explain(error: Exception, overrides: Sequence[str], config_name: str = "trai
         known = [name for name in OmegaConf.load(CONF / f"{config_name}.yaml") if name not in ("defaults", "hydra")]
         return unknown_key("", key, known, {})
     try:  # once it is added, its section says what it thinks of it
-        check_config(resolve(_composed(tuple(added))))
+        check_config(resolve(compose_config(added)))
     except UserError as problem:
         return str(problem).removeprefix("the configuration does not compose: ")
     return f"{key} has no value yet in this configuration: write +{key}=..."
-
-
-def _with_values(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
-    cfg = cfg.copy()
-    for override in overrides:
-        key, value = override.split("=", 1)
-        try:
-            OmegaConf.update(cfg, key, int(value) if value.removeprefix("-").isdecimal() else value)
-        except OmegaConfBaseException as error:
-            raise UserError(f"{override} does not fit this configuration: {_first_line(error)}") from error
-    return cfg
 
 
 def leaves(value: Any, prefix: str = "") -> dict[str, Any]:

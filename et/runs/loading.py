@@ -47,7 +47,7 @@ def own_run(*overrides: str) -> Path:
     """The folder of the run that ``python train.py OVERRIDES`` makes, whatever other runs the experiment has.
 
     Raises:
-        UserError: the overrides do not compose.
+        UserError: The overrides do not compose.
     """
     config = config_of(overrides)
     return run_dir(config["paths"]["runs"], config["name"], run_id(config))
@@ -58,10 +58,10 @@ def load_run(run: Path | str, checkpoint: str | None = None) -> tuple[DictConfig
 
     Args:
         run: A run's folder, a converted checkpoint, or the authors' weights: ``pretrained``, or their .npz file.
-        checkpoint: best or last, of a run; None: the one that the run was tested with.
+        checkpoint: ``best`` or ``last`` of a run. If None, the one that the run was tested with.
 
     Raises:
-        UserError: there is none, or its weights do not fit.
+        UserError: There is none, or its weights do not fit.
     """
     cfg, weights, *_ = load_weights(run, checkpoint)
     network, prefix = built(cfg, "model", torch.nn.Module, run), "network."
@@ -102,13 +102,13 @@ def load_weights(run: Path | str, checkpoint: str | None) -> tuple[DictConfig, d
     """Configuration and weights of a run, where its evaluation belongs, and the file's name.
 
     Args:
-        run, checkpoint: as of :func:`load_run`.
+        run, checkpoint: As of :func:`load_run`.
 
     Both are verified: the configuration may name known classes only (:mod:`et.runs.foreign`), the weights must be as
     they were written and of this run (:mod:`et.runs.checkpoint_files`).
 
     Raises:
-        UserError: nothing there, nothing that loads as plain tensors, or something that does not belong there.
+        UserError: Nothing there, nothing that loads as plain tensors, or something that does not belong there.
     """
     if is_pretrained(run):
         return _published(None)
@@ -131,11 +131,11 @@ def run_checkpoint(run: Path, cfg: DictConfig, checkpoint: str | None) -> tuple[
     """A checkpoint of the run folder ``run``, and its content.
 
     Args:
-        cfg: the run's configuration.
-        checkpoint: best or last; None: the one that the run was tested with.
+        cfg: The run's configuration.
+        checkpoint: ``best`` or ``last``. If None, the one that the run was tested with.
 
     Raises:
-        UserError: it is not there, is damaged, or does not belong to the configuration or the record beside it.
+        UserError: It is not there, is damaged, or does not belong to the configuration or the record beside it.
     """
     try:
         identity = run_id(OmegaConf.to_container(cfg, resolve=True))
@@ -194,7 +194,7 @@ def initialise(network: torch.nn.Module, source: Path | str) -> None:
         source: As ``run`` of :func:`load_run`.
 
     Raises:
-        UserError: there are no such weights, or they do not fit.
+        UserError: There are no such weights, or they do not fit.
     """
     from et.integrations.official_images import resize_positions
 
@@ -210,7 +210,7 @@ def fill(module: torch.nn.Module, weights: dict[str, torch.Tensor], run: Path | 
     """Load ``weights``, which are those of ``run``, into ``module``.
 
     Raises:
-        UserError: they do not fit.
+        UserError: They do not fit.
     """
     try:
         module.load_state_dict(weights)

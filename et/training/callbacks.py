@@ -105,14 +105,14 @@ class Checkpoints(Checkpoint):
     disk is full.
 
     Args:
-        folder: where the files go.
-        monitor: logged metric that names the best epoch; None: there is no best.
+        folder: Where the files go.
+        monitor: Logged metric that names the best epoch. If None, there is no best.
         mode: ``min`` or ``max``.
-        every_n_epochs: how often ``last.ckpt`` is renewed; always after an epoch that is the best so far, lest it
+        every_n_epochs: How often ``last.ckpt`` is renewed; always after an epoch that is the best so far, lest it
             remember another best epoch than ``best.ckpt`` is of, and at the end.
-        identity: the run's id, kept in every checkpoint.
-        tie_break: logged metric of which the smaller decides between epochs that ``monitor`` finds equally good; None:
-            the first of them is the best.
+        identity: The run's id, kept in every checkpoint.
+        tie_break: Logged metric whose smaller value decides between epochs with the same ``monitor``. If None, the
+            first of them is the best.
     """
 
     def __init__(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -16,6 +16,9 @@ from rich.table import Table
 
 from et.utils.errors import UserError, exit_on_user_error
 
+if TYPE_CHECKING:
+    from et.training.task import Task
+
 _WHOLE_ERRORS = "HYDRA_FULL_ERROR"
 _raised: set[str] = set()  # holds that name while run_hydra has set it
 
@@ -24,8 +27,8 @@ def run_hydra(main: Callable[[], Any], config_name: str = "train") -> None:
     """Call ``main``, decorated by hydra.main; a configuration that does not compose is told in a sentence.
 
     Args:
-        main: what hydra.main made.
-        config_name: the root of its configuration, in conf/.
+        main: What hydra.main made.
+        config_name: The root of its configuration, in conf/.
     """
     if _WHOLE_ERRORS in os.environ:  # a person wants to see Hydra's own
         main()
@@ -95,9 +98,7 @@ def train_and_print(cfg: DictConfig) -> float | None:
     outcome = train(cfg)
     from et.runs.loading import task_class
 
-    print_record(
-        outcome.record, str(outcome.folder), outcome.skipped, task_class(cfg).summary(outcome.record["metrics"])
-    )
+    print_record(outcome.record, str(outcome.folder), outcome.skipped, task_class(cfg))
     return outcome.record["metrics"].get(cfg.callbacks.monitor)
 
 
@@ -169,60 +170,42 @@ def print_metrics(title: str, dataset: dict[str, Any], metrics: dict[str, float]
 
 
 # The rows that a summary shows, the most important first; four of those that a record has.
-SUMMARY_ROWS = (
-    "test/mse_masked", "test/mse_nearest_fill", "test/mse", "test/psnr",
-    "test/f1_macro", "test/auc", "test/average_precision", "test/recall_at_k",
-    "test/accuracy", "test/accuracy_weighted", "test/accuracy_std", "test/accuracy_all", "val/accuracy",
-    "test/mae", "test/mae_constant", "val/mae",
-)  # fmt: skip
-
-
-def print_record(record: dict[str, Any], folder: str, skipped: bool, summary: str | None = None) -> None:
+def print_record(record: dict[str, Any], folder: str, skipped: bool, task: type[Task]) -> None:
     """A run on the terminal: a sentence, its four main metrics, and what can be done with it next.
 
     Args:
         record: Content of result.json.
         folder: The run's folder.
         skipped: True if the run was finished before.
-        summary: The task's own sentence. If None, one from the main metric.
+        task: Class of the run's task.
     """
     title = f"{record['experiment']} · {record['protocol']} · {record['fidelity']} · seed {record['seed']}"
-    metrics, chosen = record["metrics"], summary_rows(record["metrics"])
+    metrics, chosen = record["metrics"], summary_rows(record["metrics"], task.main_metrics)
     print_metrics(title, record["dataset"], {name: metrics[name] for name in chosen}, in_order=True)
-    print(summary or summary_sentence(record))
+    print(summary_sentence(record, task))
     state = "finished before; force=true runs it again" if skipped else f"{record['seconds']:.0f} s of training"
     epochs = f"{record['epochs']} epoch{'s' * (record['epochs'] != 1)}"
     print(f"{record['num_params']:,} parameters, {epochs}, {state}")
     left = len(metrics) - len(chosen)
     print(f"{folder}" + (f" (result.json has {left} more metrics)" if left else ""))
     print("next:")
-    if record.get("task") != "graphs":
+    if task.draws_figures():
         print(f"  python -m et.results.figures run={folder}  # draw its figures")
     print(f"  python evaluate.py run={folder}  # score its weights again")
     print(f"  python train.py --from-run {folder}  # train it again and compare")
 
 
-def summary_rows(metrics: dict[str, float], count: int = 4) -> list[str]:
-    """Names of the ``count`` metrics that a summary shows."""
-    known = [name for name in SUMMARY_ROWS if name in metrics]
+def summary_rows(metrics: Mapping[str, float], main: Sequence[str], count: int = 4) -> list[str]:
+    """Names of the ``count`` metrics that a summary shows: those of ``main``, then those of the test."""
+    known = [name for name in main if name in metrics]
     others = sorted((name for name in metrics if name not in known), key=lambda name: not name.startswith("test/"))
     return [*known, *others][:count]
 
 
-def summary_sentence(record: dict[str, Any]) -> str:
-    """The outcome in one sentence, with a trivial answer beside it if the record has one."""
+def summary_sentence(record: Mapping[str, Any], task: type[Task]) -> str:
+    """The outcome in one sentence: the task's own, or one about the main metric."""
+    if sentence := task.summary(record):
+        return sentence
     metrics, data = record["metrics"], record["dataset"]["name"]
-    if "test/mae_constant" in metrics and "test/mae" in metrics:
-        return (
-            f"Mean absolute error on {data}: {metrics['test/mae']:.4f}; "
-            f"a constant answer has {metrics['test/mae_constant']:.4f}."
-        )
-    if "test/f1_macro" in metrics:
-        return (
-            f"Macro-F1 {metrics['test/f1_macro']:.1%} and AUC {metrics.get('test/auc', 0):.1%} on {data}'s test nodes."
-        )
-    if "test/accuracy" in metrics:
-        where = "test data" if record["protocol"] == "held_out" else "the data of the released protocol"
-        return f"Accuracy {metrics['test/accuracy']:.1%} on {where} of {data}."
-    name = summary_rows(metrics, 1)
+    name = summary_rows(metrics, task.main_metrics, 1)
     return f"{name[0]} {metrics[name[0]]:.4f} on {data}." if name else f"Nothing was measured on {data}."

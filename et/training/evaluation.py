@@ -35,7 +35,7 @@ def evaluate(options: DictConfig) -> dict[str, Any]:
     pictures and each image's scores (scores.csv). Of ``images`` each is completed: completions/NAME.png.
 
     Raises:
-        UserError: no such run, an unknown option, weights that do not fit, data that is not there.
+        UserError: No such run, an unknown option, weights that do not fit, data that is not there.
     """
     unknown = [key for key in options if key not in OPTIONS]
     if unknown:
@@ -73,7 +73,7 @@ def apply_options(options: DictConfig, cfg: DictConfig) -> None:
     """Change a run's configuration as ``options`` (conf/evaluate.yaml) say.
 
     Raises:
-        UserError: an option that does not go with the run or the others, or that has no such value.
+        UserError: An option that does not go with the run or the others, or that has no such value.
     """
     task = task_class(cfg)
     task.set_evaluation(cfg, **{key: options.get(key) for key in OF_IMAGES})
@@ -97,9 +97,9 @@ def predict(run: Path | str, checkpoint: str | None = None, device: str = "auto"
     """What a run's network says of every node or graph of its data, in the order of the data's files.
 
     Args:
-        run: the run's folder.
-        checkpoint: best or last; None: the one that the run was tested with.
-        device: auto, cpu or gpu.
+        run: The run's folder.
+        checkpoint: ``best`` or ``last``. If None, the one that the run was tested with.
+        device: Auto, cpu or gpu.
 
     Returns:
         Node anomaly detection: ``probability`` (N,) of being anomalous, and ``label`` (N,). Graphs: ``output``, (G, C)
@@ -108,7 +108,7 @@ def predict(run: Path | str, checkpoint: str | None = None, device: str = "auto"
         the test graphs last. Both: ``part``, 0 in no part, 1 train, 2 validation, 3 test.
 
     Raises:
-        UserError: no such run, weights that do not fit, data that is not there; or the run completes images.
+        UserError: No such run, weights that do not fit, data that is not there; or the run completes images.
     """
     cfg, weights, *_ = load_weights(run, checkpoint)
     if not task_class(cfg).predicts():
@@ -124,7 +124,7 @@ def assemble(cfg: DictConfig, weights: dict[str, Tensor], run: Path | str) -> tu
     """Task and data of a configuration, with the weights of ``run``.
 
     Raises:
-        UserError: something cannot be built, the weights do not fit, or were trained on test samples of the data.
+        UserError: Something cannot be built, the weights do not fit, or were trained on test samples of the data.
     """
     record = read_result(Path(run))
     if record is not None and cfg.data.get("name") is not None:

@@ -29,7 +29,7 @@ class StopOnSignal(Callback):
     Handing on means calling the handler that was there before. Submitit's handler of USR2 requeues the job.
 
     Args:
-        checkpoints: what saves.
+        checkpoints: What saves.
     """
 
     def __init__(self, checkpoints: Checkpoints):

@@ -65,7 +65,7 @@ def must_start_processes(trainer: Mapping[str, Any]) -> bool:
     """Whether the run needs processes that nobody has started yet.
 
     Raises:
-        UserError: srun or torchrun started another number of them than the configuration asks for, or there are not
+        UserError: Srun or torchrun started another number of them than the configuration asks for, or there are not
             as many GPUs.
     """
     local, nodes = local_processes(trainer), int(trainer["num_nodes"])
@@ -99,11 +99,11 @@ def cluster_environment() -> ClusterEnvironment:
     return LightningEnvironment()
 
 
-def agreed(trainer: pl.Trainer, function: Callable[[], T]) -> T:
+def broadcast_from_rank_zero(trainer: pl.Trainer, function: Callable[[], T]) -> T:
     """What ``function`` returns in the first process, in all of them.
 
     Raises:
-        UserError: it was raised there.
+        UserError: It was raised there.
     """
     if trainer.world_size == 1:
         return function()
@@ -126,9 +126,9 @@ def run_processes(cfg: DictConfig) -> dict[str, Any]:
     Signals go on to the processes, once each. Where one process fails, the others are ended after :data:`GRACE`.
 
     Raises:
-        Interrupted: a signal stopped the run.
-        UserError: one of the processes raised it, or was killed.
-        RuntimeError: one of the processes failed otherwise.
+        Interrupted: A signal stopped the run.
+        UserError: One of the processes raised it, or was killed.
+        RuntimeError: One of the processes failed otherwise.
     """
     count = local_processes(cfg.trainer)
     with tempfile.TemporaryDirectory(prefix="et-") as name:

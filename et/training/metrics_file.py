@@ -17,7 +17,7 @@ def read_rows(path: Path) -> dict[int, dict[str, float]]:
     """The numbers of a metrics.csv by step and name.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError, csv.Error: the file is damaged.
+        OSError, ValueError, KeyError, TypeError, csv.Error: The file is damaged.
     """
     rows = {}
     with path.open(newline="") as file:
@@ -37,7 +37,7 @@ class MetricsFile(Logger):
     that a resumed run repeats are dropped first (:meth:`forget_from`). A damaged file is set aside and begun anew.
 
     Args:
-        path: the file.
+        path: The file.
     """
 
     def __init__(self, path: Path):

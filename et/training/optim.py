@@ -41,7 +41,7 @@ def build_optimizer(cfg: DictConfig, parameters: list[nn.Parameter]) -> torch.op
     """The optimizer of ``parameters`` that ``cfg``, a partial, describes.
 
     Raises:
-        UserError: its class does not take one of the keys, or refuses a value.
+        UserError: Its class does not take one of the keys, or refuses a value.
     """
     build = instantiate(cfg)
     signature = inspect.signature(build.func).parameters.values()
@@ -61,8 +61,8 @@ def configure(cfg: DictConfig, module: nn.Module, trainer: Any) -> dict[str, Any
 
     Args:
         cfg: ``optimizer`` (a partial that takes parameters), ``schedule`` (name, warmup_epochs, start_lr, end_lr).
-        module: whose parameters are trained.
-        trainer: the Lightning trainer, asked for the number of steps.
+        module: Module whose parameters are trained.
+        trainer: The Lightning trainer, asked for the number of steps.
     """
     optimizer = build_optimizer(cfg.optimizer, [p for p in module.parameters() if p.requires_grad])
     if cfg.schedule.name == "constant":

@@ -28,8 +28,8 @@ class Comparison:
 
     Attributes:
         metrics: name -> (recorded, repeated); None where one of the two lacks it.
-        circumstances: what else differs, such as a library's version: name -> (recorded, repeated).
-        folder: the repetition's run folder.
+        circumstances: What else differs, such as a library's version: name -> (recorded, repeated).
+        folder: The repetition's run folder.
     """
 
     metrics: Mapping[str, tuple[float | None, float | None]]
@@ -73,7 +73,7 @@ def recorded_run(path: Path) -> tuple[dict[str, Any], DictConfig]:
     Beside a result.json without config.yaml, today's configuration files must give the recorded run id.
 
     Raises:
-        UserError: there is no whole record, or no configuration that belongs to it.
+        UserError: There is no whole record, or no configuration that belongs to it.
     """
     file = path / "result.json" if path.is_dir() else path
     if path.is_dir() and not file.exists():
@@ -96,11 +96,11 @@ def repeat(path: Path, overrides: Sequence[str] = ()) -> Comparison:
     """Run a recorded run again; the repetition of runs/EXPERIMENT/RUN_ID goes to runs-repeated/EXPERIMENT/RUN_ID.
 
     Args:
-        path: a run's folder or its result.json.
+        path: A run's folder or its result.json.
         overrides: KEY=VALUE for what has no part in a run's id: paths, hardware, loggers, progress.
 
     Raises:
-        UserError: no such run, or an override that would make it another run.
+        UserError: No such run, or an override that would make it another run.
     """
     record, cfg = recorded_run(path)
     before = OmegaConf.to_container(cfg, resolve=True)

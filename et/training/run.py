@@ -32,7 +32,7 @@ from et.runs.record import (
 from et.training.callbacks import Checkpoints, KeptScores, Stopwatch
 from et.training.device import device_name, peak_memory_mb, reset_peak_memory
 from et.training.graceful_stop import StopOnSignal
-from et.training.launcher import agreed, must_start_processes, run_processes
+from et.training.launcher import broadcast_from_rank_zero, must_start_processes, run_processes
 from et.training.loggers import RunInfo, build_loggers, finish_loggers, log_outcome
 from et.training.metrics_file import MetricsFile
 from et.training.run_log import command_overrides, logged
@@ -48,10 +48,10 @@ class Outcome:
     """What :func:`train` returns.
 
     Attributes:
-        record: content of result.json.
-        folder: the run's folder.
-        skipped: the run was finished already and nothing was done.
-        task, data, trainer: what was trained; None where it was skipped, or ran in processes of its own.
+        record: Content of result.json.
+        folder: The run's folder.
+        skipped: The run was finished already and nothing was done.
+        task, data, trainer: What was trained. None if the run was skipped or had processes of its own.
     """
 
     record: dict[str, Any]
@@ -101,7 +101,7 @@ def train(cfg: DictConfig) -> Outcome:
     parts = build(run)
     task, data, trainer = parts.task, parts.data, parts.trainer
     with ExitStack() as held:
-        start = agreed(trainer, lambda: take_folder(run, held))
+        start = broadcast_from_rank_zero(trainer, lambda: take_folder(run, held))
         held.push(lambda kind, error, trace: finish_loggers(trainer.loggers, run.identity, error))
         reset_peak_memory(trainer.strategy.root_device)
         fit(trainer, task, data, start, parts.metrics_file)
@@ -155,7 +155,7 @@ def early_stopping(section: DictConfig) -> EarlyStopping:
     """The callback that stops a run after ``callbacks.patience`` validations without a better value.
 
     Raises:
-        UserError: there is no metric to watch.
+        UserError: There is no metric to watch.
     """
     if section.monitor is None:
         raise UserError("callbacks.patience needs a metric to watch: set callbacks.monitor")
@@ -204,8 +204,8 @@ def fit(
     """Train to the end from ``start`` on.
 
     Raises:
-        Interrupted: a signal stopped the run; it can be resumed.
-        UserError: a process of the data loader died, or an epoch has fewer batches than ``val_check_interval``.
+        Interrupted: A signal stopped the run; it can be resumed.
+        UserError: A process of the data loader died, or an epoch has fewer batches than ``val_check_interval``.
     """
     metrics_file.forget_from(start.step)
     try:
@@ -232,7 +232,7 @@ def test(
     A protocol without validation data (the released one for graphs) has no best epoch: the last one's are tested.
 
     Raises:
-        UserError: the best epoch's weights are lost, or a process of the data loader died.
+        UserError: The best epoch's weights are lost, or a process of the data loader died.
     """
     best = tests_best(cfg, kept) and not trainer.fast_dev_run
     if cfg.checkpoint == "best" and kept.best_epoch is None and not trainer.fast_dev_run and data.val_dataloader():

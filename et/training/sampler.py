@@ -26,11 +26,11 @@ class EpochSampler(Sampler[tuple[int, int]]):
     of one process with batches of G.
 
     Args:
-        length: number of samples.
-        seed: of the order; the order of epoch e depends on (seed, e) only.
-        shuffle: whether there is an order to draw.
-        used: how many of the order come in an epoch, :func:`whole_batches` or :func:`shared_batches`; None: all, so
-            that the processes' shares may differ by one (evaluation).
+        length: Number of samples.
+        seed: Seed of the order. The order of epoch e depends on (seed, e) only.
+        shuffle: If True, the order is random.
+        used: Number of samples per epoch, from :func:`whole_batches` or :func:`shared_batches`. If None, all: the
+            processes' shares may then differ by one (evaluation).
     """
 
     def __init__(self, length: int, seed: int = 0, shuffle: bool = False, used: int | None = None):
@@ -75,7 +75,7 @@ def per_process(batch_size: int) -> int:
     """Share of a global batch that one process loads.
 
     Raises:
-        ValueError: the batch does not divide evenly over the processes.
+        ValueError: The batch does not divide evenly over the processes.
     """
     _, world = rank_and_world()
     if batch_size % world:

@@ -44,12 +44,16 @@ class Task(pl.LightningModule):
 
     Attributes:
         family: Name of the task in records.
+        protocols: Values of ``protocol`` that it has.
         precisions: Values of ``trainer.precision`` that it can compute in.
+        main_metrics: Names of the metrics that the terminal shows first.
         repeat_tolerance: Difference of a metric, relative and absolute, that a repetition on another machine may show.
     """
 
     family: ClassVar[str] = "user"
+    protocols: ClassVar[tuple[str, ...]] = ("held_out", "released")
     precisions: ClassVar[tuple[str, ...]] = ("32-true", "16-mixed", "bf16-mixed")
+    main_metrics: ClassVar[tuple[str, ...]] = ()
     repeat_tolerance: ClassVar[float] = 0.0
 
     def __init__(self, network: nn.Module, optim: DictConfig):
@@ -98,9 +102,30 @@ class Task(pl.LightningModule):
                 np.savez(fresh, **{name: value.numpy() for name, value in self.predictions(trainer, data).items()})
 
     @classmethod
-    def summary(cls, metrics: Mapping[str, float]) -> str | None:
-        """A sentence about the test metrics for the terminal; None: the table says all."""
+    def summary(cls, record: Mapping[str, Any]) -> str | None:
+        """A sentence about the test metrics of a record for the terminal. If None, it names the main metric."""
         return None
+
+    def trivial_inputs(self, batch: Any) -> Tensor | None:
+        """What :meth:`trivial_answers` needs of a validation batch, (n,). If None, the task has no trivial answer."""
+        return None
+
+    @classmethod
+    def trivial_answers(cls, inputs: Tensor) -> dict[str, tuple[str, float]]:
+        """Scores of answers that need no network.
+
+        Args:
+            inputs: :meth:`trivial_inputs` of all validation batches, joined.
+
+        Returns:
+            What the answer is, and its score, by the name of the ``val/`` metric.
+        """
+        return {}
+
+    @classmethod
+    def draws_figures(cls) -> bool:
+        """True if :meth:`draw_figures` is implemented."""
+        return cls.draw_figures.__func__ is not Task.draw_figures.__func__
 
     @classmethod
     def draw_figures(cls, network: nn.Module, data: pl.LightningDataModule, folder: Path) -> dict[str, Any]:
@@ -109,7 +134,7 @@ class Task(pl.LightningModule):
         Raises:
             UserError: The task has none.
         """
-        raise UserError("there are figures of image completion and of node anomaly detection only")
+        raise UserError(f"{cls.__name__} has no figures: there are some of image completion and node anomaly detection")
 
     @classmethod
     def compare_networks(cls, networks: Mapping[str, nn.Module], folder: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,8 @@ class TerminalLog(Callback):
     ):
         self.experiment, self.about, self.folder, self.monitor, self.mode = experiment, about, folder, monitor, mode
         self.experiments = experiments
-        self.trivial = TrivialAnswers()
+        self._trivial_inputs: list[Tensor] = []
+        self._trivial: dict[str, tuple[str, float]] | None = None  # known after the first validation
         self._best: float | None = None
         self._pace_from = (0.0, 0)  # time and epoch; later than the first epoch, which compiles kernels
         self._started = 0.0
@@ -83,14 +83,18 @@ class TerminalLog(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if trainer.is_global_zero and not trainer.sanity_checking:
-            self.trivial.see(batch, pl_module)
+        if self._trivial is None and trainer.is_global_zero and not trainer.sanity_checking:
+            inputs = pl_module.trivial_inputs(batch)
+            self._trivial_inputs += [] if inputs is None else [inputs.cpu()]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         metrics = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
-        answers = self.trivial.answers()
+        if self._trivial is None:
+            found = self._trivial_inputs
+            self._trivial = pl_module.trivial_answers(torch.cat(found)) if found else {}
+        answers = self._trivial
         name = self.monitor or next((name for name in metrics if name in answers), next(iter(metrics), None))
         if name not in metrics:
             return
@@ -109,71 +113,6 @@ class TerminalLog(Callback):
             f"epoch {done:>{len(str(total))}} of {total}  {name} {metrics[name]:.4f}{beside}  {best}  "
             f"{duration(now - self._started)}" + (f", about {duration(left)} left" if total > done else "")
         )
-
-
-class TrivialAnswers:
-    """Scores on the validation data of the answers that need no network; collected during the first validation.
-
-    Images: every masked patch is a copy of the nearest visible one. Nodes: all are normal, or all are anomalous,
-    whichever scores better. Graphs: always the commonest class, or the median of the targets. Class and median are
-    those of the validation data, so no constant answer scores better.
-    """
-
-    def __init__(self) -> None:
-        self._errors: list[Tensor] = []
-        self._targets: list[Tensor] = []
-        self._answers: dict[str, tuple[str, float]] | None = None
-
-    def see(self, batch: Any, task: Any) -> None:
-        """Take in a batch of the first validation; later ones are ignored."""
-        if self._answers is not None:
-            return
-        if isinstance(batch, Mapping) and "masked" in batch:
-            self._errors.append(nearest_patch_errors(batch, task.network).cpu())
-        elif hasattr(batch, "val"):
-            self._targets.append(batch.labels[batch.val].cpu())
-            self._answers = node_answers(self._targets[0])
-        elif hasattr(batch, "y"):
-            self._targets.append(batch.y.cpu())
-
-    def answers(self) -> dict[str, tuple[str, float]]:
-        """(what the answer is, its score) by the name of the metric; empty if the family is unknown."""
-        if self._answers is None:
-            if self._errors:
-                error = float(torch.cat(self._errors).mean())
-                self._answers = {"val/mse_masked": ("copying the nearest visible patch", error)}
-            else:
-                self._answers = graph_answers(torch.cat(self._targets)) if self._targets else {}
-        return self._answers
-
-
-def nearest_patch_errors(batch: Mapping[str, Tensor], network: Any) -> Tensor:
-    """(B,) mean squared errors on the masked patches when each is a copy of the nearest visible one."""
-    from et.inpainting.fill_baselines import nearest_fill
-    from et.inpainting.lit import masked_mse
-    from et.inpainting.patches import patchify
-
-    target = patchify(batch["image"], network.patch_size)
-    return masked_mse(nearest_fill(target, batch["masked"], network.grid), target, batch["masked"])
-
-
-def node_answers(labels: Tensor) -> dict[str, tuple[str, float]]:
-    """Macro-F1 of the better constant answer, and the AUC of any constant one; labels 0 or 1, (n,)."""
-    share = float((labels == 1).double().mean())
-    normal, anomalous = (1 - share) / (2 - share), share / (1 + share)
-    name = "all nodes normal" if normal >= anomalous else "all nodes anomalous"
-    return {"val/f1_macro": (name, max(normal, anomalous)), "val/auc": ("chance", 0.5)}
-
-
-def graph_answers(targets: Tensor) -> dict[str, tuple[str, float]]:
-    """Accuracies of the commonest class (int targets), or the mean absolute error of the median (float)."""
-    if targets.is_floating_point():
-        return {"val/mae": ("a constant", float((targets - targets.median()).abs().mean()))}
-    counts = targets.unique(return_counts=True)[1]
-    return {
-        "val/accuracy": ("the commonest class", float(counts.max() / counts.sum())),
-        "val/accuracy_weighted": ("one class for all", 1 / len(counts)),
-    }
 
 
 def describe_device(trainer: Trainer) -> str:

@@ -94,7 +94,7 @@ def distributed_options(cfg: DictConfig, network: torch.nn.Module) -> dict[str, 
     """What the trainer needs so that several processes train as one would.
 
     Raises:
-        UserError: the network's batch norms cannot be shared over processes on the CPU.
+        UserError: The network's batch norms cannot be shared over processes on the CPU.
     """
     options: dict[str, Any] = {"plugins": [cluster_environment()]}
     if local_processes(cfg.trainer) * cfg.trainer.num_nodes == 1:

@@ -47,8 +47,9 @@ def check_run(config: Mapping[str, Any]) -> type[Task]:
     task = get_class(config["task"]["_target_"])
     if not issubclass(task, Task):
         raise UserError(f"task._target_={config['task']['_target_']} must derive from et.training.task.Task")
-    if config["protocol"] == "gadbench" and task.family != "anomaly":
-        raise UserError("protocol=gadbench is of node anomaly detection: set protocol=held_out or released")
+    if config["protocol"] not in task.protocols:
+        others = " or ".join(task.protocols)
+        raise UserError(f"{task.__name__} has no protocol={config['protocol']}: set protocol={others}")
     check_precision(config["trainer"], task)
     return task
 

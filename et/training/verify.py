@@ -48,8 +48,8 @@ class Verdict:
 
 
 def family_of(record: Mapping[str, Any]) -> str:
-    """The record's task, or trees if nothing was trained by gradients."""
-    return "trees" if record["task"] == "anomaly" and record["num_params"] == 0 else record["task"]
+    """The record's task; runs without parameters, which nothing trains by gradients, are a family of their own."""
+    return record["task"] if record["num_params"] else f"{record['task']}, no parameters"
 
 
 def sample(runs: Iterable[Run], per_family: int, longest: float, seed: int) -> list[Run]:
@@ -97,7 +97,7 @@ def verify(runs: Sequence[Run], folder: Path, data: Path | None, budget: float) 
     Args:
         runs: Recorded runs.
         folder: Where the repetitions' run folders go.
-        data: The data root; None: the configuration's.
+        data: The data root. If None, the configuration's.
         budget: Seconds for all; a run that took longer than what is left of it is skipped.
     """
     end = time.monotonic() + budget

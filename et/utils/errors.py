@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
@@ -28,6 +29,16 @@ class UserError(RuntimeError):
 
     Entry points print it without a traceback and exit with status 1.
     """
+
+
+@dataclass(frozen=True)
+class ArgumentsOf:
+    """Annotation of an argument whose value is a mapping of arguments of another class or function, by import path.
+
+    ``block: Annotated[Mapping, ArgumentsOf("et.core.block.EnergyTransformerBlock")]``: unknown keys in it are refused.
+    """
+
+    target: str
 
 
 class Interrupted(SystemExit):

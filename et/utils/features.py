@@ -69,6 +69,27 @@ def to_float32(features: Tensor, name: str) -> Tensor:
     return rounded
 
 
+def scale_columns(features: Tensor, known: Tensor, scaling: str) -> Tensor:
+    """Features scaled column by column, in float32; a constant column becomes 0.
+
+    Args:
+        features: Features, (N, F).
+        known: Rows that the scale is fitted on, (n, F).
+        scaling: ``moments``: to mean 0 and standard deviation 1. ``quantiles``: to the quantiles of a standard normal
+            distribution, cut off at 3.
+    """
+    known = known.double()
+    resolution = 1e-12 if features.dtype == torch.float32 else 1e-14  # of the deviation of equal numbers
+    varies = known.std(dim=0, correction=0) > resolution * known.mean(dim=0).abs()
+    if scaling == "moments":
+        return (standardize_columns(features, known, correction=0, constant=~varies) * varies).float()
+    from sklearn.preprocessing import QuantileTransformer
+
+    transformer = QuantileTransformer(n_quantiles=min(200, len(known)), output_distribution="normal", subsample=None)
+    scaled = transformer.fit(known.numpy()).transform(features.double().numpy())
+    return (torch.from_numpy(scaled).clamp(-3, 3) * varies).float()
+
+
 def standardize_columns(features: Tensor, known: Tensor, correction: int, constant: Tensor) -> Tensor:
     """(features - mean) / deviation in float64; ``constant`` columns are only shifted.
 

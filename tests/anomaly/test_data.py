@@ -9,7 +9,9 @@ import torch
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import reverse_cuthill_mckee as scipy_order
 
-from et.anomaly.data import NodeDataModule, SubgraphSamples, induced_topology, joined, reverse_cuthill_mckee_order
+from et.anomaly.batch import SubgraphSamples, induced_topology, joined
+from et.anomaly.data import NodeDataModule
+from et.anomaly.graph import reverse_cuthill_mckee_order
 from et.core import EdgeTopology
 from et.utils.errors import UserError
 from tests.anomaly.conftest import make_graph, save_npz
@@ -347,7 +349,7 @@ class TestSeveralSubgraphs:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_on_two_subgraphs(small_config, tmp_path):
+def test_two_processes_train_as_one_on_two_subgraphs(small_config, forked_processes, tmp_path):
     from et.training.run import train
 
     settings = (

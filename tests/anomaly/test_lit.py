@@ -179,15 +179,17 @@ def released_by_hand(cfg, epochs: int) -> dict[str, float]:
     return kept
 
 
-@pytest.mark.parametrize("every", [1, 5], ids=["every epoch", "every fifth epoch"])
-def test_released_protocol_reports_what_it_does_by_hand(small_config, every):
-    cfg = small_config(
-        "amazon_upu_40pct", *TINY, "fidelity=released", "protocol=released", "model.dropout=0", "trainer.max_epochs=12",
-        f"trainer.check_val_every_n_epoch={every}",
-    )  # fmt: skip
-    metrics = train(cfg).record["metrics"]
+def test_released_protocol_reports_what_it_does_by_hand(small_config):
+    """However often the whole graph would be validated."""
+    metrics = []
+    for every in (1, 5):
+        cfg = small_config(
+            "amazon_upu_40pct", *TINY, "fidelity=released", "protocol=released", "model.dropout=0",
+            "trainer.max_epochs=12", f"trainer.check_val_every_n_epoch={every}",
+        )  # fmt: skip
+        metrics.append(train(cfg).record["metrics"])
     for name, value in released_by_hand(with_counts(cfg), 12).items():
-        assert metrics[name] == pytest.approx(value, abs=1e-5), name
+        assert [found[name] for found in metrics] == pytest.approx([value, value], abs=1e-5), name
 
 
 def test_released_numbers_survive_an_interruption(small_config):

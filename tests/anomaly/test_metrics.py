@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from et.anomaly.metrics import THRESHOLDS, best_threshold, macro_f1, measure
+from et.anomaly.metrics import THRESHOLDS, best_threshold, constant_answers, macro_f1, measure
 
 
 @settings(max_examples=50, deadline=None)
@@ -59,3 +59,12 @@ def test_a_perfect_and_a_useless_score():
 def test_the_lowest_of_equally_good_thresholds_is_taken():
     threshold, score = best_threshold(torch.tensor([0.01, 0.99]), torch.tensor([0, 1]))
     assert score == 1 and threshold == THRESHOLDS[0]
+
+
+def test_the_better_constant_answer_is_that_of_scikit_learn():
+    for anomalies in (1, 9):
+        labels = torch.tensor([0] * (10 - anomalies) + [1] * anomalies)
+        name, score = constant_answers(labels)["val/f1_macro"]
+        constant = torch.full((10,), anomalies // 9)
+        assert name == ("all nodes normal", "all nodes anomalous")[anomalies // 9]
+        assert abs(score - f1_score(labels, constant, average="macro", zero_division=0)) < 1e-12

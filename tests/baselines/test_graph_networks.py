@@ -1,15 +1,11 @@
 """Baselines for whole graphs: one interface, independence of batch and node order, training."""
 
-import re
-
 import pytest
 import torch
-from hydra.utils import instantiate
 
 from et.baselines.graph_networks import GAT, GIN, GraphTransformer
 from et.graphs.batch import pack
 from et.graphs.positional import with_eigenvectors
-from et.runs import experiments
 
 
 def graphs(edge_features=0):
@@ -25,7 +21,6 @@ def graphs(edge_features=0):
     return with_eigenvectors(packed, 4).select(range(3))
 
 
-BASELINES = [name for name in experiments.names() if re.fullmatch(r"(tu|gnnbench|zinc).*_(gin|gat|gt)", name)]
 NETWORKS = {
     "gin": lambda edge_features, readout="graph": GIN(3, 2, readout, hidden=16),
     "gat": lambda edge_features, readout="graph": GAT(3, edge_features, 2, readout, hidden=16, num_heads=4),
@@ -99,12 +94,3 @@ def test_a_few_steps_fit_three_graphs(name):
         loss.backward()
         optimizer.step()
     assert loss < 0.1
-
-
-@pytest.mark.parametrize("experiment", BASELINES)
-def test_shipped_experiments_use_the_same_folds_as_et(config, experiment):
-    own, _, _ = experiment.rpartition("_")
-    et, baseline = config(f"experiment={own}"), config(f"experiment={experiment}")
-    assert baseline.data == et.data and baseline.trainer.max_epochs == et.trainer.max_epochs
-    assert baseline.name == experiment
-    assert sum(p.numel() for p in instantiate(baseline.model).parameters()) > 10_000

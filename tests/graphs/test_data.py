@@ -7,7 +7,8 @@ import torch
 from torch_geometric.data import Data
 
 from et.graphs.counts import check_counts
-from et.graphs.data import GraphData, encode_types, standardized
+from et.graphs.data import GraphData
+from et.graphs.features import encode_types, standardized
 from et.utils.errors import UserError
 from et.utils.features import as_features
 

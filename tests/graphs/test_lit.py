@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from et.graphs import lit
-from et.graphs.lit import GraphTask, Measures, seeded
+from et.graphs.lit import GraphTask, seeded
+from et.graphs.metrics import Measures, constant_answers
 from et.graphs.model import GraphEnergyTransformer
 from et.graphs.protocol import released_accuracy
 from et.runs.loading import load_weights
@@ -64,6 +65,12 @@ def test_mean_absolute_error_does_not_depend_on_the_batches():
     assert measures.compute() == {"mae": pytest.approx((outputs[:, 0] - target).abs().mean().item())}
 
 
+def test_constant_answers_are_the_commonest_class_and_the_median():
+    answers = constant_answers(torch.tensor([2, 2, 1, 0]))
+    assert answers["val/accuracy"][1] == 0.5 and answers["val/accuracy_weighted"][1] == pytest.approx(1 / 3)
+    assert constant_answers(torch.tensor([0.0, 1.0, 5.0]))["val/mae"][1] == pytest.approx(5 / 3)
+
+
 def test_losses(config):
     outputs, target = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
     task = GraphTask(nn.Identity(), None, num_classes=4, label_smoothing=0.05)
@@ -107,7 +114,7 @@ def test_a_long_scoring_says_how_far_it_is(toy_run, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_released_protocol_on_two_processes(toy_run):
+def test_the_released_protocol_on_two_processes(toy_run, forked_processes):
     outcome = train(
         toy_run("protocol=released", "fidelity=released", "task.repetitions=2", "data.batch_size=8",
                 "trainer.devices=2", "trainer.strategy=ddp")
@@ -117,7 +124,7 @@ def test_the_released_protocol_on_two_processes(toy_run):
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_score_as_one(toy_run, tmp_path):
+def test_two_processes_train_and_score_as_one(toy_run, forked_processes, tmp_path):
     """With an incomplete last batch, and nothing drawn at random: each process would draw it for itself."""
     settings = ("model.flips=null", "model.noise_std=0", "data.batch_size=8", "optim.optimizer.lr=0.01")
     alone = train(toy_run(*settings, f"paths.runs={tmp_path}/alone"))

@@ -2,9 +2,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from et.inpainting.fill_baselines import nearest_fill
 from et.inpainting.lit import InpaintingTask, MeanPerSeed, reconstruction_loss
 from et.inpainting.model import InpaintingET
-from et.inpainting.patches import mask_first_patch
+from et.inpainting.patches import mask_first_patch, patchify
 from et.training.run import train
 from tests.configs import TINY
 
@@ -71,10 +72,10 @@ def test_compiling_keeps_the_names_of_the_weights():
 
 def test_comparison_with_the_fillings_says_who_wins():
     metrics = {"test/mse_masked": 0.1, "test/mse_nearest_fill": 0.2, "test/mse_mean_fill": 0.08}
-    sentence = InpaintingTask.summary(metrics)
+    sentence = InpaintingTask.summary({"metrics": metrics})
     assert "50% lower than copying the nearest visible patch (0.200)" in sentence
     assert "25% higher than the mean of the visible pixels (0.080)" in sentence
-    assert InpaintingTask.summary({"test/mse_masked": 0.1}) is None
+    assert InpaintingTask.summary({"metrics": {"test/mse_masked": 0.1}}) is None
 
 
 def test_training_starts_from_the_weights_of_another_run_at_another_size(config):
@@ -87,3 +88,15 @@ def test_training_starts_from_the_weights_of_another_run_at_another_size(config)
     before, after = (outcome.task.network for outcome in (first, larger))
     assert torch.equal(before.block.hopfield.memories, after.block.hopfield.memories)
     assert after.position.shape == (10, 16) and torch.equal(before.position[0], after.position[0])
+
+
+def test_the_trivial_answer_copies_the_nearest_visible_patch():
+    task = InpaintingTask(
+        InpaintingET(4, 2, channels=1, dim=8, num_heads=1, head_dim=4, num_memories=8, steps=1), OmegaConf.create({})
+    )
+    images, masked = torch.rand(3, 1, 4, 4), torch.tensor([[True, False, False, True]] * 3)
+    batches = [{"image": image[None], "masked": mask[None]} for image, mask in zip(images, masked, strict=True)]
+    answers = task.trivial_answers(torch.cat([task.trivial_inputs(batch) for batch in batches]))
+    target = patchify(images, 2)
+    error = (nearest_fill(target, masked, (2, 2)) - target)[masked].square().mean()
+    assert answers["val/mse_masked"][1] == pytest.approx(float(error))

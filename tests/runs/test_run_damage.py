@@ -67,7 +67,7 @@ def copied(runs, target: Path, finished: bool) -> Path:
     return folder
 
 
-@settings(max_examples=150, **BOUNDED)
+@settings(max_examples=75, **BOUNDED)
 @given(st.lists(FAULT, min_size=1, max_size=3))
 def test_what_is_read_is_right_or_refused(runs, tmp_path, faults):
     truth = torch.load(runs[0].folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]

@@ -249,12 +249,9 @@ def test_slurm_that_is_not_there_is_one_sentence(run_sweep, monkeypatch, capsys)
     assert len(told.getvalue().splitlines()) == 1
 
 
-@pytest.mark.slow
-def test_a_sweep_without_multirun_says_what_is_wrong(tmp_path):
-    environment = {**os.environ, "ET_RUNS_DIR": str(tmp_path)}
-    command = [sys.executable, "train.py", "sweep=table01"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and "--multirun sweep=table01" in done.stderr
+def test_a_sweep_without_multirun_says_what_is_wrong(run_command):
+    status, _, told = run_command("sweep=table01")
+    assert status == 1 and "--multirun sweep=table01" in told
 
 
 def test_an_error_in_planning_ends_the_sweep_instead_of_starting_it(run_sweep, monkeypatch, tmp_path):

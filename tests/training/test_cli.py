@@ -9,6 +9,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
+from et.anomaly.lit import AnomalyTask
+from et.graphs.lit import GraphTask
+from et.inpainting.lit import InpaintingTask
 from et.runs.identity import config_of
 from et.training.cli import (
     print_record,
@@ -17,6 +20,7 @@ from et.training.cli import (
     summary_rows,
     summary_sentence,
 )
+from et.training.task import Task
 from et.utils.errors import UserError, exit_on_user_error
 from et.utils.startup import SIGNALS
 from tests.configs import ROOT
@@ -76,8 +80,10 @@ def test_a_record_is_printed_with_its_data(capsys):
         "experiment": "demo", "protocol": "held_out", "fidelity": "paper", "seed": 0, "seconds": 3.0, "epochs": 2,
         "dataset": {"name": "photos", "variant": "embedded"}, "metrics": {"test/mse": 0.25}, "num_params": 1234,
     }  # fmt: skip
-    print_record(record, "runs/demo/abc", skipped=True)
+    print_record(record, "runs/demo/abc", skipped=True, task=InpaintingTask)
     printed = capsys.readouterr().out
+    print_record(record, "runs/demo/abc", skipped=True, task=Task)
+    assert "et.results.figures" in printed and "et.results.figures" not in capsys.readouterr().out
     assert all(
         part in printed for part in ("photos (embedded)", "0.2500", "1,234 parameters", "force=true", "runs/demo/abc")
     )
@@ -86,13 +92,21 @@ def test_a_record_is_printed_with_its_data(capsys):
 
 def test_a_summary_has_four_rows_the_main_ones_first_and_a_sentence():
     metrics = {"test/auc": 0.9, "test/f1_macro": 0.8, "val/f1_macro": 0.7, "test/threshold": 0.5, "val/auc": 0.1}
-    assert summary_rows(metrics) == ["test/f1_macro", "test/auc", "test/threshold", "val/f1_macro"]
+    assert summary_rows(metrics, AnomalyTask.main_metrics) == [
+        "test/f1_macro", "test/auc", "test/threshold", "val/f1_macro"
+    ]  # fmt: skip
     record = {"metrics": metrics, "dataset": {"name": "yelp"}, "protocol": "held_out"}
-    assert summary_sentence(record) == "Macro-F1 80.0% and AUC 90.0% on yelp's test nodes."
+    assert summary_sentence(record, AnomalyTask) == "Macro-F1 80.0% and AUC 90.0% on yelp's test nodes."
+    assert summary_sentence(record, Task) == "test/auc 0.9000 on yelp."
     record["metrics"] = {"test/mae": 0.2, "test/mae_constant": 1.5}
-    assert "0.2000" in summary_sentence(record) and "a constant answer has 1.5000" in summary_sentence(record)
+    sentence = summary_sentence(record, GraphTask)
+    assert "0.2000" in sentence and "a constant answer has 1.5000" in sentence
+    record["metrics"] = {"test/accuracy": 0.75}
+    assert summary_sentence(record, GraphTask) == "Accuracy 75.0% on test data of yelp."
     record["metrics"] = {}
-    assert summary_sentence(record) == "Nothing was measured on yelp."
+    assert {summary_sentence(record, task) for task in (AnomalyTask, GraphTask, InpaintingTask, Task)} == {
+        "Nothing was measured on yelp."
+    }
 
 
 def test_a_failing_evaluation_does_not_end_a_multirun(tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -26,10 +27,10 @@ from tests.runs import Stop, assert_same_run, stop_in, weights
 
 
 @pytest.mark.slow
-def test_kill_9_twenty_times_at_random_moments(tmp_path, monkeypatch):
+def test_kill_9_ten_times_at_random_moments(tmp_path, monkeypatch):
     """A run is killed at any moment of its life and started again until it ends, as an uninterrupted one does.
 
-    A fast machine ends a run after a few kills; then another one begins, until there were twenty.
+    A fast machine ends a run after a few kills; then another one begins, until there were ten.
     """
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     context, moments = fault_runs.context(), random.Random(0)
@@ -53,11 +54,11 @@ def test_kill_9_twenty_times_at_random_moments(tmp_path, monkeypatch):
     longest = time.monotonic() - started
     (whole,) = (tmp_path / "whole").glob("*/*")
     kills, resumable, number = 0, 0, 0
-    while kills < 20:
+    while kills < 10:
         number += 1
         folder = tmp_path / str(number) / "demo_inpainting" / whole.name
         while read_result(folder) is None:
-            seconds = moments.uniform(0, longest) if kills < 20 else None
+            seconds = moments.uniform(0, longest) if kills < 10 else None
             code = life(tmp_path / str(number), seconds)
             assert code in (0, -signal.SIGKILL)
             kills += code != 0
@@ -69,9 +70,9 @@ def test_kill_9_twenty_times_at_random_moments(tmp_path, monkeypatch):
     assert resumable >= 2, "hardly a life was long enough for a checkpoint"
 
 
-def test_a_checkpoint_of_another_configuration_is_not_taken_up(tiny, tmp_path, monkeypatch, capsys):
-    whole = train(tiny(f"paths.runs={tmp_path}/whole"))
-    other = train(tiny(f"paths.runs={tmp_path}/other", "model.dim=8"))
+def test_a_checkpoint_of_another_configuration_is_not_taken_up(tiny, whole_run, tmp_path, monkeypatch, capsys):
+    whole = whole_run(*TINY)
+    other = train(tiny(f"paths.runs={tmp_path}/other", "model.dim=8", "trainer.max_epochs=1"))
     with monkeypatch.context() as patched, pytest.raises(Stop):
         stop_in(patched, 2)
         train(tiny())
@@ -84,8 +85,8 @@ def test_a_checkpoint_of_another_configuration_is_not_taken_up(tiny, tmp_path, m
     assert_same_run(whole, resumed)
 
 
-def test_nothing_but_foreign_and_damaged_checkpoints_starts_from_the_beginning(tiny, tmp_path, monkeypatch, capsys):
-    whole = train(tiny(f"paths.runs={tmp_path}/whole"))
+def test_nothing_but_damaged_checkpoints_starts_from_the_beginning(tiny, whole_run, tmp_path, monkeypatch, capsys):
+    whole = whole_run(*TINY)
     with monkeypatch.context() as patched, pytest.raises(Stop):
         stop_in(patched, 2)
         train(tiny())
@@ -126,10 +127,12 @@ def test_a_disk_that_is_full_and_then_is_not(tiny, tmp_path, small_disk):
 
 
 @pytest.mark.parametrize("written", ("result.json", "metrics.csv", "evaluation.json", "pictures"))
-def test_a_disk_that_is_full_elsewhere_is_a_sentence(tiny, monkeypatch, capsys, written):
+def test_a_disk_that_is_full_elsewhere_is_a_sentence(tiny, whole_run, tmp_path, monkeypatch, capsys, written):
     """Whatever is being written, a person reads what and why, and the same command ends well once there is room."""
-    cfg = tiny("+callbacks.pictures.completions._target_=et.inpainting.pictures.Pictures")
-    whole, failing = train(cfg), {"on": True}
+    pictures = ("+callbacks.pictures.completions._target_=et.inpainting.pictures.Pictures", "trainer.max_epochs=1")
+    cfg, whole, failing = tiny(*pictures), whole_run(*TINY, *pictures), {"on": True}
+    shutil.copytree(whole.folder.parents[1], tmp_path / "runs")
+    folder = tmp_path / "runs" / whole.folder.parent.name / whole.folder.name
 
     def refuse(path):
         if failing["on"] and written in str(path):
@@ -150,7 +153,7 @@ def test_a_disk_that_is_full_elsewhere_is_a_sentence(tiny, monkeypatch, capsys, 
     monkeypatch.setattr(Path, "open", opened)
     monkeypatch.setattr(Figure, "savefig", saved)
     if written == "evaluation.json":
-        options = OmegaConf.create({"run": str(whole.folder), "checkpoint": None, "output": None, "images": None,
+        options = OmegaConf.create({"run": str(folder), "checkpoint": None, "output": None, "images": None,
                                     "mask_seeds": None, "device": "cpu", "progress": False})  # fmt: skip
         work = lambda: evaluate(options)  # noqa: E731
     else:
@@ -210,8 +213,8 @@ def test_nan_in_the_data_stops_before_it_reaches_the_weights(tiny, monkeypatch, 
     assert all(torch.isfinite(value).all() for value in weights(folder).values())
 
 
-def test_a_loader_process_that_is_killed(tiny, tmp_path, monkeypatch):
-    whole = train(tiny(f"paths.runs={tmp_path}/whole"))
+def test_a_loader_process_that_is_killed(tiny, whole_run, monkeypatch):
+    whole = whole_run(*TINY)
     original = TrainingImages.__getitem__
 
     def item(self, key):

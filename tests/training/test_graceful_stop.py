@@ -36,8 +36,8 @@ def signal_at(monkeypatch, task, epoch, batch, signum):
     monkeypatch.setattr(task, "training_step", step)
 
 
-def check_stop_and_resume(config, tmp_path, monkeypatch, task, overrides, batch, signum, steps):
-    whole = train(config(*overrides, f"paths.runs={tmp_path}/whole"))
+def check_stop_and_resume(config, whole_run, tmp_path, monkeypatch, task, overrides, batch, signum, steps):
+    whole = whole_run(*overrides)
     before = [signal.getsignal(number) for number in SIGNALS]
     with monkeypatch.context() as patched, pytest.raises(Interrupted) as stopped:
         signal_at(patched, task, 1, batch, signum)
@@ -56,31 +56,35 @@ def check_stop_and_resume(config, tmp_path, monkeypatch, task, overrides, batch,
 
 
 @pytest.mark.parametrize(("batch", "steps"), ((1, 5), (2, 6)), ids=("mid-epoch", "last batch"))
-def test_images(config, tmp_path, monkeypatch, batch, steps):
+def test_images(config, whole_run, tmp_path, monkeypatch, batch, steps):
     """Three batches an epoch; in the last one the run goes on to the end of the epoch."""
-    stop = check_stop_and_resume(config, tmp_path, monkeypatch, InpaintingTask, TINY, batch, signal.SIGTERM, steps)
+    stop = check_stop_and_resume(
+        config, whole_run, tmp_path, monkeypatch, InpaintingTask, TINY, batch, signal.SIGTERM, steps
+    )
     assert stop.code == 143
 
 
-def test_gradients_that_are_being_accumulated_are_not_lost(config, tmp_path, monkeypatch):
+def test_gradients_that_are_being_accumulated_are_not_lost(config, whole_run, tmp_path, monkeypatch):
     """Told in the first of two batches that make a step, the run stops after the second."""
     overrides = (*TINY, "+trainer.accumulate_grad_batches=2")
-    check_stop_and_resume(config, tmp_path, monkeypatch, InpaintingTask, overrides, 0, signal.SIGTERM, 3)
+    check_stop_and_resume(config, whole_run, tmp_path, monkeypatch, InpaintingTask, overrides, 0, signal.SIGTERM, 3)
 
 
-def test_loader_processes(config, tmp_path, monkeypatch):
+def test_loader_processes(config, whole_run, tmp_path, monkeypatch):
     overrides = (*TINY, "data.num_workers=1")
-    stop = check_stop_and_resume(config, tmp_path, monkeypatch, InpaintingTask, overrides, 0, signal.SIGINT, 4)
+    stop = check_stop_and_resume(
+        config, whole_run, tmp_path, monkeypatch, InpaintingTask, overrides, 0, signal.SIGINT, 4
+    )
     assert stop.code == 130
 
 
-def test_graphs_with_dropout(config, tmp_path, monkeypatch):
-    stop = check_stop_and_resume(config, tmp_path, monkeypatch, GraphTask, GRAPHS, 4, signal.SIGUSR1, 13)
+def test_graphs_with_dropout(config, whole_run, tmp_path, monkeypatch):
+    stop = check_stop_and_resume(config, whole_run, tmp_path, monkeypatch, GraphTask, GRAPHS, 4, signal.SIGUSR1, 13)
     assert stop.code == Interrupted.RESUMABLE
 
 
-def test_dropout_resumes_at_an_epoch(config, tmp_path, monkeypatch):
-    check_stop_and_resume(config, tmp_path, monkeypatch, GraphTask, GRAPHS, 7, signal.SIGUSR1, 16)
+def test_dropout_resumes_at_an_epoch(config, whole_run, tmp_path, monkeypatch):
+    check_stop_and_resume(config, whole_run, tmp_path, monkeypatch, GraphTask, GRAPHS, 7, signal.SIGUSR1, 16)
 
 
 def test_the_handler_of_before_is_called_once_the_state_is_saved(config, tmp_path, monkeypatch):

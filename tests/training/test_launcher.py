@@ -68,7 +68,7 @@ def train_losses(folder):
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_score_as_one(tiny, tmp_path):
+def test_two_processes_train_and_score_as_one(tiny, forked_processes, tmp_path):
     every_step = "trainer.log_every_n_steps=1"
     alone = train(tiny(f"paths.runs={tmp_path}/alone", "callbacks.monitor=val/mse", "checkpoint=best", every_step))
     extras = "logger=tensorboard", "+callbacks.pictures.all._target_=et.inpainting.pictures.Pictures"
@@ -92,7 +92,7 @@ def test_two_processes_train_and_score_as_one(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_run_which_resumes_on_one(tiny, tmp_path, monkeypatch):
+def test_a_killed_process_ends_the_run_which_resumes_on_one(tiny, forked_processes, tmp_path, monkeypatch):
     whole = train(tiny(f"paths.runs={tmp_path}/whole", "trainer.max_epochs=6"))
     started = []
     original = launcher.start_process

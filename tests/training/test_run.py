@@ -4,8 +4,6 @@ import csv
 import fcntl
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +18,7 @@ from et.training.callbacks import Checkpoints, FiniteLoss
 from et.training.optim import warmup_cosine
 from et.training.run import train
 from et.utils.errors import UserError
-from tests.configs import ROOT, TINY, compose_config
+from tests.configs import TINY, compose_config
 from tests.runs import Stop, assert_same_run, stop_in, weights
 
 
@@ -66,15 +64,11 @@ def test_clipping_and_schedule_act_on_every_step(tiny, monkeypatch):
     assert max(norm for _, norm in outcomes[None][1]) > 1e-3
 
 
-def test_the_best_epoch_is_the_best_of_metrics_csv(tiny):
-    outcome = train(tiny("checkpoint=best", "callbacks.monitor=val/mse", "optim.optimizer.lr=0.1"))
+def test_the_best_epoch_is_the_best_of_metrics_csv_and_validation_is_of_the_weights_that_are_tested(tiny):
+    outcome = train(tiny("checkpoint=last", "callbacks.monitor=val/mse", "optim.optimizer.lr=0.1"))
     with (outcome.folder / "metrics.csv").open() as file:
         curve = [float(row["val/mse"]) for row in csv.DictReader(file) if row["val/mse"]]
     assert curve.index(min(curve)) == outcome.record["best_epoch"]
-
-
-def test_what_is_recorded_of_validation_is_of_the_weights_that_are_tested(tiny):
-    outcome = train(tiny("checkpoint=last", "callbacks.monitor=val/mse", "optim.optimizer.lr=0.1"))
     metrics = outcome.record["metrics"]
     assert outcome.record["best_epoch"] < 2  # else there is nothing to tell apart
     # The demo tests on what it validates on.
@@ -127,18 +121,18 @@ def test_equally_good_epochs_are_told_apart_by_the_tie_break(tmp_path):
 
 
 def test_a_finished_run_is_not_run_again_unless_forced(tiny):
-    first = train(tiny())
+    first = train(tiny("trainer.max_epochs=1"))
     stamp = (first.folder / "result.json").stat().st_mtime_ns
-    again = train(tiny())
+    again = train(tiny("trainer.max_epochs=1"))
     assert again.skipped and again.record == first.record
     assert (first.folder / "result.json").stat().st_mtime_ns == stamp
-    forced = train(tiny("force=true"))
+    forced = train(tiny("trainer.max_epochs=1", "force=true"))
     assert not forced.skipped and forced.record["metrics"] == first.record["metrics"]
 
 
-def test_equal_seeds_agree_bit_for_bit_and_others_do_not(tiny, tmp_path):
-    first = train(tiny())
-    second = train(tiny(f"paths.runs={tmp_path}/elsewhere"))
+def test_equal_seeds_agree_bit_for_bit_and_others_do_not(tiny, whole_run):
+    first = whole_run(*TINY)
+    second = train(tiny())
     other = train(tiny("seed=1"))
     assert first.record["run_id"] == second.record["run_id"] != other.record["run_id"]
     assert first.record["metrics"] == second.record["metrics"] != other.record["metrics"]
@@ -164,8 +158,8 @@ def test_determinism_fills_no_memory(tiny, monkeypatch):
 @pytest.mark.parametrize(
     "options", [(), ("task.steps_range=[1,4]", "task.loss_steps=2", "task.rest_steps=3", "data.occluded_range=[0.2,1]")]
 )
-def test_an_interrupted_run_resumes_and_ends_as_an_uninterrupted_one(tiny, tmp_path, monkeypatch, options):
-    whole = train(tiny(f"paths.runs={tmp_path}/whole", *options))
+def test_an_interrupted_run_resumes_and_ends_as_an_uninterrupted_one(tiny, whole_run, monkeypatch, options):
+    whole = whole_run(*TINY, *options)
     with monkeypatch.context() as patched, pytest.raises(Stop):
         stop_in(patched, 2)
         train(tiny(*options))
@@ -176,8 +170,8 @@ def test_an_interrupted_run_resumes_and_ends_as_an_uninterrupted_one(tiny, tmp_p
     assert len({line.split(",")[0] for line in table}) == len(table)
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny, monkeypatch, capsys, tmp_path):
-    whole = train(tiny(f"paths.runs={tmp_path}/whole"))
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny, whole_run, monkeypatch, capsys, tmp_path):
+    whole = whole_run(*TINY)
     with monkeypatch.context() as patched, pytest.raises(Stop):
         stop_in(patched, 2)
         train(tiny())
@@ -281,21 +275,14 @@ def test_tensorboard_and_offline_wandb_are_written_beside_the_metrics(tiny):
     assert (outcome.folder / "metrics.csv").exists()
 
 
-@pytest.mark.slow
-def test_the_command_line_answers_plainly(tmp_path):
-    def run(*arguments):
-        return subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True)
-
-    assert "experiment" in run("--help").stdout
-    unknown = run("experiment=no_such_thing")
-    assert unknown.returncode and "demo_inpainting" in unknown.stderr and "Traceback" not in unknown.stderr
-    mistyped = run("experiment=demo_inpainting", "model.dmi=3")
-    assert mistyped.returncode and "model.dmi" in mistyped.stderr and "Traceback" not in mistyped.stderr
-    absent = run()
-    assert absent.returncode == 1 and absent.stderr.startswith("error: no experiment chosen")
-    patch = run("experiment=demo_inpainting", "data.patch_size=7", f"paths.runs={tmp_path}")
-    assert patch.returncode == 1 and "no multiple" in patch.stderr and "Traceback" not in patch.stderr
-    folder = run(
-        "experiment=imagenet_inpainting", "trainer=default", f"paths.runs={tmp_path}", f"paths.data={tmp_path}"
-    )
-    assert folder.returncode == 1 and "image-net.org" in folder.stderr and "Traceback" not in folder.stderr
+def test_the_command_line_answers_plainly(run_command):
+    assert "experiment" in run_command("--help")[1]
+    for arguments, message in (
+        (["experiment=no_such_thing"], "demo_inpainting"),
+        (["experiment=demo_inpainting", "model.dmi=3"], "model.dmi"),
+        ([], "error: no experiment chosen"),
+        (["experiment=demo_inpainting", "data.patch_size=7"], "no multiple"),
+        (["experiment=imagenet_inpainting", "trainer=default"], "image-net.org"),
+    ):
+        status, _, told = run_command(*arguments)
+        assert status == 1 and message in told and "Traceback" not in told, arguments

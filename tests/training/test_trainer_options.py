@@ -94,6 +94,12 @@ def test_lightnings_own_sampler_is_refused():
         check_options({"use_distributed_sampler": True})
 
 
+@pytest.mark.parametrize("experiment", ["demo_graphs", "demo_inpainting"])
+def test_a_protocol_that_the_task_does_not_have_is_refused(config, experiment):
+    with pytest.raises(UserError, match=r"(no protocol=gadbench: set protocol=|protocol must be )held_out or released"):
+        train(config(f"experiment={experiment}", "protocol=gadbench"))
+
+
 @pytest.mark.parametrize("batches", [2, 1.0])
 def test_overfitting_repeats_the_batches_of_the_first_epoch(tiny, monkeypatch, batches):
     seen, original = [], EpochSampler.__iter__

@@ -13,14 +13,7 @@ from et.core.csr import SortedEdges
 from et.core.kernels.numba.attention import attention_gradient, key_term, query_term
 from et.core.kernels.numba.runtime import arrays, kernel, run
 
-__all__ = [
-    "attention_gradient",
-    "edge_aggregate",
-    "edge_scores",
-    "key_term",
-    "query_term",
-    "segment_logsumexp",
-]
+__all__ = ["attention_gradient", "edge_aggregate", "edge_scores", "key_term", "query_term", "segment_logsumexp"]
 
 PART = 64  # edges that are summed before they are added to their row: keeps hubs of 10^5 edges exact in float32
 

@@ -1,0 +1,126 @@
+"""Dynamics of the anomaly models: the steps between their first tokens and their head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+
+from et.anomaly.released import ReleasedBlock
+from et.anomaly.scoring import Step
+from et.core import EdgeTopology, EnergyTransformerBlock, descend
+from et.core.sparse import segment_softmax
+
+
+def reached_nodes(topologies: Sequence[EdgeTopology]) -> list[Tensor]:
+    """For each relation, mask of the nodes with an edge in it or in an earlier one, (N,) bool."""
+    return list(accumulate((topology.edges.degree > 0 for topology in topologies), torch.logical_or))
+
+
+class PaperDynamics(nn.Module):
+    """T steps x <- x - dE/dg along the edges, then a layer norm (eq. 15-20)."""
+
+    def __init__(
+        self, dim: int, num_heads: int, head_dim: int, num_memories: int, *, steps: int, step_size: float, **parts: bool
+    ):
+        super().__init__()
+        self.steps, self.step_size = steps, step_size
+        self.block = EnergyTransformerBlock(dim, num_heads, head_dim, num_memories, train_beta=True, **parts)
+
+    def reset_parameters(self) -> None:
+        """Initialise all parameters again."""
+        self.block.reset_parameters()
+
+    def forward(self, x: Tensor, topologies: Sequence[EdgeTopology]) -> list[Tensor]:
+        """g_T of each relation, (n, D), from x_1."""
+        return [self.last(descend(self.block, x, self.steps, self.step_size, topology).x) for topology in topologies]
+
+    def first(self, x: Tensor) -> Tensor:
+        """g_1 of x_1, (n, D)."""
+        return self.block.norm(x)
+
+    def last(self, x: Tensor, reached: Tensor | None = None) -> Tensor:
+        """g_T of x_T, (n, D)."""
+        return self.block.norm(x)
+
+    def taken_apart(self) -> list[Step]:
+        """The T steps, for :func:`et.anomaly.scoring.take_step`."""
+        attention, hopfield = self.block.attention, self.block.hopfield
+
+        def edge_weights(scores: Tensor, topology: EdgeTopology, head: int) -> Tensor:
+            scores = scores * attention.beta[head]
+            return segment_softmax(scores, topology.edges)
+
+        step = Step(
+            norm=self.block.norm,
+            w_query=attention.w_query if attention else None,
+            w_key=attention.w_key if attention else None,
+            edge_weights=edge_weights,
+            hopfield=hopfield.update if hopfield else None,
+            step_size=self.step_size,
+        )
+        return [step] * self.steps
+
+
+class ReleasedDynamics(nn.Module):
+    """T - 1 steps of one block, then one step of another."""
+
+    def __init__(
+        self, dim: int, num_heads: int, head_dim: int, num_memories: int, *, steps: int, dropout: float, **parts: bool
+    ):
+        super().__init__()
+        if steps < 1:
+            raise ValueError(f"the released model takes at least 1 step, not {steps}")
+        self.steps = steps
+        sizes = (dim, num_heads, head_dim, num_memories, dropout)
+        self.block = ReleasedBlock(*sizes, **parts) if steps > 1 else None
+        self.last_block = ReleasedBlock(*sizes, **parts)
+
+    def reset_parameters(self) -> None:
+        """Initialise all parameters again."""
+        for block in (self.block, self.last_block):
+            if block is not None:
+                block.reset_parameters()
+
+    @property
+    def step_blocks(self) -> list[ReleasedBlock]:
+        """The block of each step."""
+        return [self.block] * (self.steps - 1) + [self.last_block]
+
+    def forward(self, x: Tensor, topologies: Sequence[EdgeTopology]) -> list[Tensor]:
+        """x_T of each relation, (n, D). Each relation starts from x_1 and from the attention updates kept by the
+        previous ones.
+        """
+        finals, kept = [], None
+        for topology, reached in zip(topologies, reached_nodes(topologies), strict=True):
+            after = x
+            for block in self.step_blocks:
+                after, kept = block.step(after, topology, kept)
+            finals.append(self.last(after, reached))
+        return finals
+
+    def first(self, x: Tensor) -> Tensor:
+        """x_1, unchanged."""
+        return x
+
+    def last(self, x: Tensor, reached: Tensor) -> Tensor:
+        """x_T (n, D); 0 for a node that no relation has ``reached`` (n,), where the released code divides 0 by 0."""
+        if self.last_block.w_query is None or reached.all():
+            return x
+        return torch.where(reached[:, None], x, torch.zeros_like(x))
+
+    def taken_apart(self) -> list[Step]:
+        """The T steps, for :func:`et.anomaly.scoring.take_step`; without dropout."""
+        return [
+            Step(
+                norm=block.norm,
+                w_query=block.w_query,
+                w_key=block.w_key,
+                edge_weights=block.edge_weights,
+                hopfield=block.remember if block.memories is not None else None,
+                from_normalised=True,
+            )
+            for block in self.step_blocks
+        ]
