@@ -47,3 +47,12 @@ def test_curves_of_several_runs(script, config, tmp_path, monkeypatch):
     error = masked_mse(prediction, patchify(batch["image"], 20), batch["masked"]).mean()
     assert first["curves"][2]["mse_at_T"] == pytest.approx(error.item(), rel=1e-3)
     assert (tmp_path / "out" / "fixed_points.png").stat().st_size > 5000
+
+
+def test_the_numbers_of_the_page_are_those_on_record():
+    found = json.loads((ROOT / "docs" / "fixed_points.json").read_text())
+    page = (ROOT / "docs" / "explanation" / "fixed_points.md").read_text()
+    assert all(run["git_commit"] and "+" not in run["git_commit"] for run in found["runs"])
+    for curve in (curve for run in found["runs"] for curve in run["curves"]):
+        assert f"{curve['best_mse']:.3f} / {curve['mse_at_T']:.3f} / {curve['mse_at_end']:.3f}" in page
+        assert f" {100 * curve['excess']:.0f} % |" in page
