@@ -113,7 +113,8 @@ def test_a_mistyped_key_is_told_before_a_sweep_runs_anything(run_sweep):
 
 SMALL = (
     "seed=0", "trainer.max_epochs=1", "+trainer.limit_train_batches=1", "trainer.check_val_every_n_epoch=1",
-    "+trainer.limit_val_batches=1", "+trainer.limit_test_batches=1", "callbacks.progress=false",
+    "+trainer.limit_val_batches=1", "+trainer.limit_test_batches=1", "callbacks.progress=false", "~callbacks.pictures",
+    "data.mask_seeds=1", "data.batch_size=8", "model.dim=16", "model.num_memories=16", "model.steps=1",
 )  # fmt: skip
 ONE, OTHER = "experiment=demo_inpainting", "experiment=imagenette_inpainting"
 BOTH = f"{ONE},imagenette_inpainting"
