@@ -62,12 +62,15 @@ def test_signals_in_the_first_seconds(tmp_path):
     environment = {**os.environ, "ET_RUNS_DIR": str(tmp_path)}
     command = [sys.executable, "train.py", "experiment=demo_anomaly"]
     started = {
-        signum: subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        signum: subprocess.Popen(
+            command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+        )
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
     }
     for signum, process in started.items():
         # The handlers are there once the signal is caught: /proc has the mask of caught signals.
         while not caught(process.pid) >> (signum - 1) & 1 or not caught(process.pid) >> (signal.SIGUSR1 - 1) & 1:
+            assert process.poll() is None, f"ended before it had a handler of {signum.name}"
             time.sleep(0.01)
         process.send_signal(signum)
     for signum, process in started.items():
@@ -76,6 +79,11 @@ def test_signals_in_the_first_seconds(tmp_path):
         assert message.splitlines()[-1].startswith(f"error: interrupted by {signum.name}")
         assert "Traceback" not in message
     assert not list(tmp_path.rglob("*.*"))
+
+
+def heed_interrupts() -> None:
+    """A shell starts commands in the background with SIGINT ignored, which their children inherit."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def caught(pid: int) -> int:
