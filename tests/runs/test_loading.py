@@ -78,7 +78,7 @@ def test_what_cannot_be_loaded_is_told(tmp_path):
     ("section", "node", "message"),
     (
         ("model", {"_target_": "torch.optim.Adam"}, "model: Adam needs 'params'"),
-        ("model", {"_target_": "torch.optim.Adam", "params": []}, r"does not build its model torch\.optim\.Adam: ValueE"),
+        ("model", {"_target_": "torch.optim.Adam", "params": []}, "does not build its model .*: ValueError"),
         ("model", {"_target_": "et.core.nothing.At"}, "which is not called"),
         ("model", {"_target_": "pytorch_lightning.callbacks.DeviceStatsMonitor"}, "which is no Module"),
         ("data", {"_target_": "et.baselines.node_mlp.NodeMLP", "in_features": 2, "hidden": 2, "layers": 2},
