@@ -71,6 +71,7 @@ class AnomalyTask(Task):
 
     family = "anomaly"
     protocols = (*Task.protocols, "gadbench")
+    validation_metrics = tuple(f"val/{name}" for name in MEASURES)
     main_metrics = ("test/f1_macro", "test/auc", "test/average_precision", "test/recall_at_k")
     repeat_tolerance = 0.05  # the dropout that an order of the nodes draws carries on through the training
 

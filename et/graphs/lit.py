@@ -56,6 +56,7 @@ class GraphTask(Task):
     """
 
     family = "graphs"
+    validation_metrics = ("val/accuracy", "val/accuracy_weighted", "val/loss", "val/mae")
     main_metrics = (
         "test/accuracy", "test/accuracy_weighted", "test/accuracy_std", "test/accuracy_all", "val/accuracy",
         "test/mae", "test/mae_constant", "val/mae",

@@ -101,6 +101,7 @@ class InpaintingTask(Task):
 
     family = "inpainting"
     precisions = (*Task.precisions, "64-true")
+    validation_metrics = ("val/mse", "val/mse_masked")
     main_metrics = ("test/mse_masked", "test/mse_nearest_fill", "test/mse", "test/psnr")
     repeat_tolerance = 0.02
 

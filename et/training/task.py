@@ -46,6 +46,8 @@ class Task(pl.LightningModule):
         family: Name of the task in records.
         protocols: Values of ``protocol`` that it has.
         precisions: Values of ``trainer.precision`` that it can compute in.
+        validation_metrics: Names of what validation logs. If empty, a misspelt ``callbacks.monitor`` is told at the
+            first validation, not before.
         main_metrics: Names of the metrics that the terminal shows first.
         repeat_tolerance: Difference of a metric, relative and absolute, that a repetition on another machine may show.
     """
@@ -53,6 +55,7 @@ class Task(pl.LightningModule):
     family: ClassVar[str] = "user"
     protocols: ClassVar[tuple[str, ...]] = ("held_out", "released")
     precisions: ClassVar[tuple[str, ...]] = ("32-true", "16-mixed", "bf16-mixed")
+    validation_metrics: ClassVar[tuple[str, ...]] = ()
     main_metrics: ClassVar[tuple[str, ...]] = ()
     repeat_tolerance: ClassVar[float] = 0.0
 

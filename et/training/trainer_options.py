@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import math
 from collections.abc import Mapping
@@ -51,6 +52,7 @@ def check_run(config: Mapping[str, Any]) -> type[Task]:
         others = " or ".join(task.protocols)
         raise UserError(f"{task.__name__} has no protocol={config['protocol']}: set protocol={others}")
     check_precision(config["trainer"], task)
+    check_monitored(config["callbacks"], task)
     return task
 
 
@@ -97,6 +99,7 @@ def check_numbers(config: Mapping[str, Any]) -> None:
         sizes[f"callbacks.{name}"] = config["callbacks"].get(name)
     rates = {f"optim.schedule.{key}": value for key, value in config["optim"]["schedule"].items() if key != "name"}
     rates |= {f"optim.optimizer.{key}": value for key, value in config["optim"]["optimizer"].items() if key == "lr"}
+    rates |= {f"model.{key}": value for key, value in config["model"].items() if key == "step_size"}
     for name, value in rates.items():
         least = "above 0" if name.endswith(".lr") else "at least 0"
         if not isinstance(value, int | float) or value < 0 or (value == 0 and least == "above 0"):
@@ -144,6 +147,16 @@ def check_checkpoint_choice(config: Mapping[str, Any]) -> None:
             f"checkpoint=best needs a validation, but trainer.check_val_every_n_epoch is {every} and "
             f"trainer.max_epochs {epochs}: lower the one, raise the other, or set checkpoint=last"
         )
+
+
+def check_monitored(section: Mapping[str, Any], task: type[Task]) -> None:
+    """Raise UserError for a metric to watch that the task's validation does not log."""
+    for key in ("monitor", "tie_break"):
+        name, known = section.get(key), task.validation_metrics
+        if name is not None and known and name not in known:
+            close = difflib.get_close_matches(str(name), known, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UserError(f"callbacks.{key} is {name!r}, but validation logs {', '.join(known)}{hint}")
 
 
 def check_precision(trainer: Mapping[str, Any], task: type[Task]) -> None:

@@ -243,8 +243,13 @@ def test_errors_of_the_configuration(tiny):
         train(tiny("checkpoint=best", "callbacks.monitor=val/mse", "trainer.check_val_every_n_epoch=5"))
     with pytest.raises(UserError, match=r"tie_break is 'val/f1', but validation logs val/mse"):
         train(tiny("checkpoint=best", "callbacks.monitor=val/mse", "+callbacks.tie_break=val/f1"))
-    with pytest.raises(UserError, match=r"monitor is 'val/f1', but validation logs val/mse"):
-        train(tiny("callbacks.monitor=val/f1"))
+
+
+def test_a_metric_that_validation_does_not_log_is_refused_before_any_work(tiny, tmp_path):
+    for name in ("val/msee", "test/mse"):
+        with pytest.raises(UserError, match=rf"monitor is '{name}', but validation logs val/mse, val/mse_masked"):
+            train(tiny(f"callbacks.monitor={name}"))
+    assert not list(tmp_path.rglob("result.json")) and not list(tmp_path.rglob("*.ckpt"))
 
 
 def test_where_nothing_was_trained_nothing_is_left(config, tmp_path):

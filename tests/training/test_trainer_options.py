@@ -54,12 +54,13 @@ def test_a_limit_that_is_no_number_of_batches_is_refused(value):
         ("trainer.max_steps", (-2,), (-1, 0)),
         ("trainer.devices", (0, -2), (-1, 2, "auto")),
         ("trainer.num_nodes", (0,), (1,)),
+        ("model.step_size", (-0.1, "x", None), (0, 0.1)),
     ),
 )
 def test_a_number_out_of_its_range_is_refused(key, wrong, right):
     plain = {
         "seed": 0, "optim": {"clip_norm": None, "schedule": {"name": "x", "warmup_epochs": 0}, "optimizer": {}},
-        "callbacks": {"save_every_n_epochs": 1}, "trainer": {"devices": 1},
+        "callbacks": {"save_every_n_epochs": 1}, "model": {}, "trainer": {"devices": 1},
     }  # fmt: skip
 
     def changed(value):
