@@ -61,7 +61,7 @@ class GraphTask(Task):
         "test/accuracy", "test/accuracy_weighted", "test/accuracy_std", "test/accuracy_all", "val/accuracy",
         "test/mae", "test/mae_constant", "val/mae",
     )  # fmt: skip
-    repeat_tolerance = 0.1  # one graph of a small test fold may change sides
+    repeat_tolerance = 0.15  # two of the 19 graphs of a test fold of MUTAG may change sides
 
     def __init__(
         self,
