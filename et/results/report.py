@@ -2,7 +2,7 @@
 
 One self-contained HTML page with the paper's tables: no network, no build step, opens from file://. It is made from the
 recorded results in experiments/ and, with --runs, from run folders, which also have pictures, full curves and recorded
-descents.
+descents. Its template is page/index.html.
 """
 
 from __future__ import annotations
