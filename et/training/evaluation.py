@@ -21,7 +21,7 @@ from et.training.callbacks import KeptScores
 from et.training.task import Task
 from et.training.trainer import build_tester
 from et.training.trainer_options import check_precision
-from et.utils.errors import UserError, plainly
+from et.utils.errors import UserError, raise_user_errors
 from et.utils.files import write_atomically
 
 OF_IMAGES = ("images", "crop_mode", "crop_pct", "mask_seeds")
@@ -53,7 +53,7 @@ def evaluate(options: DictConfig) -> dict[str, Any]:
     kept_scores = KeptScores(output / SCORES, run_id(OmegaConf.to_container(cfg, resolve=True)))
     callbacks = task.evaluation_callbacks(data, output, own_items=options.images is not None)
     trainer = build_tester(cfg, options.device, options.progress, kept_scores, *callbacks)
-    with plainly():
+    with raise_user_errors():
         trainer.test(task, data, verbose=False)
     if options.images is None:
         warn_of_changed_data(options.run, data)
@@ -64,7 +64,7 @@ def evaluate(options: DictConfig) -> dict[str, Any]:
         record |= {"images": str(Path(options.images).resolve()), "fitted": fitted}
     write_atomically(output / "evaluation.json", json.dumps(record, indent=2, sort_keys=True) + "\n")
     kept_scores.forget()
-    with plainly():
+    with raise_user_errors():
         task.write_report(trainer, data, output)
     return {**record, "output": str(output)}
 
@@ -114,7 +114,7 @@ def predict(run: Path | str, checkpoint: str | None = None, device: str = "auto"
     if not task_class(cfg).predicts():
         raise UserError(f"{cfg.name} has no predictions of single items: evaluate.py writes what its task can show")
     task, data = assemble(cfg, weights, run)
-    with plainly():
+    with raise_user_errors():
         found = task.predictions(build_tester(cfg, device, progress=False), data)
     warn_of_changed_data(run, data)
     return found

@@ -23,7 +23,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def mapped(function: Callable, *work: Sequence[Any], what: str, parallel: bool, bar: bool, together: int = 64) -> list:
+def parallel_map(
+    function: Callable, *work: Sequence[Any], what: str, parallel: bool, bar: bool, together: int = 64
+) -> list:
     """Results of ``function``, in the order of ``work``.
 
     Args:

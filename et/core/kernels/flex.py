@@ -38,10 +38,10 @@ def suits(qk: Tensor) -> bool:
 
     The gradient of the bias is added up in no particular order.
     """
-    return not torch.are_deterministic_algorithms_enabled() and takes(qk)
+    return not torch.are_deterministic_algorithms_enabled() and supports(qk)
 
 
-def takes(qk: Tensor) -> bool:
+def supports(qk: Tensor) -> bool:
     """True if FlexAttention can compute ``qk``: on a GPU, in float32 or less, with heads that fill its tiles."""
     return qk.is_cuda and qk.dtype != torch.float64 and qk.shape[-1] >= 16 and _has_flex()
 
