@@ -163,7 +163,7 @@ def _cannot_split(labels: np.ndarray, nodes: np.ndarray, train_ratio: float, err
 
 
 def check_split(split: Split, labels: np.ndarray, advice: str = "") -> Split:
-    """``split`` as it is.
+    """Return ``split`` if every part has nodes of both classes.
 
     Raises:
         UserError: A part lacks one of the two classes.

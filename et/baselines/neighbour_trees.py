@@ -87,7 +87,7 @@ class NeighbourTrees(nn.Module):
         self.trees = self.grow(inputs[order], of_train[order])
 
     def grow(self, inputs: np.ndarray, labels: np.ndarray) -> Any:
-        """The ensemble, fitted to (m, F) and (m,)."""
+        """The ensemble, fitted to inputs (m, F) and labels (m,)."""
         from sklearn.ensemble import HistGradientBoostingClassifier
 
         return HistGradientBoostingClassifier(**self.settings).fit(inputs, labels)

@@ -169,7 +169,6 @@ def print_metrics(title: str, dataset: dict[str, Any], metrics: dict[str, float]
         print(f"warning: {warning}")
 
 
-# The rows that a summary shows, the most important first; four of those that a record has.
 def print_record(record: dict[str, Any], folder: str, skipped: bool, task: type[Task]) -> None:
     """A run on the terminal: a sentence, its four main metrics, and what can be done with it next.
 

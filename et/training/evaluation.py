@@ -15,7 +15,7 @@ from torch import Tensor
 
 from et.runs.fingerprint import check_unseen
 from et.runs.folder import SCORES
-from et.runs.loading import built, fill, load_weights, task_class
+from et.runs.loading import fill, instantiate_section, load_weights, task_class
 from et.runs.record import read_result, run_id
 from et.training.callbacks import KeptScores
 from et.training.task import Task
@@ -99,7 +99,7 @@ def predict(run: Path | str, checkpoint: str | None = None, device: str = "auto"
     Args:
         run: The run's folder.
         checkpoint: ``best`` or ``last``. If None, the one that the run was tested with.
-        device: Auto, cpu or gpu.
+        device: ``auto``, ``cpu`` or ``gpu``.
 
     Returns:
         Node anomaly detection: ``probability`` (N,) of being anomalous, and ``label`` (N,). Graphs: ``output``, (G, C)
@@ -130,8 +130,9 @@ def assemble(cfg: DictConfig, weights: dict[str, Tensor], run: Path | str) -> tu
     if record is not None and cfg.data.get("name") is not None:
         check_unseen(record["dataset"]["name"], cfg.data.name)
     check_precision(cfg.trainer, task_class(cfg))
-    data, network = built(cfg, "data", pl.LightningDataModule, run), built(cfg, "model", torch.nn.Module, run)
-    task = built(cfg, "task", Task, run, network=network, optim=cfg.optim)
+    data = instantiate_section(cfg, "data", pl.LightningDataModule, run)
+    network = instantiate_section(cfg, "model", torch.nn.Module, run)
+    task = instantiate_section(cfg, "task", Task, run, network=network, optim=cfg.optim)
     fill(task, weights, run)
     return task, data
 

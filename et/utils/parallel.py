@@ -26,7 +26,7 @@ def cores() -> int:
 def parallel_map(
     function: Callable, *work: Sequence[Any], what: str, parallel: bool, bar: bool, together: int = 64
 ) -> list:
-    """Results of ``function``, in the order of ``work``.
+    """Like ``map(function, *work)``, as a list, in several processes if asked.
 
     Args:
         function: A function at the top level of a module, which worker processes import.
