@@ -87,7 +87,7 @@ def train_and_print(cfg: DictConfig) -> float | None:
     """
     if OmegaConf.is_missing(cfg, "name"):
         raise UserError(
-            "no experiment chosen: python train.py experiment=NAME (conf/experiment has the names), or choose for "
+            "no experiment chosen: python train.py experiment=NAME (--help lists the names), or choose for "
             "yourself: task=anomaly data=yelp model=bwgnn"
         )
     from et.runs.identity import check_overrides, resolve
