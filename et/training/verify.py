@@ -56,14 +56,16 @@ def sample(runs: Iterable[Run], per_family: int, longest: float, seed: int) -> l
     """Records to repeat, the families taking turns.
 
     Args:
-        runs: Recorded runs. Those of another configuration, or that took longer than ``longest``, are left out.
+        runs: Recorded runs. Those of another configuration, or that took longer than ``longest``, are left out, and
+            those that trained nothing: the time of their scoring is not recorded.
         per_family: Number of records of each family.
         longest: Seconds of training.
         seed: Of the choice.
     """
     families: dict[str, list[Run]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: run.record["run_id"]):
-        if run.record["seconds"] <= longest and not run.label.startswith(STALE):
+        cheap = run.record["epochs"] > 0 and run.record["seconds"] <= longest
+        if cheap and not run.label.startswith(STALE):
             families[family_of(run.record)].append(run)
     chosen = [
         random.Random(f"{seed} {name}").sample(found, min(per_family, len(found)))

@@ -37,8 +37,9 @@ def experiments(folder: Path, *records: dict) -> Path:
     return folder
 
 
-def run_of(name: str, task: str, seconds: float = 1, params: int = 1, label: str = "") -> Run:
+def run_of(name: str, task: str, seconds: float = 1, params: int = 1, label: str = "", epochs: int = 1) -> Run:
     record = {"run_id": name, "task": task, "seconds": seconds, "num_params": params, "experiment": name}
+    record["epochs"] = epochs
     return Run(record, Key(name, 0, "held_out", "paper"), (), label, "somewhere")
 
 
@@ -83,7 +84,7 @@ def test_nothing_repeated_is_no_success(tmp_path, capsys):
 def test_every_family_gives_records_and_the_seed_chooses_them():
     runs = [run_of(f"{task}{number}", task) for task in ("anomaly", "graphs") for number in range(20)]
     runs += [run_of("trees0", "anomaly", params=0), run_of("long", "inpainting", seconds=100)]
-    runs += [run_of("old", "inpainting", label=STALE)]
+    runs += [run_of("old", "inpainting", label=STALE), run_of("scored", "inpainting", epochs=0)]
     chosen = [run.record["run_id"] for run in verify.sample(runs, 2, 60, seed=3)]
     assert sorted(name.rstrip("0123456789") for name in chosen) == ["anomaly", "anomaly", "graphs", "graphs", "trees"]
     assert len({name.rstrip("0123456789") for name in chosen[:3]}) == 3
