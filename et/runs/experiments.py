@@ -7,7 +7,7 @@ same split with another model. ``yelp_1pct_no_hopfield`` is ``yelp_1pct`` with o
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -55,11 +55,17 @@ def described() -> dict[str, dict[str, str]]:
         sentence = re.sub(r"\s*\([^)]*$", "", sentence)  # a bracket that the cut left open
         groups.setdefault(_group(name, " ".join(comments)), {})[name] = sentence
 
+    return {group: groups[group] for group in in_order(groups)}
+
+
+def in_order(groups: Iterable[str]) -> list[str]:
+    """Names of groups as :func:`described` orders them: tables by number, then the others."""
+
     def place(group: str) -> tuple[int, int]:
         number = re.fullmatch(r"Table (\d+)", group)
         return (0, int(number[1])) if number else (1, _LAST_GROUPS.index(group))
 
-    return {group: groups[group] for group in sorted(groups, key=place)}
+    return sorted(groups, key=place)
 
 
 _LAST_GROUPS = ("Demo", "Tuned", "Smoke tests", "Other")
@@ -74,13 +80,28 @@ def _group(name: str, comment: str) -> str:
     # A data set that the paper lacks has the settings of one that it has; its table is the one of its own task.
     if re.search(r"_\d+pct", name):
         return "Table 1"
-    table = re.search(r"[Tt]able (\d+)", comment)
+    table = re.search(r"[Tt]ables? (\d+)", comment)
     return f"Table {table[1]}" if table else "Table 7" if name.startswith("zinc") else "Other"
 
 
 def variants_of(name: str) -> tuple[str, ...]:
     """Suffixes of the experiments composed from ``name``: ``yelp_1pct`` has ``mlp``, so there is ``yelp_1pct_mlp``."""
     return tuple(dict.fromkeys(v["suffix"] for v in _variants() if _is_of(v, name)))
+
+
+def tables_of_variants() -> dict[str, tuple[dict[str, str], tuple[str, ...]]]:
+    """Tables whose experiments are composed, such as "Table 12": what each suffix means, and the names that take it."""
+    return {
+        f"Table {number}": (suffixes, tuple(name for name in files() if f"{name}_{next(iter(suffixes))}" in cells))
+        for number, suffixes in _content()["tables"].items()
+        for cells in [_swept(number)]
+    }
+
+
+def _swept(table: int) -> set[str]:
+    """Experiments of a table's sweep."""
+    sweep = yaml.safe_load((CONF / "sweep" / f"table{table:02d}.yaml").read_text(encoding="utf-8"))
+    return set(re.findall(r"\w+", sweep["hydra"]["sweeper"]["params"]["experiment"]))
 
 
 def is_composed(name: str) -> bool:
