@@ -55,5 +55,13 @@ def test_every_key_of_an_evaluation_is_explained():
         assert len(explained) == 2, f"{key} has no explanation in conf/evaluate.yaml"
 
 
+def test_the_page_on_configuration_shows_every_key_of_an_evaluation():
+    lines = (CONF / "evaluate.yaml").read_text().splitlines()
+    page = (CONF.parent / "docs" / "reference" / "configuration.md").read_text()
+    first, last = re.search(r'"conf/evaluate\.yaml:(\d+):(\d+)"', page).groups()
+    shown = yaml.safe_load("\n".join(lines[int(first) - 1 : int(last)]))
+    assert shown.keys() == yaml.safe_load("\n".join(lines)).keys() - {"defaults", "hydra"}
+
+
 def test_help_is_asked_for_by_its_usual_names():
     assert asks_for_help(["--help"]) and asks_for_help(["experiment=x", "-h"]) and not asks_for_help(["--hydra-help"])
