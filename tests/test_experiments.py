@@ -15,6 +15,7 @@ from et.runs import experiments
 from et.runs.identity import config_of, resolve
 from et.runs.record import run_id
 from et.training.run import train
+from et.training.trainer_options import check_run
 from et.utils.errors import UserError
 from tests.configs import ROOT, compose_config
 
@@ -38,7 +39,7 @@ RUNNABLE = {
 def test_composes_and_builds(name):
     cfg = compose_config(f"experiment={name}", "trainer.accelerator=cpu")
     assert cfg.name == name, "an experiment is called like its file"
-    resolve(cfg)
+    check_run(resolve(cfg))
     with torch.device("meta"):  # shapes without memory: what counts is that every argument has its place
         network = instantiate(cfg.model)
     assert sum(p.numel() for p in network.parameters()) > 0 or hasattr(network, "fit")  # trees have none

@@ -109,3 +109,10 @@ def test_the_tolerance_is_zero_on_the_same_machine(difference, circumstances, st
 def test_every_task_of_the_project_has_a_tolerance():
     assert all(0 < task.repeat_tolerance <= 0.1 for task in (AnomalyTask, FittedTask, GraphTask, InpaintingTask))
     assert verify.family_of({"task": "anomaly", "num_params": 0}) not in ("anomaly", "graphs", "inpainting")
+
+
+def test_losses_are_compared_on_the_same_machine_only():
+    metrics = {"test/accuracy": (0.8, 0.8), "test/loss": (1.0, 2.6)}
+    elsewhere, same = {"machine.cpu": ("x", "y")}, {"git_commit": ("a", "b")}
+    verdicts = [verify.judge(run_of("gin", "graphs"), Comparison(metrics, c, Path()), 0.1) for c in (elsewhere, same)]
+    assert [verdict.state for verdict in verdicts] == ["agrees", "DIFFERS"]
