@@ -37,7 +37,7 @@ from et.graphs.published import PUBLISHED_PARTS
 from et.graphs.sources import REBUILT, SPLITS, files_of
 from et.utils.errors import UserError
 from et.utils.files import replacing, write_atomically
-from et.utils.parallel import mapped
+from et.utils.parallel import parallel_map
 
 Molecule = tuple[list[str], np.ndarray, float]  # atom types (n,), bond orders (n, n), label
 SUBSET_TRAIN = 10_000
@@ -292,7 +292,7 @@ def build(folder: Path, seed: int, all_from_smiles: bool) -> None:
     parts["train"] = np.setdiff1d(np.arange(len(smiles)), np.concatenate([parts["val"], parts["test"]]))
     rng, total = np.random.default_rng(seed), len(parts["train"])
     chosen["train"] = np.sort(rng.choice(total, min(SUBSET_TRAIN, total), replace=False))
-    molecules = mapped(build_molecule, smiles, what="building molecules", parallel=True, bar=True, together=256)
+    molecules = parallel_map(build_molecule, smiles, what="building molecules", parallel=True, bar=True, together=256)
     raw.mkdir(parents=True, exist_ok=True)
     used = official.exists() and not all_from_smiles
     write_atomically(raw / REBUILT, json.dumps(describe(parts, chosen, seed, used), indent=1) + "\n")

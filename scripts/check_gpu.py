@@ -149,7 +149,7 @@ def measure_errors(check: Check) -> None:
             for own in (False, True):
                 qk = operand(check, dtype, 2, n, 2, plan.heads, plan.width)
                 for form, run in dense_forms(n == plan.tokens[-1] and not own).items():
-                    pair = [lambda a, b, f=f, own=own: f(a, b, own) for f in (run, kernels_dense.composed)]
+                    pair = [lambda a, b, f=f, own=own: f(a, b, own) for f in (run, kernels_dense.plain_attention)]
                     case = f"all pairs, N {n}{', self-attention' * own}"
                     compare(case, form, *pair, [qk, betas(check, plan.heads, 0.2)])
         q, k = (operand(check, dtype, edges.num_nodes, 2, plan.width, seed=seed) for seed in (0, 1))

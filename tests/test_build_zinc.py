@@ -155,8 +155,10 @@ def folder(tmp_path: Path, sample) -> Path:
 @pytest.fixture
 def in_this_process(monkeypatch):
     """Let the script build here: processes of its own take seconds to start."""
-    mapped = build_zinc.mapped
-    monkeypatch.setattr(build_zinc, "mapped", lambda *work, **options: mapped(*work, **options | {"parallel": False}))
+    mapped = build_zinc.parallel_map
+    monkeypatch.setattr(
+        build_zinc, "parallel_map", lambda *work, **options: mapped(*work, **options | {"parallel": False})
+    )
 
 
 def test_the_files_are_what_both_readers_read(folder, sample, in_this_process):

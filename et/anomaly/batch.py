@@ -93,7 +93,7 @@ def induced(whole: NodeBatch, train: Tensor, val: Tensor, test: Tensor) -> NodeB
     )
 
 
-def joined(batches: list[NodeBatch]) -> NodeBatch:
+def disjoint_union(batches: list[NodeBatch]) -> NodeBatch:
     """Disjoint union of several subgraphs."""
     if len(batches) == 1:
         return batches[0]

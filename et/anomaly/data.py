@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from et.anomaly.batch import NodeBatch, SubgraphSamples, induced, joined
+from et.anomaly.batch import NodeBatch, SubgraphSamples, disjoint_union, induced
 from et.anomaly.graph import (
     NodeGraph,
     check_graph,
@@ -276,7 +276,7 @@ class NodeDataModule(pl.LightningDataModule):
             return whole_graph_loader(induced(whole, whole.train, nothing, nothing) if self.inductive else whole)
         samples = SubgraphSamples(self.whole, self.sample_ratio, self.seed, self.subgraphs)
         return DataLoader(
-            samples, batch_size=self.subgraphs // world, sampler=EpochSampler(len(samples)), collate_fn=joined,
+            samples, batch_size=self.subgraphs // world, sampler=EpochSampler(len(samples)), collate_fn=disjoint_union,
             generator=torch.Generator(),
         )  # fmt: skip
 

@@ -45,7 +45,7 @@ class PaperDynamics(nn.Module):
         """g_T of x_T, (n, D)."""
         return self.block.norm(x)
 
-    def taken_apart(self) -> list[Step]:
+    def as_steps(self) -> list[Step]:
         """The T steps, for :func:`et.anomaly.scoring.take_step`."""
         attention, hopfield = self.block.attention, self.block.hopfield
 
@@ -111,7 +111,7 @@ class ReleasedDynamics(nn.Module):
             return x
         return torch.where(reached[:, None], x, torch.zeros_like(x))
 
-    def taken_apart(self) -> list[Step]:
+    def as_steps(self) -> list[Step]:
         """The T steps, for :func:`et.anomaly.scoring.take_step`; without dropout."""
         return [
             Step(
@@ -119,7 +119,7 @@ class ReleasedDynamics(nn.Module):
                 w_query=block.w_query,
                 w_key=block.w_key,
                 edge_weights=block.edge_weights,
-                hopfield=block.remember if block.memories is not None else None,
+                hopfield=block.hopfield_update if block.memories is not None else None,
                 from_normalised=True,
             )
             for block in self.step_blocks

@@ -30,7 +30,7 @@ def neighbour_attention(block: EnergyTransformerBlock, g: Tensor, topology: Edge
     return segment_softmax(edge_scores(q, k, topology.edges) * attention.beta, topology.edges)
 
 
-def share_of(weights: Tensor, chosen: Tensor, topology: EdgeTopology) -> Tensor:
+def attention_share(weights: Tensor, chosen: Tensor, topology: EdgeTopology) -> Tensor:
     """Share of each node's attention on neighbours in ``chosen``: weights (E,), chosen (N,) bool -> (N,)."""
     total = weights.new_zeros(topology.num_nodes)
     return total.index_add_(0, topology.edges.query.long(), weights * chosen[topology.edges.key])
@@ -53,7 +53,7 @@ class NodesSeen:
 
 
 @torch.no_grad()
-def look(network: AnomalyTransformer, batch: NodeBatch, relation: int = 0) -> NodesSeen:
+def final_state(network: AnomalyTransformer, batch: NodeBatch, relation: int = 0) -> NodesSeen:
     """Descend on the whole graph and record the final state."""
     dynamics, topology = network.dynamics, batch.topologies[relation]
     x = descend(
@@ -71,7 +71,7 @@ def look(network: AnomalyTransformer, batch: NodeBatch, relation: int = 0) -> No
     return NodesSeen(attention, 1 / degree[topology.edges.query].float(), energies)
 
 
-def numbers_of(seen: NodesSeen, labels: Tensor, topology: EdgeTopology) -> dict[str, Any]:
+def figure_summary(seen: NodesSeen, labels: Tensor, topology: EdgeTopology) -> dict[str, Any]:
     """Summary of the figures.
 
     Returns:
@@ -87,8 +87,8 @@ def numbers_of(seen: NodesSeen, labels: Tensor, topology: EdgeTopology) -> dict[
         nodes = connected & (labels == label)
         if seen.attention is not None and nodes.any():
             found["attention_on_anomalous"][kind] = {
-                "attention": float(share_of(seen.attention, anomalous, topology)[nodes].mean()),
-                "neighbours": float(share_of(seen.uniform, anomalous, topology)[nodes].mean()),
+                "attention": float(attention_share(seen.attention, anomalous, topology)[nodes].mean()),
+                "neighbours": float(attention_share(seen.uniform, anomalous, topology)[nodes].mean()),
             }
     for name, energy in seen.energies.items():
         means = {kind: float(energy[labels == label].mean()) for label, kind in KINDS.items()}
@@ -156,7 +156,7 @@ def draw_energies(seen: NodesSeen, labels: Tensor, numbers: dict[str, Any], path
 
 
 def draw_figures(network: torch.nn.Module, data: NodeDataModule, folder: Path) -> dict[str, Any]:
-    """Draw neighbours.png and energies.png of the first relation; returns :func:`numbers_of`.
+    """Draw neighbours.png and energies.png of the first relation; returns :func:`figure_summary`.
 
     Raises:
         UserError: The network has no energy: a baseline, or the released model.
@@ -166,8 +166,8 @@ def draw_figures(network: torch.nn.Module, data: NodeDataModule, folder: Path) -
     folder.mkdir(parents=True, exist_ok=True)
     data.setup()
     batch, network = data.whole, network.cpu().eval()
-    seen, topology = look(network, batch), batch.topologies[0]
-    numbers = numbers_of(seen, batch.labels, topology)
+    seen, topology = final_state(network, batch), batch.topologies[0]
+    numbers = figure_summary(seen, batch.labels, topology)
     if seen.attention is not None:
         draw_neighbours(seen, batch.labels, topology, batch.nodes, folder / "neighbours.png")
     draw_energies(seen, batch.labels, numbers, folder / "energies.png")

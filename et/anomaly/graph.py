@@ -11,7 +11,7 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from et.core.csr import is_whole
+from et.core.csr import is_integer
 from et.utils.errors import UserError
 
 UNLABELLED = -1
@@ -84,7 +84,7 @@ def check_graph(graph: NodeGraph) -> None:
     for name, edge_index in graph.relations.items():
         if edge_index.dim() != 2 or edge_index.shape[0] != 2:
             raise UserError(f"relation {name!r} of {where} must be (2, E), but is {tuple(edge_index.shape)}")
-        if not is_whole(edge_index):
+        if not is_integer(edge_index):
             raise UserError(f"relation {name!r} of {where} must hold integer node ids, but holds {edge_index.dtype}")
         if edge_index.numel() == 0:
             raise UserError(f"relation {name!r} of {where} has no edges: leave it out of the file")

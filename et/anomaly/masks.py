@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from et.anomaly.graph import UNLABELLED
-from et.anomaly.splits import GADBENCH_TRIALS, Split, checked
+from et.anomaly.splits import GADBENCH_TRIALS, Split, check_split
 from et.utils.errors import UserError
 from et.utils.pyg_file import load_pyg
 
@@ -47,7 +47,7 @@ def masked_split(path: Path, labels: np.ndarray, seed: int, semi_supervised: boo
                 f"{path}: {len(shared)} nodes are in both the {PARTS[first]} and the {PARTS[second]} part, "
                 f"for example node {shared[0]}: a node belongs to one part at most"
             )
-    return checked(Split(*parts), labels, f" that is labelled: look at the masks of {path}")
+    return check_split(Split(*parts), labels, f" that is labelled: look at the masks of {path}")
 
 
 def _column(mask: np.ndarray, num_nodes: int, seed: int, semi_supervised: bool, what: str) -> np.ndarray:

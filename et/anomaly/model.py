@@ -210,7 +210,7 @@ class AnomalyTransformer(nn.Module):
             x = torch.cat([self.tokens(features[part], nodes[part], known[part]) for part in parts])
             if self.released and len(topologies) > 1 and kept is None:
                 kept = torch.zeros_like(x)
-            for step in self.dynamics.taken_apart():
+            for step in self.dynamics.as_steps():
                 x = take_step(step, x, topology, block, kept=kept)
             finals.append(x)
         log_odds, reached = features.new_empty(len(features)), reached_nodes(topologies)

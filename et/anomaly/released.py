@@ -99,7 +99,7 @@ class ReleasedBlock(nn.Module):
             kept = update if kept is None else torch.where(topology.edges.degree[:, None] > 0, update, kept)
             out = out + kept
         if self.memories is not None:
-            out = out + self.remember(g)
+            out = out + self.hopfield_update(g)
         return out, kept
 
     def attend(self, g: Tensor, topology: EdgeTopology) -> Tensor:
@@ -117,7 +117,7 @@ class ReleasedBlock(nn.Module):
         scores = (scores / self.beta).clamp(-CLAMP, CLAMP)
         return segment_softmax(scores, topology.edges)
 
-    def remember(self, g: Tensor) -> Tensor:
+    def hopfield_update(self, g: Tensor) -> Tensor:
         """Update of the Hopfield network, (N, D)."""
         if not (self.training and self.dropout > 0):
             return relu_response(g, self.memories)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from et.anomaly.graph import UNLABELLED, NodeGraph, check_graph
 from et.anomaly.published import PUBLISHED
-from et.core.csr import is_whole
+from et.core.csr import is_integer
 from et.runs.record import COUNTS_ONLY, USER_DATA
 from et.utils.errors import UserError
 from et.utils.features import as_features, as_tensor
@@ -247,7 +247,7 @@ def features_of(array: np.ndarray | Tensor) -> Tensor:
 def edges_of(array: np.ndarray | Tensor) -> Tensor:
     """(2, E) int32 or int64; other integer types, which torch cannot index with, become int64."""
     edges = as_tensor(array)
-    return edges.long() if is_whole(edges) and edges.dtype not in (torch.int32, torch.int64) else edges
+    return edges.long() if is_integer(edges) and edges.dtype not in (torch.int32, torch.int64) else edges
 
 
 def labels_of(array: np.ndarray | Tensor) -> Tensor:

@@ -109,7 +109,7 @@ def gadbench_split(labels: np.ndarray, train_ratio: float | str, trial: int, nam
         shuffled = np.random.RandomState(DGL_SEED).permutation(nodes)
         train, val = (int(share * len(nodes)) for share in DGL_SHARES)
         parts = shuffled[:train], shuffled[len(nodes) - val :], shuffled[train : len(nodes) - val]
-        return checked(Split(*map(np.sort, parts)), labels)
+        return check_split(Split(*map(np.sort, parts)), labels)
     if name in SPLIT_IN_FILE:
         raise UserError(f"GADBench's split of {name} is by time and stands in its file: set data.split=masks")
     if name not in GADBENCH_RATIOS:
@@ -147,7 +147,7 @@ def _stratified(labels: np.ndarray, nodes: np.ndarray, ratio: float | str, num_v
         val, test = train_test_split(rest, stratify=labels[rest], train_size=num_val, random_state=state)
     except ValueError as error:
         raise _cannot_split(labels, nodes, ratio, error) from error
-    return checked(Split(np.sort(train), np.sort(val), np.sort(test)), labels)
+    return check_split(Split(np.sort(train), np.sort(val), np.sort(test)), labels)
 
 
 def _check_ratio(train_ratio: float | str) -> None:
@@ -162,8 +162,8 @@ def _cannot_split(labels: np.ndarray, nodes: np.ndarray, train_ratio: float, err
     )
 
 
-def checked(split: Split, labels: np.ndarray, advice: str = "") -> Split:
-    """``split`` as it is.
+def check_split(split: Split, labels: np.ndarray, advice: str = "") -> Split:
+    """Return ``split`` if every part has nodes of both classes.
 
     Raises:
         UserError: A part lacks one of the two classes.
@@ -202,7 +202,7 @@ def stratified_split(labels: np.ndarray, train_ratio: float | str, seed: int, pr
     except ValueError as error:
         raise _cannot_split(labels, nodes, train_ratio, error) from error
     advice = f" at train_ratio {train_ratio}: raise data.train_ratio, or label more nodes of that class"
-    return checked(Split(np.sort(train), np.sort(val), np.sort(test)), labels, advice)
+    return check_split(Split(np.sort(train), np.sort(val), np.sort(test)), labels, advice)
 
 
 def few_anomalies(labels: np.ndarray, split: Split) -> list[str]:

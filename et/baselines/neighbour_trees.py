@@ -84,10 +84,10 @@ class NeighbourTrees(nn.Module):
         known = open_labels(labels, train) if self.takes_known_labels else None
         inputs, of_train = self.inputs(features, topologies, known)[train].cpu().numpy(), labels[train].cpu().numpy()
         order = np.lexsort((of_train, *inputs.T))
-        self.trees = self.grown(inputs[order], of_train[order])
+        self.trees = self.grow(inputs[order], of_train[order])
 
-    def grown(self, inputs: np.ndarray, labels: np.ndarray) -> Any:
-        """The ensemble, fitted to (m, F) and (m,)."""
+    def grow(self, inputs: np.ndarray, labels: np.ndarray) -> Any:
+        """The ensemble, fitted to inputs (m, F) and labels (m,)."""
         from sklearn.ensemble import HistGradientBoostingClassifier
 
         return HistGradientBoostingClassifier(**self.settings).fit(inputs, labels)
@@ -135,7 +135,7 @@ class XGBGraph(NeighbourTrees):
     ):
         super().__init__(hops=hops, known_labels=known_labels)
         check_sizes(rounds=rounds, max_depth=max_depth)
-        self.aggregate = checked_aggregate(aggregate)
+        self.aggregate = check_aggregate(aggregate)
         self.settings = {
             "n_estimators": rounds,
             "learning_rate": learning_rate,
@@ -147,7 +147,7 @@ class XGBGraph(NeighbourTrees):
             "n_jobs": torch.get_num_threads(),
         }
 
-    def grown(self, inputs: np.ndarray, labels: np.ndarray) -> Any:
+    def grow(self, inputs: np.ndarray, labels: np.ndarray) -> Any:
         try:
             from xgboost import XGBClassifier
         except ImportError as error:
@@ -184,7 +184,7 @@ class RFGraph(NeighbourTrees):
     ):
         super().__init__(hops=hops, known_labels=known_labels)
         check_sizes(num_trees=num_trees)
-        self.aggregate = checked_aggregate(aggregate)
+        self.aggregate = check_aggregate(aggregate)
         self.settings = {
             "n_estimators": num_trees,
             "criterion": criterion,
@@ -193,7 +193,7 @@ class RFGraph(NeighbourTrees):
             "random_state": seed,
         }
 
-    def grown(self, inputs: np.ndarray, labels: np.ndarray) -> Any:
+    def grow(self, inputs: np.ndarray, labels: np.ndarray) -> Any:
         from sklearn.ensemble import RandomForestClassifier
 
         return RandomForestClassifier(**self.settings).fit(inputs, labels, sample_weight=class_weights(labels))
@@ -211,7 +211,7 @@ def class_weights(labels: np.ndarray) -> np.ndarray:
     return np.where(anomalous, (~anomalous).sum() / anomalous.sum(), 1.0)
 
 
-def checked_aggregate(name: str) -> str:
+def check_aggregate(name: str) -> str:
     """``name`` as it is.
 
     Raises:

@@ -54,7 +54,7 @@ class SortedEdges:
             ValueError: ``edge_index`` has another shape, is not integer, names a node outside 0 .. N-1, or is too
                 large.
         """
-        if edge_index.dtype not in (torch.int32, torch.int64) and is_whole(edge_index):
+        if edge_index.dtype not in (torch.int32, torch.int64) and is_integer(edge_index):
             edge_index = edge_index.long()  # torch indexes and compares with these two only
         check_edge_index(edge_index, num_nodes)
         key, query = edge_index[0], edge_index[1]
@@ -65,7 +65,7 @@ class SortedEdges:
             row_start, key, order = compiled.sort_edges(key, query, num_nodes)
         else:
             _, order = torch.sort(query.long() * num_nodes + key, stable=True)
-            key, row_start, order = key[order].int(), pointers(query, num_nodes), order.int()
+            key, row_start, order = key[order].int(), row_pointers(query, num_nodes), order.int()
         return cls(row_start, key, order, num_nodes)
 
     @classmethod
@@ -104,7 +104,7 @@ class SortedEdges:
         if compiled is not None:
             start, query = compiled.queries_by_key(self.row_start, self.key)
         else:
-            start, query = pointers(self.key, self.num_nodes), self.query[self.key_position]
+            start, query = row_pointers(self.key, self.num_nodes), self.query[self.key_position]
         if torch.equal(start, self.row_start) and torch.equal(query, self.key):
             return self.row_start, self.key  # a symmetric graph: one copy serves both
         return start, query
@@ -138,7 +138,7 @@ def check_edge_index(edge_index: Tensor, num_nodes: int) -> None:
     """
     if edge_index.dim() != 2 or edge_index.shape[0] != 2:
         raise ValueError(f"edge_index must be (2, E), row 0 keys and row 1 queries; got {tuple(edge_index.shape)}")
-    if not is_whole(edge_index):
+    if not is_integer(edge_index):
         raise ValueError(f"edge_index must hold integers; got {edge_index.dtype}")
     if _has_no_values(edge_index):
         return
@@ -149,7 +149,7 @@ def check_edge_index(edge_index: Tensor, num_nodes: int) -> None:
         raise ValueError(f"edge_index names nodes {low} .. {high}, but the graph has nodes 0 .. {num_nodes - 1}")
 
 
-def is_whole(values: Tensor) -> bool:
+def is_integer(values: Tensor) -> bool:
     """True if ``values`` have an integer type, signed or unsigned."""
     return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
 
@@ -159,7 +159,7 @@ def _has_no_values(tensor: Tensor) -> bool:
     return torch.compiler.is_compiling() or tensor.is_meta
 
 
-def pointers(node: Tensor, num_nodes: int) -> Tensor:
+def row_pointers(node: Tensor, num_nodes: int) -> Tensor:
     """Start of each node's range in the sorted ``node`` (E,), and the end of the last: (N + 1,) int64."""
     start = torch.zeros(num_nodes + 1, dtype=torch.int64, device=node.device)
     start[1:] = torch.bincount(node, minlength=num_nodes).cumsum(0)

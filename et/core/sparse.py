@@ -127,7 +127,7 @@ def log_partition(q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, backen
     return _LogPartition.apply(q, k, beta, edges, backend)
 
 
-def check_fit(q: Tensor, edges: SortedEdges) -> None:
+def check_shapes(q: Tensor, edges: SortedEdges) -> None:
     """Raise ValueError unless ``q`` is (N, H, Y) with the edges' N: compiled kernels would read out of bounds."""
     if q.dim() != 3 or q.shape[0] != edges.num_nodes:
         raise ValueError(
@@ -140,7 +140,7 @@ def _operands(
     q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, half: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Operands of a backend: queries and keys in at least float32 unless it takes ``half`` precision, beta always."""
-    check_fit(q, edges)
+    check_shapes(q, edges)
     beta = beta.to(torch.promote_types(q.dtype, torch.float32))
     if not half or q.dtype != k.dtype:
         q, k = at_least_float32(q), at_least_float32(k)

@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from et.core.csr import SortedEdges
 from et.core.precision import at_least_float32, differentiable_gradient
-from et.core.sparse import check_fit, edge_aggregate, edge_scores, segment_logsumexp, segment_softmax, select_backend
+from et.core.sparse import check_shapes, edge_aggregate, edge_scores, segment_logsumexp, segment_softmax, select_backend
 
 
 def _weighted_scores(products: Tensor, ahat: Tensor, beta: Tensor, head_mix: Tensor | None) -> Tensor:
@@ -75,12 +75,12 @@ class WeightedEdges:
 
     def log_partition(self, q: Tensor, k: Tensor, beta: Tensor) -> Tensor:
         """log of the sum over a query's edges of exp(z): q, k (N, H, Y) -> (N, H); 0 for a query without keys."""
-        check_fit(q, self.edges)
+        check_shapes(q, self.edges)
         return segment_logsumexp(self._scores(q, k, beta), self.edges)
 
     def attend(self, q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
         """(sum_B c_CB K_B, sum_C c_CB Q_C), each (N, H, Y)."""
-        check_fit(q, self.edges)
+        check_shapes(q, self.edges)
         if self.head_mix is None and _has_kernels(q):
             dtype, (q, k) = q.dtype, (at_least_float32(x).contiguous() for x in (q, k))
             u, v = _WeightedAttention.apply(q, k, beta.to(q.dtype), self.weight.to(q.dtype).contiguous(), self.edges)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from et.core.csr import is_whole
+from et.core.csr import is_integer
 from et.graphs.batch import GraphBatch, pack
 from et.graphs.sources import SPLITS, Source, consecutive
 from et.graphs.synthetic import hash_graphs
@@ -118,7 +118,7 @@ def check_graph(graph: Any, where: str) -> None:
         if value is not None and not isinstance(value, Tensor):
             raise UserError(f"{key} of {where} is not a tensor but {type(value).__name__}")
     edge_index = graph.edge_index
-    if edge_index.dim() != 2 or edge_index.shape[0] != 2 or not is_whole(edge_index):
+    if edge_index.dim() != 2 or edge_index.shape[0] != 2 or not is_integer(edge_index):
         raise UserError(
             f"edge_index of {where} must be whole numbers (2, E), not {edge_index.dtype} {tuple(edge_index.shape)}"
         )

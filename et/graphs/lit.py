@@ -61,7 +61,7 @@ class GraphTask(Task):
         "test/accuracy", "test/accuracy_weighted", "test/accuracy_std", "test/accuracy_all", "val/accuracy",
         "test/mae", "test/mae_constant", "val/mae",
     )  # fmt: skip
-    repeat_tolerance = 0.1  # one graph of a small test fold may change sides
+    repeat_tolerance = 0.15  # two of the 19 graphs of a test fold of MUTAG may change sides
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class GraphTask(Task):
         self.val_measures.update(self.network(batch), batch.y)
 
     def on_validation_epoch_end(self) -> None:
-        self._log("val", self.measured(self.val_measures))
+        self._log("val", self.compute_and_reset(self.val_measures))
 
     def on_test_epoch_start(self) -> None:
         # For noise in evaluation: the same scores whenever the weights are tested.
@@ -182,7 +182,7 @@ class GraphTask(Task):
         return constant_answers(inputs)
 
     def on_test_epoch_end(self) -> None:
-        found, data = self.measured(self.test_measures), self.trainer.datamodule
+        found, data = self.compute_and_reset(self.test_measures), self.trainer.datamodule
         if self.num_classes == 1 and data is not None:
             train, test = (data.graphs.select(data.split[part]).y for part in ("train", "test"))
             self.log("test/mae_constant", constant_error(train, test))
@@ -193,7 +193,7 @@ class GraphTask(Task):
         else:
             self._log_released(found["accuracy"], data)
 
-    def measured(self, measures: Measures) -> dict[str, float]:
+    def compute_and_reset(self, measures: Measures) -> dict[str, float]:
         """Metrics since the last call, without ``accuracy_weighted`` if the targets are of graphs."""
         found = measures.compute()
         measures.reset()
@@ -246,7 +246,7 @@ class GraphTask(Task):
                     with self.trainer.precision_plugin.forward_context():
                         outputs = self.network(batch)
                     again.update(outputs, batch.y)
-            return self.measured(again)
+            return self.compute_and_reset(again)
 
         # Without noise every repetition is the first: the batches are always the same, and so is their padding.
         varies = self.noisy and not self.trainer.fast_dev_run

@@ -23,7 +23,7 @@ from et.utils.files import write_atomically
 
 
 @torch.no_grad()
-def spread(network: nn.Module, data: GraphData, orders: int, seed: int = 0) -> dict[str, Any]:
+def score_by_order(network: nn.Module, data: GraphData, orders: int, seed: int = 0) -> dict[str, Any]:
     """Score the test graphs with their nodes in the order of the data and in random orders.
 
     Eigenvectors are permuted with their nodes, so only the network's dependence on the order changes the score. A
@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"{options['run']} is a run of {cfg.name}, which is not about graphs")
     data = instantiate(cfg.data)
     data.setup()
-    record = {"run": options["run"], **spread(network, data, int(orders))}
+    record = {"run": options["run"], **score_by_order(network, data, int(orders))}
     write_atomically(Path(options["run"]) / "node_order.json", json.dumps(record, indent=2) + "\n")
     print(json.dumps(record, indent=2))
 

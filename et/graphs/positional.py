@@ -12,7 +12,7 @@ from torch import Tensor
 
 from et.graphs.batch import GraphBatch
 from et.utils.files import replacing
-from et.utils.parallel import mapped
+from et.utils.parallel import parallel_map
 
 # Part of the cache's key: raise it whenever the numbers below would come out differently.
 VERSION = 1
@@ -106,7 +106,7 @@ def _compute(graphs: GraphBatch, k: int, progress: bool) -> np.ndarray:
     effort = float((sizes.astype(float) ** 3).sum())
     return np.concatenate(
         # Processes and not threads, since scipy's eigensolver keeps the interpreter's lock.
-        mapped(
+        parallel_map(
             laplacian_eigenvectors, *work, what="Laplacian eigenvectors (once; cached)", together=16,
             parallel=effort >= WORTH_PROCESSES, bar=progress and effort > WORTH_A_BAR,
         )

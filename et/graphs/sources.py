@@ -172,7 +172,7 @@ def hash_files(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def of_the_machine(error: BaseException) -> bool:
+def is_resource_error(error: BaseException) -> bool:
     """True if ``error`` says that memory, disk space or file handles ran out, which says nothing about the file being
     read.
     """
@@ -257,12 +257,12 @@ def read_processed(
             parts = torch.load(file, map_location="cpu", weights_only=True)
             return [(Data.from_dict(tensors), slices) for tensors, slices in parts]
         except Exception as error:  # whatever a damaged file leads to
-            if of_the_machine(error):
+            if is_resource_error(error):
                 raise
     try:
         found = fresh_read(read, file.parent)
     except Exception as error:
-        if of_the_machine(error):
+        if is_resource_error(error):
             raise
         raise UserError(
             f"the files in {raw} cannot be read ({type(error).__name__}: {error}): they are truncated or damaged; "

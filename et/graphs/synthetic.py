@@ -17,11 +17,11 @@ from torch import Tensor
 
 from et.graphs.batch import GraphBatch, pack
 from et.graphs.published import DIGITS_SHA256, MNIST_SHA256, PUBLISHED_PARTS, ZINC_VARIANT_SHA256
-from et.graphs.sources import Source, consecutive, files_of, hash_files, of_the_machine, warn_of_variant
+from et.graphs.sources import Source, consecutive, files_of, hash_files, is_resource_error, warn_of_variant
 from et.runs.record import USER_DATA
 from et.utils.errors import UserError
 from et.utils.files import replacing
-from et.utils.parallel import mapped
+from et.utils.parallel import parallel_map
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray | None, Any]  # x, edge_index, edge_attr, y of one graph
 
@@ -254,7 +254,7 @@ def _other_sizes(sizes: tuple[int, ...], published: tuple[int, ...]) -> str:
 
 def _each(make: Callable[[Any], Arrays], work: list[Any], what: str) -> list[Arrays]:
     much = len(work) >= 2000
-    return mapped(make, work, what=what, parallel=much, bar=much)
+    return parallel_map(make, work, what=what, parallel=much, bar=much)
 
 
 def _cached(path: Path, build: Callable[[], GraphBatch]) -> GraphBatch:
@@ -263,7 +263,7 @@ def _cached(path: Path, build: Callable[[], GraphBatch]) -> GraphBatch:
         try:
             return GraphBatch(**torch.load(path, weights_only=True))
         except Exception as error:  # whatever a damaged file leads to
-            if of_the_machine(error):
+            if is_resource_error(error):
                 raise
             path.unlink(missing_ok=True)
     graphs = build()
@@ -283,6 +283,6 @@ def _arrays(file: Path, *keys: str) -> tuple[np.ndarray, ...]:
         with np.load(file) as arrays:
             return tuple(arrays[key] for key in keys)
     except Exception as error:  # zipfile, zlib and numpy have errors of their own for files that are cut short
-        if of_the_machine(error):
+        if is_resource_error(error):
             raise
         raise UserError(f"{file} is truncated, damaged or another file ({error}): replace it") from error

@@ -106,7 +106,7 @@ def measure(table: Table, metric: Metric, line: Line, protocol: str) -> Measured
     values = [run.record["metrics"][metric.key] * metric.scale for run in runs]
     mean = statistics.fmean(values)
     if len(values) > 1:
-        return Measured(mean, statistics.stdev(values), len(values), over(table, runs, protocol), runs)
+        return Measured(mean, statistics.stdev(values), len(values), deviation_over(table, runs, protocol), runs)
     spread, scorings = runs[0].record["metrics"].get(metric.spread or f"{metric.key}_std"), scorings_of(table, runs[0])
     if not _finite(spread) or scorings == 1:
         return Measured(mean, None, 1, "", runs)
@@ -120,7 +120,7 @@ def scorings_of(table: Table, run: Run) -> int | None:
     return int(given[-1]) if given else table.deviation.get("scorings")
 
 
-def over(table: Table, runs: Iterable[Run], protocol: str) -> str:
+def deviation_over(table: Table, runs: Iterable[Run], protocol: str) -> str:
     """What the deviation of several runs is over: folds, seeds, or the table's own term for seeds."""
     runs = tuple(runs)
     folds, seeds = len({run.key.fold for run in runs}), len({run.key.seed for run in runs})

@@ -20,7 +20,7 @@ from et.results import paper
 from et.results.run_files import read_curves
 from et.runs.fingerprint import of_user_data
 from et.runs.foreign import read_config
-from et.runs.identity import Key, claimed_key, config_of, differences, key_of, leaves, reproduces
+from et.runs.identity import Key, claimed_key, config_of, differences, flatten, key_of, reproduces
 from et.runs.record import load_record, malformed, run_id
 from et.utils.errors import UserError, exit_on_user_error
 from et.utils.files import write_atomically
@@ -179,7 +179,7 @@ def _overrides_beyond(key: Key, own: Mapping[str, Any], config: Mapping[str, Any
     other one has changed. Keys that the experiment does not have are added with a plus, as Hydra requires.
     """
     extras: dict[str, str] = {}
-    there = leaves(own).keys()
+    there = flatten(own).keys()
     while changed := differences(own, config):
         new = {name if name in there else f"+{name}": _as_override(value) for name, (_, value) in changed.items()}
         if new.keys() <= extras.keys():

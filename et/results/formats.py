@@ -1,4 +1,7 @@
-"""A document of grids and lists as markdown, LaTeX and HTML."""
+"""A document of grids and lists as markdown, LaTeX and HTML.
+
+Not Jinja2, as the report page has it: the three formats share one walk over a document, and templates are no shorter.
+"""
 
 from __future__ import annotations
 

@@ -2,28 +2,29 @@
 
 One self-contained HTML page with the paper's tables: no network, no build step, opens from file://. It is made from the
 recorded results in experiments/ and, with --runs, from run folders, which also have pictures, full curves and recorded
-descents.
+descents. Its template is page/index.html.
 """
 
 from __future__ import annotations
 
 import argparse
-import html
 import json
 import os
-import re
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from et.results import paper
 from et.results.cells import lines_of
 from et.results.collect import Collection, Run, relative
 from et.results.evidence import Evidence
-from et.results.formats import Document, Grid, Section, Text
-from et.results.results_table import DASH, Entry
+from et.results.formats import Grid
+from et.results.results_table import DASH, Entry, has_measurement
 from et.results.run_files import read_descent
 from et.results.standing import standing_of
 from et.results.tables import gather, render
@@ -67,77 +68,38 @@ def build(
     """
     evidence, runs = Evidence(figure_bytes), gather(roots, experiments)
     evidence.descents += [found for found in map(read_descent, descents) if found is not None]
-    others = others_html(other_runs(runs), evidence)
-    tables = [paper.load(number) for number in numbers]
-    sections, standings = [], {}
-    for table in tables:
-        sections.append(table_html(table, numbers, render(table, runs, experiments)[0], evidence))
-        if table.kind == "results":
-            standings[table.number] = standing_of(table, lines_of(table, runs.of(table.experiments())))
+    others = [(group[0], len(group), evidence.add_other(*name, group)) for name, group in other_runs(runs).items()]
+    tables, shown = [], []
+    for table in map(paper.load, numbers):
+        document = render(table, runs, experiments)[0]
+        grids = [(grid, column_kinds(table, grid), grid_rows(table, grid, evidence)) for grid in document.grids]
+        lines = lines_of(table, runs.of(table.experiments())) if table.kind == "results" else None
+        standing = None if lines is None else asdict(standing_of(table, lines))
+        about = {key: getattr(table, key) for key in ("number", "title", "kind")} | {"task": task_of(table.number)}
+        tables.append(about | {"standing": standing})
+        shown.append(about | {"intro": document.intro, "grids": grids, "sections": document.sections})
     data = {
-        "cells": evidence.cells,
-        "runs": evidence.runs,
-        "configurations": evidence.configurations,
-        "descents": evidence.descents,
-        "tasks": list(TASKS),
-        "tables": [
-            {
-                "number": table.number, "title": table.title, "kind": table.kind, "task": task_of(table.number),
-                "standing": asdict(standings[table.number]) if table.number in standings else None,
-            }
-            for table in tables
-        ],
+        "cells": evidence.cells, "runs": evidence.runs, "configurations": evidence.configurations,
+        "descents": evidence.descents, "tasks": list(TASKS), "tables": tables,
     }  # fmt: skip
-    return fill(
-        (PAGE / "index.html").read_text(encoding="utf-8"),
-        {
-            "style": (PAGE / "style.css").read_text(encoding="utf-8"),
-            "script": "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS),
-            "data": json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c"),
-            "navigation": navigation_html(numbers),
-            "docs": html.escape(docs, quote=True),
-            "others": others,
-            "tables": "\n".join(sections),
-            "commit": html.escape(git_commit()[:12]),
-        },
+    environment = Environment(
+        loader=FileSystemLoader(PAGE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    return environment.get_template("index.html").render(
+        style=(PAGE / "style.css").read_text(encoding="utf-8"),
+        script="\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS),
+        data=json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c"),
+        tasks={task: {n: name for n, name in names.items() if n in numbers} for task, names in TASKS.items()},
+        docs=docs,
+        others=others,
+        tables=shown,
+        commit=git_commit()[:12],
     )
 
 
 def task_of(number: int) -> str:
     """The task of a table of the paper, a key of :data:`TASKS`."""
     return next(task for task, names in TASKS.items() if number in names)
-
-
-def navigation_html(numbers: Sequence[int]) -> str:
-    """A link for each task that has one of the tables ``numbers``, to the first of them."""
-    items = []
-    for task, names in TASKS.items():
-        there = [number for number in names if number in numbers]
-        if there:
-            items.append(
-                f'<li><a href="#table-{there[0]}" data-task="{html.escape(task)}">{html.escape(task)}</a></li>'
-            )
-    return "\n".join(items)
-
-
-def tabs_html(number: int, numbers: Sequence[int]) -> str:
-    """Links between the tables of one task; empty if it has one table only."""
-    task = task_of(number)
-    there = [other for other in TASKS[task] if other in numbers]
-    if len(there) < 2:
-        return ""
-    items = [
-        f'<li><a href="#table-{other}"{" aria-current=page" if other == number else ""}>'
-        f"{html.escape(TASKS[task][other])} <small>table {other}</small></a></li>"
-        for other in there
-    ]
-    name = html.escape(f"{task}, from table {number}")
-    return f'<nav class="tabs" aria-label="{name}"><ul>{"".join(items)}</ul></nav>'
-
-
-def fill(template: str, parts: Mapping[str, str]) -> str:
-    """Replace each {{name}} in ``template``; inserted text is not searched again."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
 def other_runs(runs: Collection) -> dict[tuple[str, str], list[Run]]:
@@ -150,114 +112,39 @@ def other_runs(runs: Collection) -> dict[tuple[str, str], list[Run]]:
     return found
 
 
-def others_html(groups: Mapping[tuple[str, str], Sequence[Run]], evidence: Evidence) -> str:
-    """Table of the runs that are in none of the paper's tables; empty if there are none."""
-    if not groups:
-        return ""
-    rows = []
-    for (experiment, protocol), runs in groups.items():
-        name = evidence.add_other(experiment, protocol, runs)
-        count = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
-        rows.append(
-            f'<tr><th scope="row">{html.escape(experiment)}</th><td>{html.escape(protocol)}</td>'
-            f"<td>{html.escape(runs[0].variant or 'exact')}</td>"
-            f'<td class="number" data-value="{len(runs)}">{cell_button(name, count)}</td></tr>'
-        )
-    head = "".join(_column(text) for text in ("Experiment", "Protocol", "Data")) + _column("Runs", "number")
-    return (
-        '<section aria-labelledby="others-title"><h2 id="others-title">Runs outside the paper’s tables</h2>'
-        '<div class="wide"><table>'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></section>"
-    )
-
-
-def table_html(table: paper.Table, numbers: Sequence[int], document: Document, evidence: Evidence) -> str:
-    """The section of one table of the paper; ``numbers`` are the page's tables."""
-    name = f"table-{table.number}"
-    parts = [
-        f'<section class="paper-table {table.kind}" id="{name}" aria-labelledby="{name}-title" '
-        f'data-task="{html.escape(task_of(table.number))}">',
-        tabs_html(table.number, numbers),
-        f'<p class="eyebrow">Table {table.number}</p>',
-        f'<h1 class="title" id="{name}-title" tabindex="-1">{html.escape(table.title)}</h1>',
-        f'<p class="intro">{html.escape(document.intro)}</p>' if document.intro else "",
-        *(grid_html(table, grid, evidence) for grid in document.grids),
-        *(section_html(section) for section in document.sections),
-        "</section>",
-    ]
-    return "\n".join(part for part in parts if part)
-
-
-def grid_html(table: paper.Table, grid: Grid, evidence: Evidence) -> str:
-    """One grid. One of the columns that name a row is its head; on a phone the others are shown inside that head."""
+def column_kinds(table: paper.Table, grid: Grid) -> list[str]:
+    """What each column is: the "head" of the rows, another "condition" that names them, or "number"."""
     head = 0 if table.kind == "statistics" else grid.heads - 1
+    return [
+        "head" if index == head else "condition" if index < grid.heads else "number"
+        for index in range(len(grid.columns))
+    ]
+
+
+def grid_rows(table: paper.Table, grid: Grid, evidence: Evidence) -> list[dict[str, Any]]:
+    """The rows of a grid for the page; the runs behind their entries are added to ``evidence``.
+
+    Returns:
+        For each row its ``classes``, ``where`` (what names it beside its head; on a phone it stands inside the head)
+        and ``entries``: text, classes, and the name of the cell or None.
+    """
+    kinds = column_kinds(table, grid)
     named = len(table.condition_columns) or grid.heads - 1  # the columns in which rows are grouped
     rows, before = [], None
     for row in grid.rows:
-        group = [item.text for item in row[:named]] if head else None
-        again, before = group is not None and group == before, group
-        entries = [_entry(table, grid, row, index, head, evidence) for index in range(len(row))]
-        measured = any(isinstance(item.cell, Entry) and item.cell.measured is not None for item in row)
-        classes = " ".join(name for name, is_so in (("measured", measured), ("again", again)) if is_so)
-        rows.append(f'<tr class="{classes}">{"".join(entries)}</tr>')
-    caption = html.escape(grid.caption)
-    columns = [
-        _column(name, "head" if index == head else "condition" if index < grid.heads else "number")
-        for index, name in enumerate(grid.columns)
-    ]
-    shown = (
-        f'<div class="wide" tabindex="0" role="region" aria-label="{caption}"><table>'
-        f"<caption>{caption}</caption><thead><tr>{''.join(columns)}</tr></thead>\n<tbody>\n"
-        + "\n".join(rows)
-        + "\n</tbody></table></div>"
-    )
-    if not grid.folded:
-        return shown
-    return (
-        f'<details class="folded"><summary>{caption} <span class="count">{len(rows)}</span></summary>{shown}</details>'
-    )
-
-
-def _column(name: str, kind: str = "head") -> str:
-    sort = f'<button type="button" class="sort">{html.escape(name)}</button>'
-    return f'<th scope="col" aria-sort="none" class="{kind}">{sort}</th>'
-
-
-def _entry(table: paper.Table, grid: Grid, row: Sequence[Text], index: int, head: int, evidence: Evidence) -> str:
-    item, heads = row[index], grid.heads
-    text = html.escape(item.text)
-    text = f"<strong>{text}</strong>" if item.bold and text else text
-    if index == head:
-        where = " · ".join(other.text for n, other in enumerate(row[:heads]) if n != head and other.text)
-        return f'<th scope="row"><span class="where">{html.escape(where)}</span>{text}</th>'
-    if index < heads:
-        grouped = index < (len(table.condition_columns) or heads - 1)
-        return f'<td class="condition{" grouped" if grouped else ""}">{text}</td>'
-    value = "" if item.value is None else f' data-value="{item.value:.6g}"'
-    if isinstance(item.cell, Entry):
-        text = cell_button(evidence.add_cell(table, item.cell), item.text, item.bold)
-    # On a phone a row is a card, and each entry stands beside its column's name; what is empty is left out there.
-    label, kind = html.escape(grid.columns[index]), "number"
-    kind += " empty" if item.text in ("", DASH.text) else " long" if len(item.text) > 24 else ""
-    return f'<td class="{kind}" data-label="{label}"{value}>{text}</td>'
-
-
-def cell_button(name: str, text: str, bold: bool = False) -> str:
-    """Button that opens a cell; the number of runs is smaller than the value."""
-    shown = re.sub(r"(\(n = .*\))$", r"<small>\1</small>", html.escape(text))
-    kind = "cell missing" if text == "missing" else "cell"
-    shown = f"<strong>{shown}</strong>" if bold else shown
-    return f'<button type="button" class="{kind}" data-cell="{name}" aria-haspopup="dialog">{shown}</button>'
-
-
-def section_html(section: Section) -> str:
-    """Collapsed section below the grids."""
-    if section.code:
-        body = '<pre tabindex="0"><code>' + html.escape("\n".join(section.points)) + "</code></pre>"
-    else:
-        body = "<ul>" + "".join(f"<li>{html.escape(point)}</li>" for point in section.points) + "</ul>"
-    count = f' <span class="count">{len(section.points)}</span>'
-    return f"<details><summary>{html.escape(section.heading)}{count}</summary>{body}</details>"
+        group = None if kinds[0] == "head" else [item.text for item in row[:named]]
+        entries = []
+        for index, (item, kind) in enumerate(zip(row, kinds, strict=True)):
+            if kind == "condition" and index < named:
+                kind += " grouped"
+            elif kind == "number":  # on a phone, an empty entry is left out and a long one gets a line of its own
+                kind += " empty" if item.text in ("", DASH.text) else " long" if len(item.text) > 24 else ""
+            entries.append((item, kind, evidence.add_cell(table, item.cell) if isinstance(item.cell, Entry) else None))
+        classes = ["measured"] * has_measurement(row) + ["again"] * (group is not None and group == before)
+        where = [item.text for item, kind in zip(row, kinds, strict=True) if kind == "condition" and item.text]
+        rows.append({"classes": " ".join(classes), "where": " · ".join(where), "entries": entries})
+        before = group
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,9 @@
 
 Where a section names a class (``_target_``), its constructor says which keys and values there are. The other sections
 are listed in :mod:`et.runs.config_schema`.
+
+Not Hydra's structured configurations: their dataclasses would repeat the arguments of every constructor, defaults
+included, and there would be none for a user's own class.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Which experiments there are: the files of conf/experiment, and what conf/variants.yaml composes from them.
+"""Which experiments there are: the files of conf/experiment, and what conf/variants.yaml composes.
 
-``yelp_1pct_bwgnn`` has no file. It is the experiment ``yelp_1pct`` with the variant ``bwgnn``: the same data and the
-same split with another model. ``yelp_1pct_no_hopfield`` is ``yelp_1pct`` with one value changed.
+``yelp_1pct`` has no file. It is the data file ``yelp`` with the settings of a cell of table 1. Nor has
+``yelp_1pct_bwgnn``. It is ``yelp_1pct`` with the variant ``bwgnn``: the same data and split with another model.
+``yelp_1pct_no_hopfield`` is ``yelp_1pct`` with one value changed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -30,30 +32,26 @@ def files() -> tuple[str, ...]:
 @cache
 def names() -> tuple[str, ...]:
     """Names of all experiments, sorted: those that have a file and those that are composed."""
-    of_data = {f"{data}_{v['suffix']}" for v in _variants() for data in _data_files() if _is_of_data(v, data)}
-    found = set(files()) | of_data
+    found = set(files()) | set(_cells())
     added = found
     while added:  # a variant may itself have variants: yelp_1pct_bwgnn_hetero
-        added = {f"{base}_{v['suffix']}" for base in added for v in _variants() if _is_of(v, base)} - found
+        added = {f"{base}_{v['suffix']}" for base in added for v in _content()["variants"] if _is_of(v, base)} - found
         found |= added
     return tuple(sorted(found))
 
 
 def described() -> dict[str, dict[str, str]]:
-    """Experiments with a file, by group: a sentence for each name, from the comment at the head of its file.
+    """Experiments that are no variants, by group: a sentence for each name, from the comments in the files.
 
-    Groups are the paper's tables in order ("Table 1"), then "Demo", "Tuned", "Smoke tests" and "Other".
+    Groups are the paper's tables in order ("Table 1"), then "Demo", "Tuned", "Smoke tests", "GADBench" and "Other".
     """
     groups: dict[str, dict[str, str]] = {}
     for name in files():
-        comments = [
-            line.removeprefix("#").strip()
-            for line in (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-            if line.startswith("#") and "@package" not in line
-        ]
-        sentence = re.split(r"(?<=[a-z0-9)])\. |(?<=[a-z0-9)]);|\.$", comments[0] if comments else "")[0]
-        sentence = re.sub(r"\s*\([^)]*$", "", sentence)  # a bracket that the cut left open
-        groups.setdefault(_group(name, " ".join(comments)), {})[name] = sentence
+        comments = _comments(FOLDER / f"{name}.yaml")
+        groups.setdefault(_group(name, " ".join(comments)), {})[name] = _first_sentence(comments)
+    for name, (data, cell) in sorted(_cells().items()):
+        sentence = _first_sentence(_comments(CONF / "data" / f"{data}.yaml"))
+        groups.setdefault(cell["group"], {})[name] = ", ".join(filter(None, (sentence, cell.get("about"))))
 
     return {group: groups[group] for group in in_order(groups)}
 
@@ -68,7 +66,17 @@ def in_order(groups: Iterable[str]) -> list[str]:
     return sorted(groups, key=place)
 
 
-_LAST_GROUPS = ("Demo", "Tuned", "Smoke tests", "Other")
+_LAST_GROUPS = ("Demo", "Tuned", "Smoke tests", "GADBench", "Other")
+
+
+def _comments(path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.removeprefix("#").strip() for line in lines if line.startswith("#") and "@package" not in line]
+
+
+def _first_sentence(comments: list[str]) -> str:
+    sentence = re.split(r"(?<=[a-z0-9)])\. |(?<=[a-z0-9)]);|\.$", comments[0] if comments else "")[0]
+    return re.sub(r"\s*\([^)]*$", "", sentence)  # a bracket that the cut left open
 
 
 def _group(name: str, comment: str) -> str:
@@ -77,22 +85,19 @@ def _group(name: str, comment: str) -> str:
             return group
     if name.endswith("_tuned"):
         return "Tuned"
-    # A data set that the paper lacks has the settings of one that it has; its table is the one of its own task.
-    if re.search(r"_\d+pct", name):
-        return "Table 1"
     table = re.search(r"[Tt]ables? (\d+)", comment)
-    return f"Table {table[1]}" if table else "Table 7" if name.startswith("zinc") else "Other"
+    return f"Table {table[1]}" if table else "Other"
 
 
 def variants_of(name: str) -> tuple[str, ...]:
     """Suffixes of the experiments composed from ``name``: ``yelp_1pct`` has ``mlp``, so there is ``yelp_1pct_mlp``."""
-    return tuple(dict.fromkeys(v["suffix"] for v in _variants() if _is_of(v, name)))
+    return tuple(dict.fromkeys(v["suffix"] for v in _content()["variants"] if _is_of(v, name)))
 
 
 def tables_of_variants() -> dict[str, tuple[dict[str, str], tuple[str, ...]]]:
     """Tables whose experiments are composed, such as "Table 12": what each suffix means, and the names that take it."""
     return {
-        f"Table {number}": (suffixes, tuple(name for name in files() if f"{name}_{next(iter(suffixes))}" in cells))
+        f"Table {number}": (suffixes, tuple(name for name in names() if f"{name}_{next(iter(suffixes))}" in cells))
         for number, suffixes in _content()["tables"].items()
         for cells in [_swept(number)]
     }
@@ -116,10 +121,12 @@ def composed(name: str) -> dict[str, Any]:
     Raises:
         KeyError: No file and no variant gives an experiment of that name.
     """
-    for variant in _variants():
+    if name in _cells():
+        data, cell = _cells()[name]
+        defaults = [f"base/{cell['base']}", "_self_", {"override /data": data}]
+        return {"defaults": defaults, "name": name, **cell.get("adds", {})}
+    for variant in _content()["variants"]:
         base = name.removesuffix(f"_{variant['suffix']}")
-        if base != name and _is_of_data(variant, base) and base in _data_files():
-            return _on_data(base, name, variant)
         if base != name and _is_of(variant, base) and base in names():
             break
     else:
@@ -147,25 +154,21 @@ def free_name(choices: str) -> dict[str, str]:
     return {} if choices == UNCHOSEN else {"name": choices.strip("-")}
 
 
-def _on_data(data: str, name: str, variant: Mapping[str, Any]) -> dict[str, Any]:
-    """Content of the file of an experiment on the data file ``data``."""
-    defaults = [f"base/{variant['base']}", "_self_", {"override /data": data}]
-    return {"defaults": defaults, "name": name, **variant.get("adds", {})}
+@cache
+def _cells() -> dict[str, tuple[str, Mapping[str, Any]]]:
+    """The data file and the entry of conf/variants.yaml that make an experiment, by the experiment's name."""
+    data_files = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))
+    return {
+        cell["name"].format(data=data): (data, cell)
+        for cell in _content()["cells"]
+        for data in data_files
+        if re.fullmatch(cell["data"], data)
+    }
 
 
 def _is_of(variant: Mapping[str, Any], name: str) -> bool:
     """True if the experiment ``name`` has this variant."""
-    return "of" in variant and re.fullmatch(variant["of"], name) is not None
-
-
-def _is_of_data(variant: Mapping[str, Any], data: str) -> bool:
-    """True if the file ``data`` of conf/data has this variant."""
-    return "data" in variant and re.fullmatch(variant["data"], data) is not None
-
-
-@cache
-def _data_files() -> tuple[str, ...]:
-    return tuple(sorted(path.stem for path in (CONF / "data").glob("*.yaml")))
+    return re.fullmatch(variant["of"], name) is not None
 
 
 def _flattened(name: str) -> tuple[dict[str, str], Any]:
@@ -184,10 +187,6 @@ def _flattened(name: str) -> tuple[dict[str, str], Any]:
         elif isinstance(entry, dict):
             choices |= {key.removeprefix("override /"): value for key, value in entry.items()}
     return choices, OmegaConf.merge(settings, own)
-
-
-def _variants() -> list[dict[str, Any]]:
-    return _content()["variants"]
 
 
 @cache

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from et.core.precision import CPU_HAS_BFLOAT16
 from et.runs.identity import differences
-from et.runs.loading import built, find_run, is_pretrained, load_run, output_folder, task_class
+from et.runs.loading import find_run, instantiate_section, is_pretrained, load_run, output_folder, task_class
 from et.utils.files import write_atomically
 
 
@@ -39,7 +39,7 @@ def draw_run(run: Path, output: Path | None = None, mask_seeds: int | None = Non
         source = {"_target_": "et.inpainting.photos.WholePhotos", "image_size": cfg.data.image_size}
         cfg.data.source, cfg.data.num_workers, cfg.data.mask_seeds = source, 0, 1
     task.set_evaluation(cfg, images=None if images is None else str(images), mask_seeds=mask_seeds)
-    data = built(cfg, "data", pl.LightningDataModule, run)
+    data = instantiate_section(cfg, "data", pl.LightningDataModule, run)
     # The published model is 30 times the size of the trainings here; its errors in bfloat16 agree to 1e-5.
     with torch.autocast("cpu", torch.bfloat16, enabled=is_pretrained(run) and CPU_HAS_BFLOAT16):
         numbers = task.draw_figures(network, data, output)

@@ -146,12 +146,12 @@ def _check_kind(override: str, overrides: Sequence[str], config: Mapping[str, An
     Hardware keys are left to Lightning, which accepts words for some numbers (trainer.devices=auto).
     """
     key = override.lstrip("+").split("=", 1)[0]
-    if not isinstance(leaves(hashed_config(config)).get(key), str):
+    if not isinstance(flatten(hashed_config(config)).get(key), str):
         return
     if key in ("deterministic", "trainer.deterministic"):  # warn is one of Lightning's values
         return
     try:
-        usual = leaves(config_of(o for o in overrides if o != override)).get(key)
+        usual = flatten(config_of(o for o in overrides if o != override)).get(key)
     except UserError:  # the configuration does not compose without it, so there is no default
         return
     if isinstance(usual, bool | int | float):
@@ -159,7 +159,7 @@ def _check_kind(override: str, overrides: Sequence[str], config: Mapping[str, An
         raise UserError(f"{override}: {kind} there, such as {json.dumps(usual)}")
 
 
-def with_counts(cfg: DictConfig) -> DictConfig:
+def fill_counts(cfg: DictConfig) -> DictConfig:
     """``cfg`` with null counts replaced by those of the user's data, which the network is built from.
 
     Raises:
@@ -193,7 +193,7 @@ def with_counts(cfg: DictConfig) -> DictConfig:
 def resolve(cfg: DictConfig, source: str | None = None) -> dict[str, Any]:
     """``cfg`` as plain data with every interpolation resolved, without Hydra's own section.
 
-    Null counts are read from the user's data (:func:`with_counts`).
+    Null counts are read from the user's data (:func:`fill_counts`).
 
     Args:
         cfg: Composed configuration.
@@ -206,9 +206,9 @@ def resolve(cfg: DictConfig, source: str | None = None) -> dict[str, Any]:
         missing = [key for key in OmegaConf.missing_keys(cfg) if not key.startswith("hydra.")]
         if missing:
             raise UserError(f"the configuration lacks {', '.join(sorted(missing))}: choose experiment=NAME or set them")
-        if source is not None:  # before with_counts, which builds the data module
+        if source is not None:  # before fill_counts, which builds the data module
             check_targets(OmegaConf.to_container(cfg, resolve=True), source)
-        config: Any = OmegaConf.to_container(with_counts(cfg), resolve=True)
+        config: Any = OmegaConf.to_container(fill_counts(cfg), resolve=True)
     except OmegaConfBaseException as error:
         check_choices(cfg)  # other values are looked up by these
         other = "; the data are of another task: choose data=NAME" if "key 'data." in str(error) else ""
@@ -247,7 +247,7 @@ def claimed_key(record: Mapping[str, Any], fold: Any, where: str) -> Key:
 
 def differences(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Hashed values in which two resolved configurations differ, as (first, second) by dotted key."""
-    a, b = leaves(hashed_config(config)), leaves(hashed_config(other))
+    a, b = flatten(hashed_config(config)), flatten(hashed_config(other))
     return {key: (a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)}
 
 
@@ -292,13 +292,13 @@ def explain(error: Exception, overrides: Sequence[str], config_name: str = "trai
     return f"{key} has no value yet in this configuration: write +{key}=..."
 
 
-def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Flatten nested mappings to values by dotted key."""
     if not isinstance(value, Mapping) or not value:
         return {prefix: value}
     found: dict[str, Any] = {}
     for name, child in value.items():
-        found.update(leaves(child, f"{prefix}.{name}" if prefix else str(name)))
+        found.update(flatten(child, f"{prefix}.{name}" if prefix else str(name)))
     return found
 
 

@@ -64,12 +64,12 @@ def load_run(run: Path | str, checkpoint: str | None = None) -> tuple[DictConfig
         UserError: There is none, or its weights do not fit.
     """
     cfg, weights, *_ = load_weights(run, checkpoint)
-    network, prefix = built(cfg, "model", torch.nn.Module, run), "network."
+    network, prefix = instantiate_section(cfg, "model", torch.nn.Module, run), "network."
     fill(network, {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}, run)
     return cfg, network.eval()
 
 
-def built(cfg: DictConfig, section: str, kind: type, run: Path | str, **given: Any) -> Any:
+def instantiate_section(cfg: DictConfig, section: str, kind: type, run: Path | str, **given: Any) -> Any:
     """What a section of a run's configuration describes.
 
     Args:

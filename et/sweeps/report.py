@@ -44,7 +44,7 @@ def report(cells: Sequence[Cell], title: str, runs: Path, verbose: bool) -> None
     if left:
         recorded = recorded_seconds()
         seconds, unknown = estimate(cells, runs, recorded)
-        known = f", about {_duration(seconds)} of training for {left - unknown} of them" if left > unknown else ""
+        known = f", about {duration(seconds)} of training for {left - unknown} of them" if left > unknown else ""
         no_guess = f"; {unknown} without an estimate: no run of their experiments is finished yet" if unknown else ""
         say(f"  left: {left} runs{known}{no_guess}")
         if count := on_record(cells, recorded):
@@ -109,6 +109,8 @@ def say(text: str) -> None:
     print(text[: 10 * shutil.get_terminal_size().columns], flush=True)
 
 
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+def duration(seconds: float) -> str:
+    """ "45 s", "12 min" or "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

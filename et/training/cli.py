@@ -87,7 +87,7 @@ def train_and_print(cfg: DictConfig) -> float | None:
     """
     if OmegaConf.is_missing(cfg, "name"):
         raise UserError(
-            "no experiment chosen: python train.py experiment=NAME (conf/experiment has the names), or choose for "
+            "no experiment chosen: python train.py experiment=NAME (--help lists the names), or choose for "
             "yourself: task=anomaly data=yelp model=bwgnn"
         )
     from et.runs.identity import check_overrides, resolve
@@ -169,7 +169,6 @@ def print_metrics(title: str, dataset: dict[str, Any], metrics: dict[str, float]
         print(f"warning: {warning}")
 
 
-# The rows that a summary shows, the most important first; four of those that a record has.
 def print_record(record: dict[str, Any], folder: str, skipped: bool, task: type[Task]) -> None:
     """A run on the terminal: a sentence, its four main metrics, and what can be done with it next.
 

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from et.runs.fingerprint import check_unseen
 from et.runs.folder import SCORES
-from et.runs.loading import built, fill, load_weights, task_class
+from et.runs.loading import fill, instantiate_section, load_weights, task_class
 from et.runs.record import read_result, run_id
 from et.training.callbacks import KeptScores
 from et.training.task import Task
 from et.training.trainer import build_tester
 from et.training.trainer_options import check_precision
-from et.utils.errors import UserError, plainly
+from et.utils.errors import UserError, raise_user_errors
 from et.utils.files import write_atomically
 
 OF_IMAGES = ("images", "crop_mode", "crop_pct", "mask_seeds")
@@ -53,7 +53,7 @@ def evaluate(options: DictConfig) -> dict[str, Any]:
     kept_scores = KeptScores(output / SCORES, run_id(OmegaConf.to_container(cfg, resolve=True)))
     callbacks = task.evaluation_callbacks(data, output, own_items=options.images is not None)
     trainer = build_tester(cfg, options.device, options.progress, kept_scores, *callbacks)
-    with plainly():
+    with raise_user_errors():
         trainer.test(task, data, verbose=False)
     if options.images is None:
         warn_of_changed_data(options.run, data)
@@ -64,7 +64,7 @@ def evaluate(options: DictConfig) -> dict[str, Any]:
         record |= {"images": str(Path(options.images).resolve()), "fitted": fitted}
     write_atomically(output / "evaluation.json", json.dumps(record, indent=2, sort_keys=True) + "\n")
     kept_scores.forget()
-    with plainly():
+    with raise_user_errors():
         task.write_report(trainer, data, output)
     return {**record, "output": str(output)}
 
@@ -99,7 +99,7 @@ def predict(run: Path | str, checkpoint: str | None = None, device: str = "auto"
     Args:
         run: The run's folder.
         checkpoint: ``best`` or ``last``. If None, the one that the run was tested with.
-        device: Auto, cpu or gpu.
+        device: ``auto``, ``cpu`` or ``gpu``.
 
     Returns:
         Node anomaly detection: ``probability`` (N,) of being anomalous, and ``label`` (N,). Graphs: ``output``, (G, C)
@@ -114,7 +114,7 @@ def predict(run: Path | str, checkpoint: str | None = None, device: str = "auto"
     if not task_class(cfg).predicts():
         raise UserError(f"{cfg.name} has no predictions of single items: evaluate.py writes what its task can show")
     task, data = assemble(cfg, weights, run)
-    with plainly():
+    with raise_user_errors():
         found = task.predictions(build_tester(cfg, device, progress=False), data)
     warn_of_changed_data(run, data)
     return found
@@ -130,8 +130,9 @@ def assemble(cfg: DictConfig, weights: dict[str, Tensor], run: Path | str) -> tu
     if record is not None and cfg.data.get("name") is not None:
         check_unseen(record["dataset"]["name"], cfg.data.name)
     check_precision(cfg.trainer, task_class(cfg))
-    data, network = built(cfg, "data", pl.LightningDataModule, run), built(cfg, "model", torch.nn.Module, run)
-    task = built(cfg, "task", Task, run, network=network, optim=cfg.optim)
+    data = instantiate_section(cfg, "data", pl.LightningDataModule, run)
+    network = instantiate_section(cfg, "model", torch.nn.Module, run)
+    task = instantiate_section(cfg, "task", Task, run, network=network, optim=cfg.optim)
     fill(task, weights, run)
     return task, data
 

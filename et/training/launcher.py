@@ -3,6 +3,9 @@
 srun and torchrun start every process themselves. Without them, :func:`run_processes` starts the ones a configuration
 asks for and waits; each reads the configuration from a file, so it does not matter what started the run: a command
 line, a sweep, a test.
+
+Not torch's elastic_launch. Its agent ends all workers with SIGTERM as soon as one fails, which here means "save and
+stop"; it dies of SIGUSR1 and SIGUSR2 instead of passing them on; and its workers outlive it if it is killed.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Comparison:
     @property
     def equal(self) -> bool:
         """Whether every metric is the same number."""
-        return all(same(*pair, tolerance=0.0) for pair in self.metrics.values())
+        return all(metrics_agree(*pair, tolerance=0.0) for pair in self.metrics.values())
 
     @property
     def agrees(self) -> bool:
@@ -53,10 +53,10 @@ class Comparison:
 
     def beyond(self, tolerance: float) -> dict[str, tuple[float | None, float | None]]:
         """The metrics that differ by more than ``tolerance``, relative and absolute, or that one of the two lacks."""
-        return {name: pair for name, pair in self.metrics.items() if not same(*pair, tolerance=tolerance)}
+        return {name: pair for name, pair in self.metrics.items() if not metrics_agree(*pair, tolerance=tolerance)}
 
 
-def same(recorded: float | None, repeated: float | None, tolerance: float) -> bool:
+def metrics_agree(recorded: float | None, repeated: float | None, tolerance: float) -> bool:
     """Whether two values of a metric agree; NaN agrees with NaN, and a metric that the record lacks with any value."""
     if recorded is None:  # newer code measures more
         return True

@@ -39,7 +39,7 @@ from et.training.run_log import command_overrides, logged
 from et.training.task import Task
 from et.training.trainer import build_trainer, quiet_libraries
 from et.training.trainer_options import ValidationComes, check_run, repeat_first_epoch
-from et.utils.errors import UserError, loader_died, plainly
+from et.utils.errors import UserError, loader_died, raise_user_errors
 from et.utils.files import write_atomically
 
 
@@ -245,7 +245,7 @@ def test(
             raise UserError(f"{error}. Start the same command again: it trains the lost epochs again") from None
     # After fit the weights in memory are those of last.ckpt: no file need be read for them.
     chosen = kept.folder / "best.ckpt" if best else None
-    with plainly():
+    with raise_user_errors():
         trainer.test(task, data, ckpt_path=chosen, weights_only=True, verbose=False)
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
 

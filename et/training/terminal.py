@@ -15,6 +15,8 @@ from pytorch_lightning.callbacks import RichProgressBar
 from rich import get_console
 from torch import Tensor
 
+from et.sweeps.report import duration
+from et.training.device import device_name
 from et.utils.paths import EXPERIMENTS
 
 
@@ -69,7 +71,7 @@ class TerminalLog(Callback):
         resumes = f", resumes at epoch {first + 1}" if first else ""
         say(f"\n{self.experiment} · {self.about}")
         say(f"  parameters  {parameters:,}")
-        say(f"  device      {describe_device(trainer)}")
+        say(f"  device      {device_name(trainer)}")
         say(f"  epochs      {epochs}{resumes}")
         say(f"  time        {expected_time(self.experiment, epochs - first, self.experiments)}")
         say(f"  folder      {self.folder}")
@@ -115,15 +117,6 @@ class TerminalLog(Callback):
         )
 
 
-def describe_device(trainer: Trainer) -> str:
-    """What training runs on, for example "cpu, 2 threads" or "2 x NVIDIA A100"."""
-    if trainer.strategy.root_device.type == "cuda":
-        return f"{trainer.world_size} x {torch.cuda.get_device_name()}"
-    processes = f"{trainer.world_size} processes, " if trainer.world_size > 1 else ""
-    threads = torch.get_num_threads()
-    return f"{trainer.strategy.root_device.type}, {processes}{threads} thread{'s' * (threads != 1)}"
-
-
 def expected_time(experiment: str, epochs: int, experiments: Path) -> str:
     """How long ``epochs`` epochs took in the recorded runs of an experiment, as a phrase."""
     paces = []
@@ -137,13 +130,6 @@ def expected_time(experiment: str, epochs: int, experiments: Path) -> str:
         return "known after the first validation"
     pace, device = statistics.median(seconds for seconds, _ in paces), paces[-1][1]
     return f"about {duration(pace * epochs)} at the pace of recorded runs on {device}"
-
-
-def duration(seconds: float) -> str:
-    """ "45 s", "12 min" or "3.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def say(text: str) -> None:

@@ -92,7 +92,7 @@ def is_misconfiguration(error: BaseException) -> bool:
 
 
 @contextmanager
-def plainly() -> Iterator[None]:
+def raise_user_errors() -> Iterator[None]:
     """Context that raises what the user can fix as the UserError of :func:`unwrapped`."""
     try:
         yield

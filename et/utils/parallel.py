@@ -23,8 +23,10 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def mapped(function: Callable, *work: Sequence[Any], what: str, parallel: bool, bar: bool, together: int = 64) -> list:
-    """Results of ``function``, in the order of ``work``.
+def parallel_map(
+    function: Callable, *work: Sequence[Any], what: str, parallel: bool, bar: bool, together: int = 64
+) -> list:
+    """Like ``map(function, *work)``, as a list, in several processes if asked.
 
     Args:
         function: A function at the top level of a module, which worker processes import.

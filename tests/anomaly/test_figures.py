@@ -4,7 +4,14 @@ import pytest
 import torch
 from PIL import Image
 
-from et.anomaly.figures import NodesSeen, draw_neighbours, look, neighbour_attention, numbers_of, share_of
+from et.anomaly.figures import (
+    NodesSeen,
+    attention_share,
+    draw_neighbours,
+    figure_summary,
+    final_state,
+    neighbour_attention,
+)
 from et.anomaly.model import AnomalyTransformer
 from et.core import EdgeTopology, EnergyTransformerBlock
 from et.runs.figures import draw_run
@@ -25,7 +32,7 @@ def test_attention_on_neighbours_is_the_softmax_that_the_update_mixes_keys_with(
     mixed = torch.zeros(4, 2, 4).index_add_(0, query, weights[..., None] * k[key])
     torch.testing.assert_close(mixed, topology.attend(q, k, block.attention.beta)[0])
     chosen = torch.tensor([True, False, False, True])
-    share = share_of(weights[:, 0], chosen, topology)
+    share = attention_share(weights[:, 0], chosen, topology)
     assert share[1].item() == pytest.approx(weights[(query == 1) & chosen[key], 0].sum().item())
 
 
@@ -74,11 +81,11 @@ def test_energy_by_module_adds_up_and_is_ranked_by_its_auc(graph):
     class Batch:
         features, nodes, topologies = graph.features, torch.arange(graph.num_nodes), (topology,)
 
-    seen = look(network, Batch)
+    seen = final_state(network, Batch)
     torch.testing.assert_close(seen.energies["total"], seen.energies["attention"] + seen.energies["Hopfield"])
     total = -seen.energies["total"]
     pairs = total[labels == 1][:, None] > total[labels == 0][None]
-    found = numbers_of(seen, labels, topology)["energy"]["total"]["auc_of_low_energy"]
+    found = figure_summary(seen, labels, topology)["energy"]["total"]["auc_of_low_energy"]
     assert found == pytest.approx(pairs.float().mean().item(), abs=1e-3)
 
 

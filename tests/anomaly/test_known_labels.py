@@ -11,7 +11,7 @@ from et.anomaly.graph import NodeGraph
 from et.anomaly.known_labels import MASKED, draw_masked, folds, label_counts, open_labels
 from et.anomaly.lit import AnomalyTask
 from et.core import EdgeTopology
-from et.runs.identity import with_counts
+from et.runs.identity import fill_counts
 from et.training.run import train
 from tests.anomaly.conftest import save_npz
 
@@ -22,7 +22,7 @@ BASELINES = ["mlp", "gt", "bwgnn", "gcn", "trees", "rfgraph"]
 
 def task_of(cfg):
     """An untrained task (a fitted one if it is trees) and the whole graph."""
-    cfg = with_counts(cfg)
+    cfg = fill_counts(cfg)
     data = instantiate(cfg.data)
     data.setup()
     network = instantiate(cfg.model)

@@ -9,7 +9,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from et.anomaly.data import NodeDataModule
 from et.anomaly.lit import MEASURES, AnomalyTask, weighted_cross_entropy
-from et.runs.identity import with_counts
+from et.runs.identity import fill_counts
 from et.runs.loading import load_run
 from et.training.run import build_network, train
 from et.utils.errors import UserError
@@ -54,7 +54,7 @@ def test_loss_is_the_class_weighted_cross_entropy_of_two_logits(weight):
 @pytest.mark.parametrize(("balance", "weight"), [(1.0, 4.0), (0.5, 2.0), (0.0, 1.0)])
 def test_balance_is_the_exponent_of_omega(small_config, balance, weight):
     cfg = small_config("amazon_upu_40pct", *TINY, f"task.balance={balance}", "trainer.max_epochs=1")
-    outcome, network = train(cfg), build_network(with_counts(cfg))
+    outcome, network = train(cfg), build_network(fill_counts(cfg))
     batch = outcome.data.whole
     assert batch.anomaly_weight == 4
     log_odds = network(batch.features, batch.topologies, batch.nodes)[batch.train]
@@ -188,7 +188,7 @@ def test_released_protocol_reports_what_it_does_by_hand(small_config):
             "trainer.max_epochs=12", f"trainer.check_val_every_n_epoch={every}",
         )  # fmt: skip
         metrics.append(train(cfg).record["metrics"])
-    for name, value in released_by_hand(with_counts(cfg), 12).items():
+    for name, value in released_by_hand(fill_counts(cfg), 12).items():
         assert [found[name] for found in metrics] == pytest.approx([value, value], abs=1e-5), name
 
 
@@ -265,7 +265,7 @@ def test_a_graph_of_unstated_size_trains_and_is_loaded_again(small_config):
     cfg = small_config("amazon_upu_40pct", *TINY, "data.num_nodes=null", "data.num_features=null")
     outcome = train(cfg)
     stated = small_config("amazon_upu_40pct", *TINY)
-    assert outcome.record["num_params"] == sum(p.numel() for p in build_network(with_counts(stated)).parameters())
+    assert outcome.record["num_params"] == sum(p.numel() for p in build_network(fill_counts(stated)).parameters())
     _, network = load_run(outcome.folder)
     batch = outcome.data.whole
     inputs = (batch.features, batch.topologies, batch.nodes)

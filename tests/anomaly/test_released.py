@@ -185,7 +185,7 @@ def test_dropout_is_that_of_the_hidden_layer():
     torch.manual_seed(0)
     block, g = ReleasedBlock(6, 1, 5, 40).double(), torch.randn(8, 6, dtype=torch.float64, requires_grad=True)
     torch.manual_seed(1)
-    out = block.remember(g)
+    out = block.hopfield_update(g)
     torch.manual_seed(1)
     mask = draw_kept((8, 40), 0.3, torch.device("cpu")) / (1 - 0.3)
     expected = (torch.relu(g @ block.memories.T) * mask) @ block.memories

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from et.graphs.node_order import main, spread
+from et.graphs.node_order import main, score_by_order
 from et.training.run import train
 from et.utils.errors import UserError
 
@@ -29,7 +29,7 @@ def run(config, tmp_path, make_tu):
 
 def test_without_convolution_there_is_no_spread(run):
     outcome = run("model.conv=none")
-    found = spread(outcome.task.network, outcome.data, orders=4)
+    found = score_by_order(outcome.task.network, outcome.data, orders=4)
     assert found["std"] == 0 and found["mean"] == found["given_order"]
     assert found["given_order"] == pytest.approx(outcome.record["metrics"]["test/accuracy"])
 

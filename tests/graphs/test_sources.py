@@ -114,8 +114,8 @@ def test_processed_files_of_torch_geometric_are_never_unpickled(tmp_path, monkey
 def test_torch_out_of_memory_is_told_from_a_damaged_file():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 58, dtype=torch.uint8)
-    assert sources.of_the_machine(caught.value)
-    assert not sources.of_the_machine(RuntimeError("PytorchStreamReader failed"))
+    assert sources.is_resource_error(caught.value)
+    assert not sources.is_resource_error(RuntimeError("PytorchStreamReader failed"))
 
 
 def test_missing_data_that_cannot_be_downloaded_is_one_clear_error(tmp_path, monkeypatch):

@@ -132,10 +132,6 @@ def test_descents_of_no_run_come_first_under_their_own_title(tmp_path):
     assert all(frame.startswith("data:image/webp;base64,") for frame in found["pictures"][0]["frames"])
 
 
-def test_what_is_filled_in_is_not_filled_again():
-    assert report.fill("{{a}} {{b}}", {"a": "{{b}}", "b": "x"}) == "{{b}} x"
-
-
 def test_bad_arguments_are_errors_for_people(tmp_path, capsys):
     assert report.main(["--runs", str(tmp_path / "nowhere")]) == 1
     assert "there is no folder" in capsys.readouterr().err

@@ -54,7 +54,7 @@ def test_variants_are_listed_where_some_are_of_data_files():
 def test_no_composed_experiment_has_a_file_as_well():
     composed = [name for name in experiments.names() if experiments.is_composed(name)]
     assert composed and not set(composed) & set(experiments.files())
-    assert len(experiments.files()) < 80
+    assert len(experiments.files()) < 50
 
 
 @pytest.mark.parametrize("name", ["yelp_1pct_bwgnn_gt", "yelp_1pct_nonsense", "tu_mutag_mlp", "nonsense_mlp"])

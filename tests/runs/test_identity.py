@@ -15,8 +15,8 @@ from et.runs.identity import (
     compose_config,
     config_of,
     differences,
+    flatten,
     key_of,
-    leaves,
     reproduces,
 )
 from et.runs.record import run_id
@@ -88,10 +88,10 @@ def test_a_key_added_later_leaves_the_run_id_at_the_value_that_changes_nothing(m
 
 
 def test_the_keys_added_later_exist():
-    """Each stands in some configuration, with the value that a run id leaves out."""
+    """Each stands in some configuration, with the value that a run id flatten out."""
     for fidelity in ("paper", "released"):
         experiments = ("demo_inpainting", "demo_graphs", "demo_anomaly")
-        found = [leaves(config_of([f"experiment={name}", f"fidelity={fidelity}"])) for name in experiments]
+        found = [flatten(config_of([f"experiment={name}", f"fidelity={fidelity}"])) for name in experiments]
         for key, before in record.ADDED_KEYS.items():
             if fidelity in before:
                 assert any(key in config and config[key] == before[fidelity] for config in found), key

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from et.runs.record import read_result, write_result
-from et.training.reproduction import circumstances, recorded_run, repeat, same
+from et.training.reproduction import circumstances, metrics_agree, recorded_run, repeat
 from et.training.run import train
 from et.utils.errors import UserError
 from tests.configs import ROOT, TINY
@@ -76,9 +76,15 @@ def test_a_record_alone_is_composed_from_todays_files(config, tmp_path):
 
 
 def test_when_metrics_agree():
-    assert same(0.5, 0.5, 0) and same(float("nan"), float("nan"), 0) and same(1.0, 1.0009, 1e-3)
-    assert not same(0.5, 0.51, 1e-3) and not same(0.5, None, 1) and not same(float("nan"), 0.5, 1)
-    assert same(None, 0.5, 0), "a metric that the record lacks is newer than it"
+    assert (
+        metrics_agree(0.5, 0.5, 0) and metrics_agree(float("nan"), float("nan"), 0) and metrics_agree(1.0, 1.0009, 1e-3)
+    )
+    assert (
+        not metrics_agree(0.5, 0.51, 1e-3)
+        and not metrics_agree(0.5, None, 1)
+        and not metrics_agree(float("nan"), 0.5, 1)
+    )
+    assert metrics_agree(None, 0.5, 0), "a metric that the record lacks is newer than it"
 
 
 def test_circumstances_are_what_differs():

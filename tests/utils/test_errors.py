@@ -5,7 +5,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from et.utils.errors import UserError, is_user_error, plainly, unwrapped, user_message
+from et.utils.errors import UserError, is_user_error, raise_user_errors, unwrapped, user_message
 
 
 def wrapped(cause):
@@ -73,5 +73,5 @@ def test_the_death_of_a_loader_process_and_what_lightning_refuses_are_told():
     for error in (refused, wrapped(refused)):
         assert user_message(error) == "Lightning refuses this configuration: no such accelerator"
     for error, kind in ((died, UserError), (refused, UserError), (KeyError("bug"), KeyError)):
-        with pytest.raises(kind), plainly():
+        with pytest.raises(kind), raise_user_errors():
             raise error

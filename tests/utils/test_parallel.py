@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_info
 
 from et.utils import parallel
 from et.utils.errors import UserError
-from et.utils.parallel import mapped
+from et.utils.parallel import parallel_map
 
 
 def product(a: int, b: int) -> tuple[int, int]:
@@ -29,7 +29,9 @@ def test_processes_give_the_results_in_order(monkeypatch, bar):
     shown, track = [], rich.progress.track
     monkeypatch.setattr(rich.progress, "track", lambda work, **how: shown.append(how) or track(work, **how))
     work = list(range(20)), list(range(100, 120))
-    alone, shared = (mapped(product, *work, what="products", parallel=p, bar=bar, together=3) for p in (False, True))
+    alone, shared = (
+        parallel_map(product, *work, what="products", parallel=p, bar=bar, together=3) for p in (False, True)
+    )
     expected = [a * b for a, b in zip(*work, strict=True)]
     assert [value for value, _ in alone] == [value for value, _ in shared] == expected
     assert {pid for _, pid in alone} == {os.getpid()} and os.getpid() not in {pid for _, pid in shared}
@@ -38,7 +40,7 @@ def test_processes_give_the_results_in_order(monkeypatch, bar):
 
 def test_a_process_has_one_thread_for_linear_algebra(monkeypatch):
     monkeypatch.setattr(parallel, "cores", lambda: 2)
-    assert set(mapped(most_threads, range(4), what="", parallel=True, bar=False, together=1)) == {1}
+    assert set(parallel_map(most_threads, range(4), what="", parallel=True, bar=False, together=1)) == {1}
 
 
 def test_cores_are_those_one_may_use():
@@ -57,4 +59,4 @@ def killed(number):
 def test_a_process_that_is_killed_is_told(monkeypatch):
     monkeypatch.setattr(parallel, "cores", lambda: 2)
     with pytest.raises(UserError, match=r"eigenvectors: a process was killed \(out of memory\?\)"):
-        mapped(killed, range(4), what="eigenvectors", parallel=True, bar=False, together=1)
+        parallel_map(killed, range(4), what="eigenvectors", parallel=True, bar=False, together=1)

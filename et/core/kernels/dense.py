@@ -50,7 +50,7 @@ def attention(qk: Tensor, beta: Tensor, self_attention: bool = False, keep_maps:
     if qk.shape[-4] == 1 and not self_attention:
         return qk * beta.to(qk.dtype)[:, None] * 0.0  # a token without keys; its gradients are 0, not None
     if needs_plain_operations(qk) or qk.numel() == 0:
-        return composed(qk, beta, self_attention)
+        return plain_attention(qk, beta, self_attention)
     if keep_maps is None:
         kernel = fused_kernel(qk)
         if kernel is not None:
@@ -75,7 +75,7 @@ def fused_kernel(qk: Tensor) -> Callable[[Tensor, Tensor, bool], Tensor] | None:
     if name == "triton" or (name == "auto" and qk.is_cuda and half and triton is not None):
         found = triton
     elif name == "flex" or (name == "auto" and kernels_flex.suits(qk)):
-        found = kernels_flex.attention if name == "auto" or kernels_flex.takes(qk) else None
+        found = kernels_flex.attention if name == "auto" or kernels_flex.supports(qk) else None
     else:
         return None
     if found is None:
@@ -94,10 +94,10 @@ def _triton_kernels(qk: Tensor) -> Callable[[Tensor, Tensor, bool], Tensor] | No
         from et.core.kernels import triton_dense
     except ImportError:
         return None
-    return triton_dense.attention if triton_dense.suits(qk) else None
+    return triton_dense.attention if triton_dense.supports(qk) else None
 
 
-def composed(qk: Tensor, beta: Tensor, self_attention: bool = False) -> Tensor:
+def plain_attention(qk: Tensor, beta: Tensor, self_attention: bool = False) -> Tensor:
     """:func:`attention` from plain operations on whole matrices, for torch.compile, export and double backward."""
     q, k = qk.transpose(-4, -2).unbind(-3)  # (..., H, N, Y)
     scores = (q * beta.to(q.dtype)[:, None, None]) @ k.mT
@@ -216,7 +216,7 @@ class _Attention(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         qk, beta, out, kept = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: this gradient will itself be differentiated
-            outputs = composed(qk, beta, ctx.self_attention)
+            outputs = plain_attention(qk, beta, ctx.self_attention)
             return *differentiable_gradient(outputs, (qk, beta), ctx.needs_input_grad[:2], grad), None, None
         with no_autocast(grad):
             return *_gradient(qk, beta, out, kept, grad, ctx.self_attention), None, None

@@ -6,8 +6,7 @@ well, with queries and keys exchanged: its scores are those of the first minus e
     V_B = sum_C exp(s_CB - l_C) Q_C = exp(L_B) sum_C softmax_C(s_CB - l_C) Q_C,   L_B = logsumexp_C(s_CB - l_C),
 
 where exp(L_B), the attention that key B receives, is at most N. Gradients pass through outputs, logsumexps and the
-bias. torch's FlexAttention computes both passes. It has no backward pass on a CPU, where the tests use
-:func:`plain_attend`.
+bias. torch's FlexAttention computes both passes. It has no backward pass on a CPU.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ def suits(qk: Tensor) -> bool:
 
     The gradient of the bias is added up in no particular order.
     """
-    return not torch.are_deterministic_algorithms_enabled() and takes(qk)
+    return not torch.are_deterministic_algorithms_enabled() and supports(qk)
 
 
-def takes(qk: Tensor) -> bool:
+def supports(qk: Tensor) -> bool:
     """True if FlexAttention can compute ``qk``: on a GPU, in float32 or less, with heads that fill its tiles."""
     return qk.is_cuda and qk.dtype != torch.float64 and qk.shape[-1] >= 16 and _has_flex()
 
@@ -96,12 +95,3 @@ def flex_attend(
     attend: Callable[..., Any] = flex or flex_attention
     out, aux = attend(q, k, v, score_mod=score, scale=1.0, return_aux=AuxRequest(lse=True))
     return out, aux.lse
-
-
-def plain_attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, diagonal: bool) -> tuple[Tensor, Tensor]:
-    """:func:`flex_attend` on whole attention matrices, differentiable on any device: the reference of FlexAttention."""
-    scores = q @ k.mT if bias is None else q @ k.mT + bias[..., None, :]
-    if not diagonal:
-        scores = scores.masked_fill(torch.eye(scores.shape[-1], dtype=torch.bool, device=q.device), -torch.inf)
-    total = torch.logsumexp(scores, dim=-1)
-    return (scores - total[..., None]).exp() @ v, total

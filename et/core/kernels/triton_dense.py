@@ -193,7 +193,7 @@ def key_gradient_kernel(
     _store_tokens(grad_qk, sums, sample, 1, h, r0, tokens, heads, width, BLOCK_R, BLOCK_Y)
 
 
-def suits(qk: Tensor) -> bool:
+def supports(qk: Tensor) -> bool:
     """True if the kernels take dtype, head dimension and number of tokens of ``qk``."""
     of_sample = math.prod(qk.shape[-4:])
     return qk.dtype in DTYPES and qk.shape[-1] in WIDTHS and 0 < of_sample < 2**31 and qk.numel() > 0
@@ -238,9 +238,9 @@ class _Attention(Function):
         qk, beta, out, lse = ctx.saved_tensors
         options = {"self_attention": ctx.self_attention}
         if torch.is_grad_enabled():  # create_graph=True: this gradient will itself be differentiated
-            from et.core.kernels.dense import composed
+            from et.core.kernels.dense import plain_attention
 
-            outputs = composed(qk, beta, **options)
+            outputs = plain_attention(qk, beta, **options)
             return *differentiable_gradient(outputs, (qk, beta), ctx.needs_input_grad[:2], grad), None
         operands, grad, scale = qk.contiguous(), grad.to(qk.dtype).contiguous(), beta.float().contiguous()
         grad_qk, mean, grad_beta = torch.empty_like(operands), torch.empty_like(lse), torch.empty_like(lse)

@@ -32,7 +32,7 @@ def part_size(request, monkeypatch):
 def test_parts_agree_with_whole_maps(shape, self_attention, keep_maps, part_size):
     qk, beta, weight = inputs(shape)
     found = kernels_dense.attention(qk, beta, bool(self_attention), bool(keep_maps))
-    expected = kernels_dense.composed(qk, beta, bool(self_attention))
+    expected = kernels_dense.plain_attention(qk, beta, bool(self_attention))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     gradients = [torch.autograd.grad((x * weight).sum(), (qk, beta)) for x in (found, expected)]
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-11)
@@ -100,7 +100,7 @@ def test_no_tensor_is_as_large_as_a_map(monkeypatch):
 def test_whoever_looks_at_the_operations_gets_plain_ones(watcher):
     qk, beta, _ = inputs((4, 2, 2, 3))
     tangent = torch.randn_like(qk)
-    expected = torch.autograd.functional.jvp(lambda x: kernels_dense.composed(x, beta), qk, tangent)[1]
+    expected = torch.autograd.functional.jvp(lambda x: kernels_dense.plain_attention(x, beta), qk, tangent)[1]
     if watcher == "func":
         found = torch.func.jvp(lambda x: kernels_dense.attention(x, beta), (qk,), (tangent,))[1]
     elif watcher == "forward_mode":

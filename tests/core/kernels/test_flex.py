@@ -14,6 +14,15 @@ from et.core.kernels import flex as kernels_flex
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention has gradients on a GPU only")
 
 
+def plain_attend(q, k, v, bias, diagonal):
+    """``kernels_flex.flex_attend`` on whole attention matrices, differentiable on any device."""
+    scores = q @ k.mT if bias is None else q @ k.mT + bias[..., None, :]
+    if not diagonal:
+        scores = scores.masked_fill(torch.eye(scores.shape[-1], dtype=torch.bool, device=q.device), -torch.inf)
+    total = torch.logsumexp(scores, dim=-1)
+    return (scores - total[..., None]).exp() @ v, total
+
+
 @pytest.fixture(autouse=True)
 def any_order():
     """Without deterministic=true, which a training in another test may have left on."""
@@ -29,8 +38,8 @@ def test_two_passes_are_both_terms_with_their_gradients(shape, self_attention):
     torch.manual_seed(0)
     qk = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     beta = (0.5 + torch.rand(3, dtype=torch.float64)).requires_grad_()
-    found = kernels_flex.attention(qk, beta, self_attention, kernels_flex.plain_attend)
-    expected = kernels_dense.composed(qk, beta, self_attention)
+    found = kernels_flex.attention(qk, beta, self_attention, plain_attend)
+    expected = kernels_dense.plain_attention(qk, beta, self_attention)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     weight = torch.randn(shape, dtype=torch.float64)
     gradients = [torch.autograd.grad((x * weight).sum(), (qk, beta)) for x in (found, expected)]
@@ -43,7 +52,7 @@ def test_flex_attention_forward_agrees_on_the_cpu(self_attention):
     qk, beta = torch.randn(2, 20, 2, 3, 16), torch.rand(3)
     with torch.no_grad():
         found = kernels_flex.attention(qk, beta, self_attention, kernels_flex.flex_attend)
-    torch.testing.assert_close(found, kernels_dense.composed(qk, beta, self_attention), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, kernels_dense.plain_attention(qk, beta, self_attention), rtol=1e-5, atol=1e-5)
 
 
 def test_cpus_double_precision_and_determinism_are_not_for_flex_attention(monkeypatch):
@@ -66,7 +75,7 @@ def test_where_it_suits_it_computes_a_descent_unless_maps_are_asked_for(monkeypa
     wanted = torch.autograd.grad(plain.square().sum(), tuple(block.parameters()))
     calls = []
     monkeypatch.setattr(kernels_flex, "suits", lambda qk: True)
-    attend = kernels_flex.plain_attend
+    attend = plain_attend
     monkeypatch.setattr(kernels_flex, "compiled_attend", lambda *inputs: calls.append(1) or attend(*inputs))
     fused = descend(block, x, 3, 0.1).x
     assert calls
@@ -90,7 +99,7 @@ def test_on_a_gpu_it_is_chosen_and_agrees(dtype, monkeypatch):
     calls = []
     whole = kernels_flex.attention
     monkeypatch.setattr(kernels_flex, "attention", lambda *arguments: calls.append(1) or whole(*arguments))
-    found, expected = kernels_dense.attention(qk, beta), kernels_dense.composed(qk, beta)
+    found, expected = kernels_dense.attention(qk, beta), kernels_dense.plain_attention(qk, beta)
     assert calls and not kernels_flex.suits(qk.double())
     gradients = [torch.autograd.grad(x.float().square().sum(), qk)[0] for x in (found, expected)]
     for mine, reference in ((found, expected), gradients):

@@ -29,7 +29,7 @@ def errors(shape: tuple[int, ...], dtype: torch.dtype, self_attention: bool, dev
     qk = torch.randn(shape, generator=generator).to(device, dtype)
     beta = (0.1 + 0.2 * torch.rand(shape[-2], generator=generator)).to(device)
     found = outputs_and_gradients(triton_dense.attention, qk, beta, self_attention)
-    expected = outputs_and_gradients(kernels_dense.composed, qk.double(), beta.double(), self_attention)
+    expected = outputs_and_gradients(kernels_dense.plain_attention, qk.double(), beta.double(), self_attention)
     assert [x.dtype for x in found] == [dtype, dtype, torch.float32]
     return [((x - y).abs().max() / y.abs().max().clamp(min=1)).item() for x, y in zip(found, expected, strict=True)]
 
@@ -66,7 +66,7 @@ def test_gradients_can_be_differentiated():
         (first,) = torch.autograd.grad(function(qk, beta).square().sum(), qk, create_graph=True)
         return torch.autograd.grad(first.square().sum(), qk)[0]
 
-    found, expected = second(triton_dense.attention), second(kernels_dense.composed)
+    found, expected = second(triton_dense.attention), second(kernels_dense.plain_attention)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
