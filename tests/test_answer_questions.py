@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+from typing import Any
 
 import pytest
 import torch
@@ -122,6 +124,27 @@ def test_every_training_on_the_page_can_be_traced(script):
     found = json.loads((ROOT / "docs" / "questions.json").read_text())
     for training in (found["real"], *found["trainings"]):
         assert all(training[key] is not None for key in ("run", *script.SOURCE)), training["run"]
+
+
+def test_the_commits_that_documents_name_are_in_the_history():
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+
+    if git("rev-parse", "--is-shallow-repository").strip() != "false":
+        pytest.skip("no checkout with its whole history")
+    history = set(git("rev-list", "HEAD").split())
+
+    def lost(content: Any) -> list[str]:
+        if isinstance(content, list):
+            return [commit for item in content for commit in lost(item)]
+        if not isinstance(content, dict):
+            return []
+        named = [content[key] for key in ("commit_in_history", "git_commit", "commit") if key in content][:1]
+        found = [commit for value in content.values() for commit in lost(value)]
+        return [*found, *(commit for commit in named if commit.removesuffix("+changes") not in history)]
+
+    for path in [*ROOT.glob("docs/*.json"), *ROOT.glob("experiments/*/*.json")]:
+        assert not lost(json.loads(path.read_text())), path.name
 
 
 def test_everything_from_run_folders(script, config, tmp_path):

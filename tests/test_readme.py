@@ -127,6 +127,27 @@ def test_links_and_experiments_exist():
         assert (ROOT / "conf" / "sweep" / f"{name}.yaml").exists(), name
 
 
+def anchors(text: str) -> set[str]:
+    """Anchors of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    shown = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in shown}
+
+
+def test_relative_links_and_their_anchors_exist():
+    count = 0
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("experiments/**/*.md")]:
+        text = page.read_text()
+        links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
+        for link in (link for link in links if not re.match(r"\w+:", link)):
+            name, _, anchor = link.partition("#")
+            target = (page.parent / name).resolve() if name else page
+            assert target.exists(), (page.name, link)
+            assert not anchor or anchor in anchors(target.read_text()), (page.name, link)
+            count += 1
+    assert count > 200
+
+
 def test_make_targets_exist():
     targets = set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for page in ("README.md", "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))):

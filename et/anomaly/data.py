@@ -185,7 +185,7 @@ class NodeDataModule(pl.LightningDataModule):
             raise UserError(f"data.split must be drawn or masks, not {self.split!r}")
         path = graph_path(self.source, self.root, self.path)
         if path is None:
-            raise UserError(f"{self.source} is no file and has no masks: set data.split=drawn")
+            raise UserError(f"{self.source} is not a file and has no masks: set data.split=drawn")
         return masked_split(path, labels, self.seed, self.semi_supervised)
 
     def _counts_of(self, graph: NodeGraph) -> dict[str, int]:

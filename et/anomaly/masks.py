@@ -54,7 +54,7 @@ def _column(mask: np.ndarray, num_nodes: int, seed: int, semi_supervised: bool, 
     """(N,) bool out of one or several masks."""
     if mask.dtype != bool:
         if not (np.issubdtype(mask.dtype, np.integer) and np.isin(mask, (0, 1)).all()):
-            raise UserError(f"{what} must be boolean, but is {mask.dtype}: a list of node ids is no mask")
+            raise UserError(f"{what} must be boolean, but is {mask.dtype}: a list of node ids is not a mask")
         mask = mask.astype(bool)
     mask = np.squeeze(mask)
     if mask.ndim == 2 and mask.shape[0] != num_nodes:

@@ -75,7 +75,7 @@ def constant_answers(labels: Tensor) -> dict[str, tuple[str, float]]:
     """
     share = float((labels == 1).double().mean())
     normal, anomalous = (1 - share) / (2 - share), share / (1 + share)
-    name = "all nodes normal" if normal >= anomalous else "all nodes anomalous"
+    name = "all nodes benign" if normal >= anomalous else "all nodes anomalous"
     return {"val/f1_macro": (name, max(normal, anomalous)), "val/auc": ("chance", 0.5)}
 
 

@@ -173,7 +173,7 @@ def pack(
         empty = (sizes < 1).nonzero()[:, 0]
         raise UserError(
             f"{len(empty)} of {len(sizes)} graphs have no nodes, first graph {int(empty[0])}: set data.drop_empty=true "
-            "to leave them out, or mend the files they come from"
+            "to leave them out, or correct the files they come from"
         )
     ptr, edge_ptr = _pointers(sizes), _pointers(edge_counts)
     graph_of_edge = torch.repeat_interleave(edge_counts)

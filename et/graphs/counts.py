@@ -85,7 +85,7 @@ def check_counts(graphs: GraphBatch, name: str, source: str, stated: Mapping[str
     """
     for key, values in (("node features", graphs.x), ("edge features", graphs.edge_attr), ("targets", graphs.y)):
         if values is not None and not torch.isfinite(values).all():
-            raise UserError(f"the {key} of {name} contain NaN or infinite values: mend the files")
+            raise UserError(f"the {key} of {name} contain NaN or infinite values: correct the files")
     found = counts_of(graphs, name, source, stated["num_classes"])
     wrong = {key: count for key, count in found.items() if stated[key] not in (None, count)}
     if wrong:

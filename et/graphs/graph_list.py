@@ -116,7 +116,7 @@ def check_graph(graph: Any, where: str) -> None:
         if value is None and needed:
             raise UserError(f"{where} lacks {key}")
         if value is not None and not isinstance(value, Tensor):
-            raise UserError(f"{key} of {where} is no tensor but {type(value).__name__}")
+            raise UserError(f"{key} of {where} is not a tensor but {type(value).__name__}")
     edge_index = graph.edge_index
     if edge_index.dim() != 2 or edge_index.shape[0] != 2 or not is_integer(edge_index):
         raise UserError(

@@ -104,7 +104,7 @@ def load_gnn_benchmark(name: str, root: Path, cache: Path) -> Source:
     if not file.exists():
         download(lambda: fresh_read(read, cache), file.name, url, raw)
     digest = hash_files([file])
-    parts = read_processed(read, cache / "gnnbench" / f"{name}-{digest[:16]}.pt", raw, f"take them anew from {url}")
+    parts = read_processed(read, cache / "gnnbench" / f"{name}-{digest[:16]}.pt", raw, f"fetch them again from {url}")
     graphs, split = _join(parts, "node" if name in ("PATTERN", "CLUSTER") else "graph")
     return Source(graphs, counted_variant(name, split, file.name), digest, split)
 
@@ -134,7 +134,7 @@ def load_zinc(name: str, root: Path, cache: Path) -> Source:
         raise UserError(f"{raw} lacks {', '.join(absent)}; they are in {ZINC.url} and {ZINC.split_url.format('train')}")
     digest = hash_files(files)
     rebuilt = rebuilt_variant(raw / REBUILT, name)
-    parts = read_processed(read, cache / "zinc" / f"{name}-{digest[:16]}.pt", raw, f"take them anew from {ZINC.url}")
+    parts = read_processed(read, cache / "zinc" / f"{name}-{digest[:16]}.pt", raw, f"fetch them again from {ZINC.url}")
     graphs, split = _join(parts, "graph")
     return Source(graphs, rebuilt or counted_variant(name, split, "zinc/raw"), digest, split)
 
@@ -168,9 +168,7 @@ def hash_files(paths: Iterable[Path]) -> str:
                 while block := file.read(1 << 20):
                     digest.update(block)
         except (IsADirectoryError, PermissionError) as error:
-            raise UserError(
-                f"{path} cannot be read ({error.strerror}): put the file that belongs there in its place, readable"
-            ) from error
+            raise UserError(f"{path} cannot be read ({error.strerror}): replace it by a readable file") from error
     return digest.hexdigest()
 
 
@@ -267,7 +265,7 @@ def read_processed(
         if is_resource_error(error):
             raise
         raise UserError(
-            f"the files in {raw} cannot be read ({type(error).__name__}: {error}): they are cut short or damaged; "
+            f"the files in {raw} cannot be read ({type(error).__name__}: {error}): they are truncated or damaged; "
             f"{advice}"
         ) from error
     parts = [

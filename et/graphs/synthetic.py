@@ -285,6 +285,4 @@ def _arrays(file: Path, *keys: str) -> tuple[np.ndarray, ...]:
     except Exception as error:  # zipfile, zlib and numpy have errors of their own for files that are cut short
         if is_resource_error(error):
             raise
-        raise UserError(
-            f"{file} is cut short, damaged or not what belongs there ({error}): put it there anew"
-        ) from error
+        raise UserError(f"{file} is truncated, damaged or another file ({error}): replace it") from error

@@ -219,7 +219,7 @@ def _column(path: Path, kind: type = np.int64) -> np.ndarray:
             raise ValueError("a number is missing or infinite")
         return values
     except (ValueError, OverflowError) as error:
-        raise UserError(f"{path} is empty, cut short or damaged ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path} is empty, truncated or damaged ({str(error).splitlines()[0]})") from error
 
 
 def _broken(raw: Path, name: str, what: str) -> UserError:
@@ -227,4 +227,4 @@ def _broken(raw: Path, name: str, what: str) -> UserError:
 
 
 def _anew(name: str) -> str:
-    return f"take them anew from {TU_URL}/{name}.zip, or make them anew if they are your own"
+    return f"fetch them again from {TU_URL}/{name}.zip, or write them again if they are your own"

@@ -240,7 +240,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"The pretrained model is left out: {error}")
         return
     if not hasattr(network, "trajectory"):
-        raise UserError(f"{options.run} is no image Energy Transformer")
+        raise UserError(f"{options.run} is not an image Energy Transformer")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network.to(device)
     bf16 = options.precision == "bf16" or (options.precision == "auto" and has_fast_bf16(device))

@@ -86,7 +86,7 @@ def _files_below(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
             elif entry.is_file():
                 yield path
             elif path.suffix.lower() in EXTENSIONS:
-                raise UserError(f"{path} is a link that leads nowhere: mend or remove it")
+                raise UserError(f"{path} is a broken link: correct or remove it")
 
 
 @cache

@@ -293,14 +293,14 @@ class InpaintingTask(Task):
         """Figure 7: position biases side by side.
 
         Raises:
-            UserError: One of the networks is no image Energy Transformer.
+            UserError: One of the networks is not an image Energy Transformer.
         """
         from et.inpainting.figures import draw_positions
         from et.inpainting.model import InpaintingET
 
         for title, network in networks.items():
             if not isinstance(network, InpaintingET):
-                raise UserError(f"{title} has no position biases to compare: it is no image Energy Transformer")
+                raise UserError(f"{title} has no position biases to compare: it is not an image Energy Transformer")
         return draw_positions(networks, folder / "positions_compared.png")
 
 

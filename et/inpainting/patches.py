@@ -23,7 +23,7 @@ def grid_shape(image_size: int | tuple[int, int], patch_size: int | tuple[int, i
     (height, width), (patch_h, patch_w) = pair(image_size), pair(patch_size)
     check_sizes(image_size=min(height, width), patch_size=min(patch_h, patch_w))
     if height % patch_h or width % patch_w:
-        raise ValueError(f"image size {height} x {width} is no multiple of the patch size {patch_h} x {patch_w}")
+        raise ValueError(f"image size {height} x {width} is not a multiple of the patch size {patch_h} x {patch_w}")
     return height // patch_h, width // patch_w
 
 

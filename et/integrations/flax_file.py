@@ -36,7 +36,7 @@ def read_flax(path: str | Path) -> dict[str, Tensor]:
     if path.is_dir():
         if not (path / "checkpoint").is_file():
             raise UserError(
-                f"{path} is no msgpack checkpoint (a folder of Orbax, with arrays in files of their own?): restore it "
+                f"{path} is not a msgpack checkpoint (a folder of Orbax, an array to a file?): restore it "
                 "with Orbax and write flax.serialization.to_bytes(params) to a file"
             )
         path = path / "checkpoint"
@@ -49,13 +49,13 @@ def read_flax(path: str | Path) -> dict[str, Tensor]:
     while isinstance(tree, dict) and "params" in tree:
         tree = tree["params"]
     if not isinstance(tree, dict):
-        raise UserError(f"{path} is no Flax checkpoint: it holds no tree of parameters")
+        raise UserError(f"{path} is not a Flax checkpoint: it holds no tree of parameters")
     arrays = _flat(tree)
     for name, value in arrays.items():
         if not isinstance(value, Tensor):
             elsewhere = isinstance(value, str) and value.startswith("PLACEHOLDER")
-            reason = "is kept in a file of its own, which is not read" if elsewhere else "is no array"
-            raise UserError(f"{path} is no plain Flax checkpoint: {name} {reason}")
+            reason = "is kept in a file of its own, which is not read" if elsewhere else "is not an array"
+            raise UserError(f"{path} is not a plain Flax checkpoint: {name} {reason}")
     return arrays
 
 
@@ -67,10 +67,10 @@ def take(arrays: dict[str, Tensor], names: dict[str, str], path: str | Path, kin
     """
     missing = [name for name in names.values() if name not in arrays]
     if missing:
-        raise UserError(f"{path} is no checkpoint of {kind}: it lacks {', '.join(missing)}")
+        raise UserError(f"{path} is not a checkpoint of {kind}: it lacks {', '.join(missing)}")
     others = sorted(set(arrays) - set(names.values()))
     if others:
-        raise UserError(f"{path} is no checkpoint of {kind}: it has {', '.join(others)} beside")
+        raise UserError(f"{path} is not a checkpoint of {kind}: it has {', '.join(others)} in addition")
     return {key: arrays[name] for key, name in names.items()}
 
 
@@ -90,7 +90,7 @@ def _unpack(path: Path, content: bytes) -> Any:
     except UserError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     except Exception as error:  # msgpack reports damage in many ways
-        raise UserError(f"{path} is no whole Flax checkpoint ({type(error).__name__}): download it again") from error
+        raise UserError(f"{path} is a damaged Flax checkpoint ({type(error).__name__}): download it again") from error
 
 
 def _array(code: int, content: bytes) -> Tensor:
@@ -98,7 +98,7 @@ def _array(code: int, content: bytes) -> Tensor:
     import msgpack
 
     if code not in (ARRAY, SCALAR):
-        raise UserError(f"it holds values of msgpack's extension type {code}, which are no arrays")
+        raise UserError(f"it holds values of msgpack's extension type {code}, which are not arrays")
     shape, dtype, values = msgpack.unpackb(content, raw=False)
     if dtype not in DTYPES:
         raise UserError(f"it holds an array of {dtype}; {', '.join(DTYPES)} are read")

@@ -94,7 +94,7 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
         with np.load(path, allow_pickle=False) as arrays:
             missing = [key for key in KEYS if key not in arrays.files]
             if missing:
-                raise UserError(f"{path} is no checkpoint of {kind}: it lacks {', '.join(missing)}")
+                raise UserError(f"{path} is not a checkpoint of {kind}: it lacks {', '.join(missing)}")
             return {key: torch.from_numpy(np.asarray(arrays[key], dtype=np.float32)) for key in KEYS}
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path} as an npz of plain arrays: {error}") from error
@@ -118,7 +118,7 @@ def _square(patches: int, pixels: int, channels: int) -> dict[str, int]:
     side, patch = isqrt(patches), isqrt(pixels // channels)
     if side * side != patches or patch * patch * channels != pixels:
         raise UserError(
-            f"{patches} patches of {pixels} values are no square image of square {channels}-channel patches"
+            f"{patches} patches of {pixels} values do not make a square image of square {channels}-channel patches"
         )
     return {"image_size": side * patch, "patch_size": patch, "channels": channels}
 
@@ -168,11 +168,13 @@ def read_port(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if foreign or isinstance(error, pickle.UnpicklingError):
             what = foreign[1] if foreign else "more than tensors"
             raise UserError(f"{path} is not read: it holds {what}, which may execute code") from error
-        raise UserError(f"{path} is no whole file of torch.save ({type(error).__name__}): download it again") from error
+        raise UserError(
+            f"{path} is a damaged file of torch.save ({type(error).__name__}): download it again"
+        ) from error
     if isinstance(saved, Mapping) and "model" in saved:
         return dict(saved["model"]), vars(saved["args"]) if "args" in saved else _config_beside(path)
     if not isinstance(saved, Mapping) or not all(isinstance(value, Tensor) for value in saved.values()):
-        raise UserError(f"{path} is no checkpoint of {PORT}: it holds no dictionary of weights")
+        raise UserError(f"{path} is not a checkpoint of {PORT}: it holds no dictionary of weights")
     return dict(saved), _config_beside(path)
 
 
@@ -186,9 +188,9 @@ def _config_beside(path: Path) -> dict[str, Any]:
             f"{path} does not say with which steps it runs: put the authors' model_config.txt beside it"
         ) from error
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        raise UserError(f"{file} is no dictionary of plain values") from error
+        raise UserError(f"{file} is not a dictionary of plain values") from error
     if not isinstance(settings, dict):
-        raise UserError(f"{file} is no dictionary of plain values")
+        raise UserError(f"{file} is not a dictionary of plain values")
     return settings
 
 
@@ -204,9 +206,9 @@ def port_arguments(
     expected = set(_port_names(blocks))
     optional = {name for name in expected if name.endswith((".bq", ".bk", ".proj.bias"))}
     if missing := sorted(expected - optional - weights.keys()):
-        raise UserError(f"{path} is no checkpoint of {PORT}: it lacks {', '.join(missing)}")
+        raise UserError(f"{path} is not a checkpoint of {PORT}: it lacks {', '.join(missing)}")
     if others := sorted(weights.keys() - expected):
-        raise UserError(f"{path} is no checkpoint of {PORT}: it has {', '.join(others)} beside")
+        raise UserError(f"{path} is not a checkpoint of {PORT}: it has {', '.join(others)} in addition")
     if missing := [name for name in ("time_steps", "alpha") if settings.get(name) is None]:
         raise UserError(f"the settings of {path} lack {', '.join(missing)}")
     heads, head_dim, dim = weights["blocks.0.1.attn.wq"].shape

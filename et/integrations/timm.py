@@ -242,7 +242,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: EnergyImageClassifie
         patches = positions.shape[1] - model.num_prefix_tokens
         if math.isqrt(patches) ** 2 != patches:
             raise ValueError(
-                f"the weights hold positions of {patches} patches, which are no square grid: build the model for the "
+                f"the weights hold positions of {patches} patches, which form no square grid: build the model for the "
                 "images they were trained on, load them, and call set_input_size"
             )
         state_dict["pos_embed"] = resample_abs_pos_embed(positions, list(model.patch_embed.grid_size))

@@ -207,9 +207,9 @@ def from_line(line: str, source: str) -> Run:
         problem = malformed(record, ("run_id", "metrics", "dataset", "git_commit"))
     except (UserError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = error if isinstance(error, UserError) else type(error).__name__
-        raise UserError(f"corrupt: {source} is no whole record ({reason}); treated as missing") from error
+        raise UserError(f"corrupt: {source} is not a complete record ({reason}); treated as missing") from error
     if problem is not None:
-        raise UserError(f"corrupt: {source} is no whole record ({problem}); treated as missing")
+        raise UserError(f"corrupt: {source} is not a complete record ({problem}); treated as missing")
     own = key.overrides()
     if tuple(overrides[: len(own)]) != tuple(own):
         raise UserError(f"foreign: {source} says it is {' '.join(own)}, but its overrides are others; left out")
@@ -309,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs = os.environ.get("ET_RUNS_DIR", "runs")
     parser.add_argument("--runs", nargs="*", default=[runs], help="run folders, searched at any depth")
     parser.add_argument("--experiments", type=Path, default=EXPERIMENTS, help="where tableNN/ folders are")
-    parser.add_argument("--replace", action="store_true", help="write runs that are recorded already anew")
+    parser.add_argument("--replace", action="store_true", help="overwrite runs that are already recorded")
     options = parser.parse_args(arguments)
     absent = [root for root in options.runs if not Path(root).is_dir()]
     if absent:

@@ -71,7 +71,7 @@ def as_data_uri(path: Path, max_width: int = 1400) -> str:
         with Image.open(path) as opened:
             image = opened.convert("RGB")
     except Exception as error:  # Pillow has errors of all kinds for files that are damaged, or too large
-        raise OSError(f"{path} is no picture: {error}") from error
+        raise OSError(f"{path} is not a picture: {error}") from error
     if image.width > max_width:
         image = image.resize((max_width, round(image.height * max_width / image.width)))
     buffer = io.BytesIO()

@@ -76,13 +76,13 @@ def load_checkpoint(path: Path, keys: Iterable[str] = ("state_dict",), owner: st
         ) from error
     missing = [key for key in keys if not isinstance(saved, dict) or key not in saved]
     if missing:
-        raise UserError(f"{path} does not load: it is no whole checkpoint, it lacks {', '.join(missing)}")
+        raise UserError(f"{path} does not load: it is not a complete checkpoint, it lacks {', '.join(missing)}")
     wrong = [key for key in keys if not isinstance(saved[key], RESUME_KEYS[key])]
     if wrong or not all(isinstance(name, str) for name in saved.get("state_dict", ())):
         raise UserError(f"{path} does not load: no checkpoint has such {', '.join(wrong or ['names of weights'])}")
     found = saved.get("run_id")
     if owner is not None and found not in (None, owner):
-        raise UserError(f"{path} is of another configuration (run {found})")
+        raise UserError(f"{path} belongs to another configuration (run {found})")
     return saved
 
 

@@ -268,7 +268,7 @@ def unknown_key(
     """What to say of a key that a section does not have."""
     name = f"{path}.{key}" if path else key
     if name in REPLACED:
-        return f"{name}: there is no such key any more; {REPLACED[name]}"
+        return f"{name}: this key was removed; {REPLACED[name]}"
     close = _nearest(key, known)
     other = f"{path}.{close}" if path and close else close or _same_name(key, path, config)
     if other:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,11 +53,17 @@ def described() -> dict[str, dict[str, str]]:
         sentence = _first_sentence(_comments(CONF / "data" / f"{data}.yaml"))
         groups.setdefault(cell["group"], {})[name] = ", ".join(filter(None, (sentence, cell.get("about"))))
 
+    return {group: groups[group] for group in in_order(groups)}
+
+
+def in_order(groups: Iterable[str]) -> list[str]:
+    """Names of groups as :func:`described` orders them: tables by number, then the others."""
+
     def place(group: str) -> tuple[int, int]:
         number = re.fullmatch(r"Table (\d+)", group)
         return (0, int(number[1])) if number else (1, _LAST_GROUPS.index(group))
 
-    return {group: groups[group] for group in sorted(groups, key=place)}
+    return sorted(groups, key=place)
 
 
 _LAST_GROUPS = ("Demo", "Tuned", "Smoke tests", "GADBench", "Other")
@@ -79,13 +85,28 @@ def _group(name: str, comment: str) -> str:
             return group
     if name.endswith("_tuned"):
         return "Tuned"
-    table = re.search(r"[Tt]able (\d+)", comment)
+    table = re.search(r"[Tt]ables? (\d+)", comment)
     return f"Table {table[1]}" if table else "Other"
 
 
 def variants_of(name: str) -> tuple[str, ...]:
     """Suffixes of the experiments composed from ``name``: ``yelp_1pct`` has ``mlp``, so there is ``yelp_1pct_mlp``."""
     return tuple(dict.fromkeys(v["suffix"] for v in _content()["variants"] if _is_of(v, name)))
+
+
+def tables_of_variants() -> dict[str, tuple[dict[str, str], tuple[str, ...]]]:
+    """Tables whose experiments are composed, such as "Table 12": what each suffix means, and the names that take it."""
+    return {
+        f"Table {number}": (suffixes, tuple(name for name in names() if f"{name}_{next(iter(suffixes))}" in cells))
+        for number, suffixes in _content()["tables"].items()
+        for cells in [_swept(number)]
+    }
+
+
+def _swept(table: int) -> set[str]:
+    """Experiments of a table's sweep."""
+    sweep = yaml.safe_load((CONF / "sweep" / f"table{table:02d}.yaml").read_text(encoding="utf-8"))
+    return set(re.findall(r"\w+", sweep["hydra"]["sweeper"]["params"]["experiment"]))
 
 
 def is_composed(name: str) -> bool:

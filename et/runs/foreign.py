@@ -114,7 +114,7 @@ def read_config(file: Path) -> DictConfig:
         return trusted(OmegaConf.create(text), str(file))
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         reason = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{file} is no readable configuration ({type(error).__name__}: {reason})") from error
+        raise UserError(f"{file} is not a readable configuration ({type(error).__name__}: {reason})") from error
 
 
 def trusted(config: Any, where: str) -> DictConfig:
@@ -132,9 +132,9 @@ def trusted(config: Any, where: str) -> DictConfig:
         config = config if isinstance(config, DictConfig) else OmegaConf.create(config)
         plain = OmegaConf.to_container(config, resolve=False)
     except (OmegaConfBaseException, TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"{where} is no configuration: {(str(error).splitlines() or [''])[0]}") from error
+        raise UserError(f"{where} is not a configuration: {(str(error).splitlines() or [''])[0]}") from error
     if not isinstance(config, DictConfig) or not isinstance(plain, Mapping):
-        raise UserError(f"{where} is no configuration: it is not a mapping")
+        raise UserError(f"{where} is not a configuration: it is not a mapping")
     check_targets(plain, where)
     try:
         json.dumps(plain, sort_keys=True)  # as its run id does
@@ -142,10 +142,10 @@ def trusted(config: Any, where: str) -> DictConfig:
         raise UserError(f"{where} holds values that no run writes: {error}") from error
     for section in ("data", "model", "task", "optim", "trainer", "callbacks", "paths"):
         if not isinstance(plain.get(section), Mapping):
-            raise UserError(f"{where} is no configuration of a run: it has no section {section}")
+            raise UserError(f"{where} is not the configuration of a run: it has no section {section}")
     for section in ("data", "model", "task"):
         if "_target_" not in plain[section]:
-            raise UserError(f"{where} is no configuration of a run: {section} names no class")
+            raise UserError(f"{where} is not the configuration of a run: {section} names no class")
     plain_name(plain.get("name"), f"{where}: name")
     config = OmegaConf.create({**plain, "logger": {}})
     config.data.pop("cache", None)  # derived files go where this machine keeps them

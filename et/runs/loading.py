@@ -94,7 +94,7 @@ def instantiate_section(cfg: DictConfig, section: str, kind: type, run: Path | s
             f"the configuration of {run} does not build its {section} {target}: {type(cause).__name__}: {reason}"
         ) from error
     if not isinstance(found, kind):
-        raise UserError(f"the configuration of {run} has {target} as its {section}, which is no {kind.__name__}")
+        raise UserError(f"the configuration of {run} has {target} as its {section}, which is not a {kind.__name__}")
     return found
 
 
@@ -117,7 +117,7 @@ def load_weights(run: Path | str, checkpoint: str | None) -> tuple[DictConfig, d
         return _published(run)
     if run.is_dir():
         if not (run / "config.yaml").exists():
-            raise UserError(f"{run} is no run folder: it has no config.yaml{list_runs(run)}")
+            raise UserError(f"{run} is not a run folder: it has no config.yaml{list_runs(run)}")
         cfg = read_config(run / "config.yaml")
         path, saved = run_checkpoint(run, cfg, checkpoint)
         return cfg, saved["state_dict"], output_folder(run, "evaluation"), path.name
@@ -140,10 +140,10 @@ def run_checkpoint(run: Path, cfg: DictConfig, checkpoint: str | None) -> tuple[
     try:
         identity = run_id(OmegaConf.to_container(cfg, resolve=True))
     except (TypeError, ValueError) as error:
-        raise UserError(f"{run / 'config.yaml'} is no configuration of a run: {error}") from error
+        raise UserError(f"{run / 'config.yaml'} is not the configuration of a run: {error}") from error
     record = read_result(run)
     if record is not None and record["run_id"] != identity:
-        raise UserError(f"{run}: config.yaml is of run {identity}, result.json of {record['run_id']}")
+        raise UserError(f"{run}: config.yaml belongs to run {identity}, result.json to {record['run_id']}")
     record = record or {}
     if checkpoint not in (None, "best", "last"):
         raise UserError(f"checkpoint must be best or last, not {checkpoint!r}")

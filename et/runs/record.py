@@ -179,13 +179,13 @@ def load_record(file: Path) -> dict[str, Any]:
     try:
         record = json.loads(file.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} is no record of a finished run: {error}") from error
+        raise UserError(f"{file} is not the record of a finished run: {error}") from error
     problem = malformed(record, RESULT_KEYS)
     if problem is not None:
-        raise UserError(f"{file} is no whole record: {problem}")
+        raise UserError(f"{file} is not a complete record: {problem}")
     checksum = record.pop(_CHECKSUM, None)
     if checksum is not None and checksum != _checksum(record):
-        raise UserError(f"{file} is damaged: it is not as it was written")
+        raise UserError(f"{file} is damaged: its checksum does not match")
     return record
 
 

@@ -129,7 +129,7 @@ def print_comparison(comparison: Any) -> None:
         table.add_row(name, *numbers, "-" if None in (recorded, repeated) else f"{repeated - recorded:.2g}")
     Console().print(table)
     for name, (recorded, repeated) in comparison.circumstances.items():
-        print(f"not as it was: {name}: {recorded} -> {repeated}")
+        print(f"differs: {name}: {recorded} -> {repeated}")
     verdict = "equal, bit for bit" if comparison.equal else "the same within 1e-3" if comparison.agrees else "DIFFERENT"
     print(f"the metrics are {verdict}\n{comparison.folder}")
 

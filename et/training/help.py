@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from et.results import paper
-from et.runs.experiments import described, variants_of
+from et.runs.experiments import described, in_order, tables_of_variants, variants_of
 from et.utils.paths import CONF
 
 TRAIN = """python train.py experiment=NAME [key=value ...]
@@ -44,16 +44,32 @@ def train_help() -> str:
     """The usage of train.py and all experiments, grouped by table with a line each."""
     lines = [TRAIN, "", "Experiments. Most have variants with another model or one change (NAME_gt, NAME_no_hopfield)."]
     lines.append("All names: python -m et.runs.experiments")
-    for group, experiments in described().items():
+    groups, composed = described(), tables_of_variants()
+    for group in in_order([*groups, *composed]):
         lines += ["", _heading(group)]
-        width = max(map(len, experiments))
-        for name, sentence in experiments.items():
-            sentence = sentence.removeprefix(f"{group}, ")
-            lines.append(f"  {name:{width}}  {sentence}")
-        suffixes = dict.fromkeys(suffix for name in experiments for suffix in variants_of(name))
-        if suffixes:
-            lines.append(f"  variants: {', '.join(f'NAME_{suffix}' for suffix in suffixes)}")
+        lines += _variants(*composed[group]) if group in composed else _experiments(group, groups[group])
     return "\n".join(lines)
+
+
+def _experiments(group: str, experiments: Mapping[str, str]) -> list[str]:
+    """A line for each experiment of a group, and one with the suffixes of their variants."""
+    width = max(map(len, experiments))
+    lines = [f"  {name:{width}}  {_sentence(text, group)}" for name, text in experiments.items()]
+    elsewhere = {f"{name}_{s}" for texts, names in tables_of_variants().values() for name in names for s in texts}
+    of = dict.fromkeys(s for name in experiments for s in variants_of(name) if f"{name}_{s}" not in elsewhere)
+    return [*lines, f"  variants: {', '.join(f'NAME_{suffix}' for suffix in of)}"] if of else lines
+
+
+def _sentence(text: str, group: str) -> str:
+    """``text`` without the name of its group in front."""
+    rest = text.removeprefix(f"{group}, ")
+    return text if rest == text else rest[0].upper() + rest[1:]
+
+
+def _variants(suffixes: Mapping[str, str], names: Sequence[str]) -> list[str]:
+    """A line for each variant of a table, and one with the experiments that have them."""
+    width = max(map(len, suffixes)) + len("NAME_")
+    return [*(f"  {f'NAME_{s}':{width}}  {text}" for s, text in suffixes.items()), f"  NAME: {', '.join(names)}"]
 
 
 def _heading(group: str) -> str:

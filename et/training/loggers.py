@@ -66,7 +66,7 @@ def build_loggers(run: RunInfo) -> list[Logger]:
         build = instantiate(node, _partial_=True)  # OmegaConf would make a configuration of the dataclass
         logger = build(**{key: value for key, value in given.items() if key not in node})
         if not isinstance(logger, Logger):
-            raise UserError(f"logger: {node['_target_']} is no logger of Lightning (pytorch_lightning.loggers.Logger)")
+            raise UserError(f"logger: {node['_target_']} is not a Lightning logger (pytorch_lightning.loggers.Logger)")
         loggers.append(logger)
     return loggers
 

@@ -34,7 +34,7 @@ class MetricsFile(Logger):
     """Lightning logger that writes one csv file.
 
     Lightning's own CSVLogger empties its folder when a run starts again. This one keeps what is there; rows of steps
-    that a resumed run repeats are dropped first (:meth:`forget_from`). A damaged file is set aside and begun anew.
+    that a resumed run repeats are dropped first (:meth:`forget_from`). A damaged file is set aside.
 
     Args:
         path: The file.
@@ -48,7 +48,7 @@ class MetricsFile(Logger):
             try:
                 self.rows = read_rows(self.path)
             except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-                print(f"warning: {self.path} is damaged ({error}); it is kept as metrics.damaged.csv and begun anew")
+                print(f"warning: {self.path} is damaged ({error}); it is now metrics.damaged.csv, a new one begins")
                 with suppress(OSError):
                     self.path.replace(self.path.with_name("metrics.damaged.csv"))
 

@@ -73,11 +73,11 @@ def recorded_run(path: Path) -> tuple[dict[str, Any], DictConfig]:
     Beside a result.json without config.yaml, today's configuration files must give the recorded run id.
 
     Raises:
-        UserError: There is no whole record, or no configuration that belongs to it.
+        UserError: There is not a complete record, or no configuration that belongs to it.
     """
     file = path / "result.json" if path.is_dir() else path
     if path.is_dir() and not file.exists():
-        raise UserError(f"{file} is no record of a finished run: there is no such file{list_runs(path)}")
+        raise UserError(f"{file} is not the record of a finished run: there is no such file{list_runs(path)}")
     record = load_record(file)
     saved = file.parent / "config.yaml"
     if saved.exists():
@@ -87,8 +87,10 @@ def recorded_run(path: Path) -> tuple[dict[str, Any], DictConfig]:
         cfg = trusted(config_of(key.overrides(), str(file)), f"the configuration of {file}")
     found = run_id(OmegaConf.to_container(cfg, resolve=True))
     if found != record["run_id"]:
-        source = f"{saved} is" if saved.exists() else "today's configuration files give"
-        raise UserError(f"{file} is of run {record['run_id']}, but {source} run {found}: they do not belong together")
+        other = f"{saved} is that of" if saved.exists() else "today's configuration files give"
+        raise UserError(
+            f"{file} is the record of run {record['run_id']}, but {other} run {found}: they do not belong together"
+        )
     return record, cfg
 
 

@@ -242,7 +242,7 @@ def test(
             load_best(kept.folder, kept.identity, kept.best_epoch, kept.best_step)
         except UserError as error:
             # Without a cause: every process of a distributed run raises this alike.
-            raise UserError(f"{error}. Start the same command again: it trains anew what is lost") from None
+            raise UserError(f"{error}. Start the same command again: it trains the lost epochs again") from None
     # After fit the weights in memory are those of last.ckpt: no file need be read for them.
     chosen = kept.folder / "best.ckpt" if best else None
     with raise_user_errors():

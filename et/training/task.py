@@ -80,7 +80,7 @@ class Task(pl.LightningModule):
         """
         given = [f"{key}=" for key, value in options.items() if value is not None]
         if given:
-            raise UserError(f"{', '.join(given)} belongs to image completion; {cfg.name} is no image experiment")
+            raise UserError(f"{', '.join(given)} belongs to image completion; {cfg.name} is not an image experiment")
 
     @classmethod
     def evaluation_callbacks(cls, data: pl.LightningDataModule, folder: Path, own_items: bool) -> list[pl.Callback]:

@@ -79,7 +79,7 @@ def build_callback(node: DictConfig) -> pl.Callback:
     """
     callback = instantiate(node)
     if not isinstance(callback, pl.Callback):
-        raise UserError(f"callbacks: {node._target_} is no callback of Lightning (pytorch_lightning.Callback)")
+        raise UserError(f"callbacks: {node._target_} is not a Lightning callback (pytorch_lightning.Callback)")
     return callback
 
 

@@ -94,7 +94,7 @@ def judge(run: Run, comparison: Comparison, tolerance: float) -> Verdict:
     if beyond:
         lines.append(f"tolerance: {tolerance:g}" + (", same machine and libraries" if comparison.same_machine else ""))
     if not comparison.equal:
-        lines += [f"not as it was: {name}: {one} -> {two}" for name, (one, two) in comparison.circumstances.items()]
+        lines += [f"differs: {name}: {one} -> {two}" for name, (one, two) in comparison.circumstances.items()]
     return Verdict(run, "DIFFERS" if beyond else "equal" if comparison.equal else "agrees", tuple(lines))
 
 

@@ -35,9 +35,7 @@ class PlainUnpickler(pickle.Unpickler):
             return lambda content: torch.load(io.BytesIO(content), weights_only=True)
         if (module, name) in PLAIN:
             return super().find_class(module, name)
-        raise UserError(
-            f"the file holds {module}.{name}, which is no data: it is not read. Take it from its source again"
-        )
+        raise UserError(f"the file holds {module}.{name}, which is not data: it is not read. Download it again")
 
 
 def load_plain(file: BinaryIO) -> Any:

@@ -32,7 +32,7 @@ def load_pyg(path: Path) -> Any:
         if foreign:
             reason = f"it holds {foreign[1]}, and only tensors, numbers, texts and torch_geometric's Data are read"
         elif isinstance(error, pickle.UnpicklingError):  # torch's text is advice about trust
-            reason = "it is no whole file of torch.save"
+            reason = "it is not a complete file of torch.save"
         else:
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}: is it whole?"
         raise UserError(f"{path} cannot be read: {reason}") from error

@@ -101,7 +101,7 @@ def test_masks_of_a_dgl_file(tmp_path, graph, monkeypatch):
         ({"val_mask": None}, "lacks val_mask, which data.split=masks takes; of masks it has test_mask, train_mask"),
         ({"val_mask": np.ones(199, bool)}, r"val_mask of .* is \(199,\), but the graph has 200 nodes"),
         ({"val_mask": np.ones(200, bool)}, "nodes are in both the train and the val part, for example node"),
-        ({"val_mask": np.arange(200)}, "must be boolean, but is int64: a list of node ids is no mask"),
+        ({"val_mask": np.arange(200)}, "must be boolean, but is int64: a list of node ids is not a mask"),
         ({"test_mask": np.zeros(200, bool)}, "the test part holds no benign node that is labelled"),
         ({"test_mask": np.arange(200) < 0, "val_mask": np.arange(200) < 0}, "the val part holds no"),
     ],

@@ -66,5 +66,5 @@ def test_the_better_constant_answer_is_that_of_scikit_learn():
         labels = torch.tensor([0] * (10 - anomalies) + [1] * anomalies)
         name, score = constant_answers(labels)["val/f1_macro"]
         constant = torch.full((10,), anomalies // 9)
-        assert name == ("all nodes normal", "all nodes anomalous")[anomalies // 9]
+        assert name == ("all nodes benign", "all nodes anomalous")[anomalies // 9]
         assert abs(score - f1_score(labels, constant, average="macro", zero_division=0)) < 1e-12

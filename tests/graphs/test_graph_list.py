@@ -174,7 +174,7 @@ def spoiled(**changes) -> list[Data]:
         (spoiled(edge_attr=torch.ones(3, 1)), r"edge_attr of graph 2 .* shape \(3, 1\), and 8 rows"),
         (spoiled(x=torch.ones(4, 2)), "x in .* has 2, 3 columns"),
         (spoiled(edge_index=torch.zeros(8, 2, dtype=torch.long)), r"whole numbers \(2, E\), not torch.int64 \(8, 2\)"),
-        (spoiled(y=0), "y of graph 2 of .* is no tensor but int"),
+        (spoiled(y=0), "y of graph 2 of .* is not a tensor but int"),
         ({"train": 1, "val": 2, "test": 3}, "neither a list"),
         ([Data(edge_index=torch.tensor([[0, 1], [1, 0]]), y=torch.tensor([0]))], "does not say how many nodes"),
         (spoiled(y=torch.tensor([0, 1])), "graph 0 of .* has 4 nodes and 1 targets"),

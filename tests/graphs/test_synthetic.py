@@ -163,7 +163,7 @@ def test_extraction_takes_disjoint_parts_of_the_files(tmp_path, monkeypatch):
         with pytest.raises(UserError, match="more digits than there are"):
             extract_superpixels("MNIST", tmp_path, tmp_path / "cache", seed=0, sizes=sizes)
     (tmp_path / "mnist" / "test.npz").write_bytes((tmp_path / "mnist" / "test.npz").read_bytes()[:2000])
-    with pytest.raises(UserError, match=r"test\.npz is cut short"):
+    with pytest.raises(UserError, match=r"test\.npz is truncated"):
         extract_superpixels("MNIST", tmp_path, tmp_path / "cache", seed=0, sizes=(6, 3, 2))
     (tmp_path / "mnist" / "test.npz").unlink()
     with pytest.raises(UserError, match=r"test\.npz is missing"):

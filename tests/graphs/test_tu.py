@@ -194,7 +194,7 @@ def test_tu_graphs_without_edges_are_graphs(tmp_path, make_tu):
 def test_tu_data_set_without_any_edge_is_told_where_such_graphs_go(tmp_path, make_tu, content):
     raw = make_tu(tmp_path, edge_labels=False)
     (raw / "TOY_A.txt").write_text(content)
-    with pytest.raises(UserError, match=r"TOY_A\.txt has no edges.*data=graph_list.*take them anew"):
+    with pytest.raises(UserError, match=r"TOY_A\.txt has no edges.*data=graph_list.*fetch them again"):
         load_tu("TOY", tmp_path)
 
 

@@ -24,7 +24,7 @@ def test_patches_run_row_by_row_and_flatten_channel_first():
 
 
 def test_an_image_that_is_no_multiple_of_the_patch_is_refused():
-    with pytest.raises(ValueError, match="no multiple"):
+    with pytest.raises(ValueError, match="not a multiple"):
         grid_shape(224, 15)
 
 

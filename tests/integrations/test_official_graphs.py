@@ -79,7 +79,7 @@ def test_a_converted_model_loads_as_a_run(tmp_path, experiment):
 
 def test_other_models_are_refused(saved, tmp_path):
     params = as_flax(load_official_graph_model(saved[0])[1])
-    with pytest.raises(UserError, match="has encode_block_0/attn/Bk beside"):
+    with pytest.raises(UserError, match="has encode_block_0/attn/Bk in addition"):
         load_official_graph_model(write_flax(tmp_path / "a", params | {"encode_block_0/attn/Bk": np.zeros(3)}))
     with pytest.raises(UserError, match="lacks encode_norm_1/gamma"):
         load_official_graph_model(

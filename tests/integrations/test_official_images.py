@@ -234,12 +234,12 @@ def test_other_models_are_refused_by_what_they_have(published, tmp_path):
     arrays = published[1]
     params = {name: arrays[f"ckpt_{key}"].float().numpy() for key, name in FLAX_NAMES.items()}
     head = {"cls_head/layers_1/kernel": np.zeros((2, 2), np.float32)}
-    refused(write_flax(tmp_path / "a", params | head), "it has cls_head/layers_1/kernel beside")
+    refused(write_flax(tmp_path / "a", params | head), "it has cls_head/layers_1/kernel in addition")
     refused(write_flax(tmp_path / "b", {"decoder/kernel": np.zeros((2, 2))}), "lacks backbone/block/attn/Wk")
     refused(write_flax(tmp_path / "c", {"decoder/kernel": "PLACEHOLDER://decoder.kernel"}), "a file of its own")
     whole = write_flax(tmp_path / "d", params).read_bytes()
     (tmp_path / "e").write_bytes(whole[: len(whole) // 2])
-    refused(tmp_path / "e", "no whole Flax checkpoint")
+    refused(tmp_path / "e", "a damaged Flax checkpoint")
     (tmp_path / "f").mkdir()
     refused(tmp_path / "f", "folder of Orbax")
 
@@ -248,11 +248,11 @@ def test_other_models_are_refused_by_what_they_have(published, tmp_path):
     ("change", "settings", "message"),
     [
         ({"blocks.0.0.gamma": None}, CIFAR, "lacks blocks.0.0.gamma"),
-        ({"blocks.0.1.attn.rotary": torch.zeros(2)}, CIFAR, "has blocks.0.1.attn.rotary beside"),
+        ({"blocks.0.1.attn.rotary": torch.zeros(2)}, CIFAR, "has blocks.0.1.attn.rotary in addition"),
         ({"decode.1.weight": torch.zeros(10, 8)}, CIFAR, "completes no images: it has 10 outputs"),
         ({}, {"alpha": 1.0}, "lack time_steps"),
         ({}, None, "put the authors' model_config.txt beside it"),
-        ({}, "__import__('os')", "no dictionary of plain values"),
+        ({}, "__import__('os')", "not a dictionary of plain values"),
     ],
 )
 def test_other_models_of_the_port_are_refused(tmp_path, change, settings, message):

@@ -143,7 +143,7 @@ def test_the_published_weights_are_a_run_wherever_one_is_named(published, monkey
     assert all(torch.equal(value, expected[name]) for name, value in by_path.items())
     assert load_weights("mine.npz", None)[2] == Path("mine_evaluation")
     (tmp_path / "pretrained").mkdir()
-    with pytest.raises(UserError, match="no run folder"):  # a folder of that name is meant
+    with pytest.raises(UserError, match="not a run folder"):  # a folder of that name is meant
         load_run("pretrained")
 
 

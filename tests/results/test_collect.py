@@ -94,7 +94,7 @@ def test_a_changed_digit_in_a_record_is_noticed(make_run, tmp_path):
     folder = make_run(KEY, METRICS)
     text = (folder / "result.json").read_text()
     (folder / "result.json").write_text(text.replace("0.95", "0.96"))
-    assert "is damaged: it is not as it was written" in collect([tmp_path / "runs"]).problems[0]
+    assert "is damaged: its checksum does not match" in collect([tmp_path / "runs"]).problems[0]
 
 
 def test_a_line_whose_overrides_read_the_environment_is_left_out(make_run, line_of):

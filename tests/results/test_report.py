@@ -198,7 +198,7 @@ def column(browser, index: int) -> list[str]:
 
 
 def test_one_view_at_a_time_that_the_address_names(browser, page):
-    assert "every table" in browser.title
+    assert "the paper’s tables" in browser.title
     assert one(browser, "#overview").is_displayed() and not one(browser, "#table-2").is_displayed()
     one(browser, "nav a[href='#table-2']").click()
     assert one(browser, "#table-2").is_displayed() and not one(browser, "#overview").is_displayed()

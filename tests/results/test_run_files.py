@@ -56,11 +56,11 @@ def test_pictures_become_small_data_uris(tmp_path):
 def test_a_file_that_is_no_picture_is_told(tmp_path, monkeypatch):
     path = tmp_path / "odd.png"
     path.write_bytes(b"odd")
-    with pytest.raises(OSError, match="no picture"):
+    with pytest.raises(OSError, match="not a picture"):
         as_data_uri(path)
     Image.new("RGB", (30, 30)).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(OSError, match="no picture: Image size"):
+    with pytest.raises(OSError, match="not a picture: Image size"):
         as_data_uri(path)
 
 

@@ -105,7 +105,7 @@ def test_what_is_missing_cut_short_or_foreign_is_told(tmp_path):
         load_best(tmp_path, "mine", 1)
     put_in_place(write(tmp_path / "new", 1, run_id="mine"), path)
     assert load_best(tmp_path, "mine", 1, 10)["epoch"] == 1
-    with pytest.raises(UserError, match=r"is of another configuration \(run mine\)"):
+    with pytest.raises(UserError, match=r"belongs to another configuration \(run mine\)"):
         load_best(tmp_path, "other", 1)
     with pytest.raises(UserError, match="is of epoch 1, but the best epoch is 2"):
         load_best(tmp_path, "mine", 2)
@@ -118,7 +118,7 @@ def test_what_is_missing_cut_short_or_foreign_is_told(tmp_path):
     with pytest.raises(UserError, match="does not load"):
         load_best(tmp_path, "mine", 1)
     torch.save({"state_dict": {}}, path)
-    with pytest.raises(UserError, match="no whole checkpoint, it lacks epoch, global_step"):
+    with pytest.raises(UserError, match="not a complete checkpoint, it lacks epoch, global_step"):
         load_best(tmp_path, "mine", 1)
     for wrong in ({"state_dict": [1]}, {"epoch": "one"}, {"state_dict": {1: torch.zeros(2)}}):
         torch.save({"state_dict": {}, "epoch": 1, "global_step": 1, **wrong}, path)

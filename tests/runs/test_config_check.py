@@ -79,7 +79,7 @@ def test_what_is_shipped_is_accepted(configs):
         ("model", 3, "model must name a class"),
         ("callbacks", 3, "callbacks is a section"),
         ("logger.wandb", 1, "logger.wandb: there is no such key; logger has none, and classes to instantiate"),
-        ("logger.extra", ["wandb"], r"no such key any more; choose loggers by name, .*logger=\[tensorboard,wandb\]"),
+        ("logger.extra", ["wandb"], r"this key was removed; choose loggers by name, .*logger=\[tensorboard,wandb\]"),
         ("paths.run", 1, r"did you mean paths\.runs"),
         ("sweep.dryrun", True, r"did you mean sweep\.dry_run"),
         ("by_fidelity", {"nonsense": 3}, "by_fidelity has the keys paper, released, not nonsense"),
@@ -118,8 +118,8 @@ def test_what_every_run_reads_cannot_be_taken_away(configs, key):
 def test_callbacks_and_loggers_are_those_of_lightning_with_what_they_need(tiny):
     norm = "{_target_: et.core.EnergyLayerNorm, dim: 3}"
     for override, message in (
-        (f"+callbacks.mine={norm}", "EnergyLayerNorm is no callback of Lightning"),
-        (f"+logger.mine={norm}", "EnergyLayerNorm is no logger of Lightning"),
+        (f"+callbacks.mine={norm}", "EnergyLayerNorm is not a Lightning callback"),
+        (f"+logger.mine={norm}", "EnergyLayerNorm is not a Lightning logger"),
         ("+callbacks.stop._target_=pytorch_lightning.callbacks.EarlyStopping",
          r"^callbacks\.stop: EarlyStopping needs 'monitor'$"),
     ):  # fmt: skip

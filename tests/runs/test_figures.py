@@ -95,7 +95,7 @@ def test_an_animation_has_a_frame_for_every_state(tmp_path, suffix):
 
 def test_what_cannot_be_drawn_is_told(capsys, tmp_path):
     assert main([f"run={tmp_path}"]) == 1
-    assert "no run folder" in capsys.readouterr().err
+    assert "not a run folder" in capsys.readouterr().err
     assert main(["--help"]) == 0
     with pytest.raises(UserError, match="run= is missing"):
         parse(["output=here"])

@@ -176,12 +176,12 @@ def test_a_class_of_ones_own_is_vouched_for(plain, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     (
-        ("[1, 2]", "no configuration"),
+        ("[1, 2]", "not a configuration"),
         ("a: &x [1]\nb: *x", "aliases"),
-        ("a: [", "no readable configuration"),
-        ("a: !!python/object/apply:os.system [ls]", "no readable configuration"),
+        ("a: [", "not a readable configuration"),
+        ("a: !!python/object/apply:os.system [ls]", "not a readable configuration"),
         ("name: x", "no section data"),
-        ("\x00", "no readable configuration"),
+        ("\x00", "not a readable configuration"),
     ),
 )
 def test_files_that_are_no_configuration_are_told(tmp_path, text, message):
@@ -189,7 +189,7 @@ def test_files_that_are_no_configuration_are_told(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         read_config(tmp_path / "config.yaml")
     (tmp_path / "config.yaml").write_bytes(b"name: \xff\xfe\n")
-    with pytest.raises(UserError, match="no readable configuration"):
+    with pytest.raises(UserError, match="not a readable configuration"):
         read_config(tmp_path / "config.yaml")
 
 

@@ -57,7 +57,7 @@ def test_an_experiments_folder_lists_its_runs(tmp_path):
 
 
 def test_what_cannot_be_loaded_is_told(tmp_path):
-    with pytest.raises(UserError, match="no run folder"):
+    with pytest.raises(UserError, match="not a run folder"):
         load_run(tmp_path)
     with pytest.raises(UserError, match="there is no checkpoint"):
         load_run(tmp_path / "no.ckpt")
@@ -80,9 +80,9 @@ def test_what_cannot_be_loaded_is_told(tmp_path):
         ("model", {"_target_": "torch.optim.Adam"}, "model: Adam needs 'params'"),
         ("model", {"_target_": "torch.optim.Adam", "params": []}, "does not build its model .*: ValueError"),
         ("model", {"_target_": "et.core.nothing.At"}, "which is not called"),
-        ("model", {"_target_": "pytorch_lightning.callbacks.DeviceStatsMonitor"}, "which is no Module"),
+        ("model", {"_target_": "pytorch_lightning.callbacks.DeviceStatsMonitor"}, "which is not a Module"),
         ("data", {"_target_": "et.baselines.node_mlp.NodeMLP", "in_features": 2, "hidden": 2, "layers": 2},
-         "which is no LightningDataModule"),
+         "which is not a LightningDataModule"),
         ("task", {"_target_": "et.graphs.model.GraphEnergyTransformer.of_fidelity"}, "must derive from"),
         ("trainer", {"precision": "half"}, "trainer.precision must be"),
     ),

@@ -126,5 +126,5 @@ def test_an_older_versions_folder_without_digests_still_loads(runs, tmp_path):
     shutil.copy(runs[1].folder / "checkpoints" / "best.ckpt", folder / "checkpoints" / "best.ckpt")
     for digest in folder.rglob("*.sha256"):
         digest.unlink()
-    with pytest.raises(UserError, match=r"best\.ckpt is of another configuration"):
+    with pytest.raises(UserError, match=r"best\.ckpt belongs to another configuration"):
         load_run(folder)

@@ -86,7 +86,7 @@ def test_how_images_are_fitted_can_be_chosen_and_is_checked():
     ):
         with pytest.raises(UserError, match=message):
             apply_options(options("run=there", *given), run.copy())
-    with pytest.raises(UserError, match="no image experiment"):
+    with pytest.raises(UserError, match="not an image experiment"):
         apply_options(options("run=there", "images=here"), compose_config("experiment=demo_anomaly"))
 
 
@@ -139,7 +139,7 @@ def test_what_cannot_be_evaluated_is_told(tmp_path):
         evaluate(options(f"run={tmp_path}", "+data.path=other.npz"))
     with pytest.raises(UserError, match="no checkpoint"):
         evaluate(options(f"run={tmp_path}/absent.ckpt"))
-    with pytest.raises(UserError, match="no run folder"):
+    with pytest.raises(UserError, match="not a run folder"):
         evaluate(options(f"run={tmp_path}"))
     (tmp_path / "broken.ckpt").write_bytes(b"nothing")
     with pytest.raises(UserError, match="not a checkpoint of plain tensors"):

@@ -81,7 +81,7 @@ def test_a_checkpoint_of_another_configuration_is_not_taken_up(tiny, whole_run, 
         (folder / name).write_bytes((other.folder / "checkpoints" / name).read_bytes())
     resumed = train(tiny())
     printed = capsys.readouterr().out
-    assert f"last.ckpt is of another configuration (run {other.record['run_id']})" in printed
+    assert f"last.ckpt belongs to another configuration (run {other.record['run_id']})" in printed
     assert_same_run(whole, resumed)
 
 

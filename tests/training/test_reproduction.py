@@ -40,11 +40,11 @@ def test_a_run_that_comes_out_otherwise_is_told_of(finished, monkeypatch, capsys
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
     printed = capsys.readouterr().out
     assert left.value.code == 1 and "the metrics are DIFFERENT" in printed
-    assert "not as it was: versions.torch: 1.0 -> " in printed
+    assert "differs: versions.torch: 1.0 -> " in printed
 
 
 def test_what_is_no_run_or_another_one_is_refused(finished, tmp_path):
-    with pytest.raises(UserError, match="no record of a finished run"):
+    with pytest.raises(UserError, match="not the record of a finished run"):
         repeat(tmp_path)
     with pytest.raises(UserError, match=r"seed: that would be another run"):
         repeat(finished, ["seed=4"])
@@ -54,7 +54,7 @@ def test_what_is_no_run_or_another_one_is_refused(finished, tmp_path):
     with pytest.raises(UserError, match="they do not belong together"):
         recorded_run(finished)
     (tmp_path / "half.json").write_text("{}")
-    with pytest.raises(UserError, match="no whole record"):
+    with pytest.raises(UserError, match="not a complete record"):
         recorded_run(tmp_path / "half.json")
 
 

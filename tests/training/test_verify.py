@@ -56,7 +56,7 @@ def test_a_doctored_record_is_told_of(recorded, tmp_path, capsys):
     assert verify.main(["1", "--experiments", str(experiments(tmp_path, doctored))]) == 1
     printed = capsys.readouterr().out
     assert f"DIFFERS: {TREES}" in printed and "test/auc: recorded " in printed and "test/f1_macro" not in printed
-    assert "not as it was: machine.threads: 7 -> " in printed and "not as it was: versions.scipy: 0 -> " in printed
+    assert "differs: machine.threads: 7 -> " in printed and "differs: versions.scipy: 0 -> " in printed
     assert "tolerance: 1e-06" in printed
 
 

@@ -31,7 +31,7 @@ def test_data_come_through():
 
 def test_a_hostile_pickle_is_not_executed(tmp_path):
     marker = tmp_path / "ran"
-    with pytest.raises(UserError, match=r"posix\.system, which is no data"):
+    with pytest.raises(UserError, match=r"posix\.system, which is not data"):
         load_plain(io.BytesIO(pickle.dumps([Hostile(marker)])))
     nested = io.BytesIO()
     torch.save(Hostile(marker), nested, _use_new_zipfile_serialization=False)

@@ -27,8 +27,8 @@ function runName(run) {
 
 function curvesOf(run) {
   if (!run.curves) {
-    return make("p", { class: "muted" }, "No curves: they are in the metrics.csv of the run’s folder, which this page ",
-      "was made without (give it with --runs).");
+    return make("p", { class: "muted" }, "No curves: they are in the metrics.csv of the run’s folder. ",
+      "--runs FOLDER puts them on this page.");
   }
   return make("div", { class: "curves" }, Object.entries(run.curves).map(([label, [steps, values]]) =>
     namedChart({ steps, values, label, kind: label.startsWith("train/") ? "train" : "validation" })));
@@ -54,7 +54,7 @@ function configurationOf(run) {
   const text = data.configurations[run.configuration];
   return make("details", null, make("summary", null, "Configuration"),
     text ? make("pre", { tabindex: 0 }, make("code", null, text))
-      : make("p", { class: "muted" }, "Today’s configuration files no longer make this run; its record names the commit."));
+      : make("p", { class: "muted" }, "The current configuration files no longer compose this run; its record names the commit."));
 }
 
 // The test metrics that a run is read by, the cell's own first; deviations and counts stand under "All metrics".
@@ -101,7 +101,7 @@ function summaryOf(cell) {
       values, paper: cell.paperMean, paperDeviation: cell.paperStd, digits: cell.digits, unit: cell.unit,
     }) : null,
     values.length && cell.paperMean !== null ? make("p", { class: "key muted" }, make("span", { class: "swatch value" }), "a run ",
-      make("span", { class: "swatch paper" }), cell.paperStd ? "the paper’s mean and deviation" : "the paper’s value") : null,
+      make("span", { class: "swatch paper" }), cell.paperStd ? "the paper’s mean and standard deviation" : "the paper’s value") : null,
   ];
 }
 
@@ -111,7 +111,7 @@ function cellBody(cell) {
     cell.key ? summaryOf(cell) : null,
     cell.variant ? make("p", { class: "notice" }, `Not the paper’s data: ${cell.variant}.`) : null,
     cell.label ? make("p", { class: "notice" }, `Not the experiment’s own configuration: ${cell.label}.`) : null,
-    missing ? make("p", null, "Nothing was measured here yet. This runs what is missing:") : null,
+    missing ? make("p", null, "Not measured yet. This command runs what is missing:") : null,
     missing ? command(cell.command) : null,
     missing ? null : make("h3", null, plural(cell.runs.length, "run")),
     cell.runs.map((identity, index) => runDetails(identity, cell, index === 0)),

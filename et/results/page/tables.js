@@ -92,7 +92,7 @@ function showView(move) {
     if (current) link.scrollIntoView({ block: "nearest", inline: "center" });
   }
   const heading = view.querySelector("h1");
-  document.title = view.id === "overview" ? "Energy Transformer: every table, measured"
+  document.title = view.id === "overview" ? "Energy Transformer: the paper’s tables, measured"
     : `Table ${view.id.split("-")[1]}: ${heading.textContent}`;
   if (move) {
     window.scrollTo(0, 0);
