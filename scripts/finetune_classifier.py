@@ -76,18 +76,22 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(options.seed)
     classes = len([path for path in (options.data / "train").iterdir() if path.is_dir()])
     model = timm.create_model(
-        "et_base_patch16_224", pretrained=not options.scratch, num_classes=classes, global_pool="avg"
-    )
+        "et_base_patch16_224", pretrained=not options.scratch, num_classes=classes, global_pool="avg",
+        **({"img_size": options.image_size} if options.image_size else {}),
+    )  # fmt: skip
     counts = {"train": options.train, "val": options.eval}
     config = resolve_data_config({"input_size": (3, *model.patch_embed.img_size)}, model=model)
     data = datasets(options.data, config, counts, options.seed)
-    bf16, start = has_fast_bf16("cpu"), time.process_time()
+    bf16 = has_fast_bf16("cpu")
+    before = accuracy(model, data["val"], options.batch_size, bf16)
+    start = time.process_time()
     losses = finetune(model, data["train"], options, bf16)
     seconds = time.process_time() - start
     share = accuracy(model, data["val"], options.batch_size, bf16)
     spread = 1.96 * (share * (1 - share) / len(data["val"])) ** 0.5
     found = {
-        "accuracy": round(100 * share, 2), "interval": round(100 * spread, 2), "classes": classes,
+        "accuracy": round(100 * share, 2), "interval": round(100 * spread, 2), "before": round(100 * before, 2),
+        "classes": classes, "image_size": list(model.patch_embed.img_size),
         "photographs": {part: len(subset) for part, subset in data.items()}, "from": "scratch" if options.scratch else
         "published weights", "epochs": options.epochs, "lr": options.lr, "batch_size": options.batch_size,
         "seed": options.seed, "losses": [round(loss, 4) for loss in losses], "cpu_seconds": round(seconds, 1),
@@ -106,6 +110,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("ET_DATA_DIR", "data")) / "imagenette")
     parser.add_argument("--train", type=int, default=300, help="training photographs; default: 300")
     parser.add_argument("--eval", type=int, default=300, help="evaluation photographs; default: 300")
+    parser.add_argument("--image-size", type=int, help="pixels a side; default: 224, the size of the weights")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=5e-4)

@@ -23,7 +23,7 @@ def test_classes_are_learnt_and_the_weights_load_again(monkeypatch, tmp_path):
             for number in range(count):
                 pixels = (colour + rng.integers(-20, 20, (32, 32, 3))).astype(np.uint8)
                 Image.fromarray(pixels).save(tmp_path / part / f"class{label}" / f"{number}.png")
-    small = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_heads": 2, "head_dim": 16, "num_memories": 64}
+    small = {"patch_size": 8, "embed_dim": 32, "num_heads": 2, "head_dim": 16, "num_memories": 64}
     create, asked = timm.create_model, []
 
     def create_small(name, pretrained, **options):
@@ -44,16 +44,22 @@ def test_classes_are_learnt_and_the_weights_load_again(monkeypatch, tmp_path):
             "4",
             "--lr",
             "1e-2",
+            "--image-size",
+            "32",
         ]
     )
     found = script.run(options)
     assert asked == [True] and found == json.loads((tmp_path / "out" / "finetuned.json").read_text())
     assert found["photographs"] == {"train": 12, "val": 8} and found["classes"] == 2 and len(found["losses"]) == 30
     assert found["accuracy"] == 100 and found["losses"][-1] < found["losses"][0]
+    assert found["image_size"] == [32, 32]
     again = create(
-        "et_base_patch16_224", num_classes=2, depth=2, global_pool="avg", **small,
+        "et_base_patch16_224", num_classes=2, depth=2, global_pool="avg", img_size=32, **small,
         checkpoint_path=str(tmp_path / "out" / "weights.pt"),
     ).eval()  # fmt: skip
     data = script.datasets(tmp_path, {"input_size": (3, 32, 32)}, {"train": 12, "val": 8}, 0)["val"]
     assert script.accuracy(again, data, 4, bf16=False) == 1
+    torch.manual_seed(options.seed)
+    fresh = create_small("et_base_patch16_224", True, num_classes=2, global_pool="avg", img_size=32)
+    assert found["before"] == 100 * script.accuracy(fresh, data, 4, bf16=script.has_fast_bf16("cpu"))
     assert again.head.weight.dtype == torch.float32
