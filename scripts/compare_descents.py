@@ -81,9 +81,9 @@ def follow(run: str, steps: int, count: int, images: Path | None, bf16: bool) ->
 
 def title(run: dict[str, Any]) -> str:
     """How a run is called in the figure."""
-    if run["steps_range"] or run["occluded_range"]:
-        return f"{run['name']}, T varies" + (", from weights" if run["from_weights"] else "")
-    return f"{run['name']}, T = {run['T']}, {run['hidden']:.0%} occluded"
+    varies = run["steps_range"] or run["occluded_range"]
+    trained = "T varies" if varies else f"T = {run['T']}, {run['hidden']:.0%} occluded"
+    return f"{run['name']}, {trained}" + (", from weights" if run["from_weights"] else "")
 
 
 def draw(runs: list[dict[str, Any]], path: Path) -> None:

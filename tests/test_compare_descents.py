@@ -41,6 +41,9 @@ def test_curves_of_several_runs(script, config, tmp_path, monkeypatch):
     assert (first["run_id"], first["T"]) == (fixed.record["run_id"], 2)
     assert [curve["hidden"] for curve in first["curves"]] == [0.125, 0.25, 0.5, 0.75]  # 2, 4, 8, 12 of 16 patches
     assert all(len(curve["mse"]) == 7 and curve["images"] == 8 for run in found["runs"] for curve in run["curves"])
+    titles = [script.title(run) for run in (first, second, {**first, "from_weights": True})]
+    assert titles[0].endswith("50% occluded") and titles[1].endswith("T varies")
+    assert titles[2] == titles[0] + ", from weights"  # a control that trained on is not the training it started from
     batch = script.examples(config(*options), 8, 0.5)
     with torch.no_grad():
         prediction = fixed.task.network.eval()(batch["image"], batch["masked"])
