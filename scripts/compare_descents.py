@@ -100,7 +100,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
         )
         axis.set_ylim(0, 4 * min(run["curves"][number]["best_mse"] for run in runs))
         axis.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize=7)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7)
     for axis in figure.axes[2:]:
         axis.set_xlabel("steps")
     figure.savefig(path, dpi=100)
