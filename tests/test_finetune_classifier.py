@@ -57,9 +57,18 @@ def test_classes_are_learnt_and_the_weights_load_again(monkeypatch, tmp_path):
         "et_base_patch16_224", num_classes=2, depth=2, global_pool="avg", img_size=32, **small,
         checkpoint_path=str(tmp_path / "out" / "weights.pt"),
     ).eval()  # fmt: skip
-    data = script.datasets(tmp_path, {"input_size": (3, 32, 32)}, {"train": 12, "val": 8}, 0)["val"]
+    parts = script.datasets(tmp_path, {"input_size": (3, 32, 32)}, {"train": 12, "val": 8}, 0)
+    data = parts["val"]
     assert script.accuracy(again, data, 4, bf16=False) == 1
     torch.manual_seed(options.seed)
     fresh = create_small("et_base_patch16_224", True, num_classes=2, global_pool="avg", img_size=32)
     assert found["before"] == 100 * script.accuracy(fresh, data, 4, bf16=script.has_fast_bf16("cpu"))
     assert again.head.weight.dtype == torch.float32
+    with torch.no_grad():
+        fresh.head.weight.zero_()
+        fresh.head.bias.copy_(torch.tensor([0.0, 1.0]))  # puts every photograph into the second class
+    assert script.accuracy(fresh, data, 4, bf16=False) == 0.5
+    script.fit_head(
+        fresh, script.datasets(tmp_path, {"input_size": (3, 32, 32)}, {"train": 12, "val": 8}, 0)["train"], 4, False
+    )
+    assert script.accuracy(fresh, data, 4, bf16=False) == 1
