@@ -72,3 +72,12 @@ def test_classes_are_learnt_and_the_weights_load_again(monkeypatch, tmp_path):
         fresh, script.datasets(tmp_path, {"input_size": (3, 32, 32)}, {"train": 12, "val": 8}, 0)["train"], 4, False
     )
     assert script.accuracy(fresh, data, 4, bf16=False) == 1
+
+
+def test_the_numbers_of_the_page_are_those_on_record():
+    page = (ROOT / "docs" / "explanation" / "features.md").read_text()
+    for run in json.loads((ROOT / "docs" / "finetuned.json").read_text())["runs"]:
+        assert run["git_commit"] and "+" not in run["git_commit"]
+        assert f"{run['before']:.1f} | {run['accuracy']:.1f} ± {run['interval']:.1f}" in page, run["command"]
+        first, last = (sum(losses) / 18 for losses in (run["losses"][:18], run["losses"][-18:]))
+        assert f"{run['epochs']} | {first:.2f} | {last:.2f} |" in page, run["command"]
