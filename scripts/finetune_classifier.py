@@ -143,7 +143,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--probe-first", action="store_true", help="fit the head to the frozen model before training")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--lr", type=float, default=1e-5)
     parser.add_argument("--seed", type=int, default=0, help="of the choice of photographs, the head and the batches")
     parser.add_argument("--scratch", action="store_true", help="without the published weights, for comparison")
     return parser.parse_args(arguments)
