@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ def finetune(model: torch.nn.Module, data: Dataset, options: argparse.Namespace,
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Fine-tune, score, and write the record and the weights."""
     torch.manual_seed(options.seed)
+    random.seed(options.seed)  # timm's crops
     classes = len([path for path in (options.data / "train").iterdir() if path.is_dir()])
     model = timm.create_model(
         "et_base_patch16_224", pretrained=not options.scratch, num_classes=classes, global_pool="avg",
@@ -144,7 +146,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-5)
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of photographs, the head and the batches")
+    parser.add_argument("--seed", type=int, default=0, help="of the photographs, their crops, the head and the batches")
     parser.add_argument("--scratch", action="store_true", help="without the published weights, for comparison")
     return parser.parse_args(arguments)
 

@@ -53,6 +53,8 @@ def test_classes_are_learnt_and_the_weights_load_again(monkeypatch, tmp_path):
     assert found["photographs"] == {"train": 12, "val": 8} and found["classes"] == 2 and len(found["losses"]) == 30
     assert found["accuracy"] == 100 and found["losses"][-1] < found["losses"][0]
     assert found["image_size"] == [32, 32]
+    options.output, options.epochs = tmp_path / "again", 1
+    assert script.run(options)["losses"][0] == found["losses"][0]  # the same crops of the same photographs
     again = create(
         "et_base_patch16_224", num_classes=2, depth=2, global_pool="avg", img_size=32, **small,
         checkpoint_path=str(tmp_path / "out" / "weights.pt"),
