@@ -81,9 +81,9 @@ def follow(run: str, steps: int, count: int, images: Path | None, bf16: bool) ->
 
 def title(run: dict[str, Any]) -> str:
     """How a run is called in the figure."""
-    if run["steps_range"] or run["occluded_range"]:
-        return f"{run['name']}, T varies" + (", from weights" if run["from_weights"] else "")
-    return f"{run['name']}, T = {run['T']}, {run['hidden']:.0%} occluded"
+    varies = run["steps_range"] or run["occluded_range"]
+    trained = "T varies" if varies else f"T = {run['T']}, {run['hidden']:.0%} occluded"
+    return f"{run['name']}, {trained}" + (", from weights" if run["from_weights"] else "")
 
 
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
@@ -100,7 +100,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
         )
         axis.set_ylim(0, 4 * min(run["curves"][number]["best_mse"] for run in runs))
         axis.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize=7)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7)
     for axis in figure.axes[2:]:
         axis.set_xlabel("steps")
     figure.savefig(path, dpi=100)

@@ -41,6 +41,9 @@ def test_curves_of_several_runs(script, config, tmp_path, monkeypatch):
     assert (first["run_id"], first["T"]) == (fixed.record["run_id"], 2)
     assert [curve["hidden"] for curve in first["curves"]] == [0.125, 0.25, 0.5, 0.75]  # 2, 4, 8, 12 of 16 patches
     assert all(len(curve["mse"]) == 7 and curve["images"] == 8 for run in found["runs"] for curve in run["curves"])
+    titles = [script.title(run) for run in (first, second, {**first, "from_weights": True})]
+    assert titles[0].endswith("50% occluded") and titles[1].endswith("T varies")
+    assert titles[2] == titles[0] + ", from weights"  # a control that trained on is not the training it started from
     batch = script.examples(config(*options), 8, 0.5)
     with torch.no_grad():
         prediction = fixed.task.network.eval()(batch["image"], batch["masked"])
@@ -56,3 +59,15 @@ def test_the_numbers_of_the_page_are_those_on_record():
     for curve in (curve for run in found["runs"] for curve in run["curves"]):
         assert f"{curve['best_mse']:.3f} / {curve['mse_at_T']:.3f} / {curve['mse_at_end']:.3f}" in page
         assert f" {100 * curve['excess']:.0f} % |" in page
+
+
+def test_the_costs_of_the_page_are_those_of_the_curves():
+    runs = json.loads((ROOT / "docs" / "fixed_points.json").read_text())["runs"]
+    page = (ROOT / "docs" / "explanation" / "fixed_points.md").read_text()
+    best = {(r["name"], r["from_weights"], round(r["hidden"], 2)): [c["best_mse"] for c in r["curves"]] for r in runs}
+    once = [best["questions", False, hidden][i] for i, hidden in enumerate((0.11, 0.25, 0.5, 0.75))]
+    twice = [*best["questions", True, 0.5][:3], best["questions", True, 0.75][3]]
+    varying = {from_weights: values for (name, from_weights, _), values in best.items() if name == "fixed_points"}
+    for values, others in ((varying[False], once), (varying[True], once), (varying[True], twice)):
+        for value, other in zip(values, others, strict=True):
+            assert f"{100 * (value / other - 1):+.0f} % |" in page
