@@ -116,7 +116,8 @@ def results(function: Callable, inputs: list[Tensor], weights: list[Tensor] | No
     """Outputs and gradients of ``function``, and the cotangents."""
     inputs = [x.detach().requires_grad_() for x in inputs]
     outputs = as_tuple(function(*inputs))
-    weights = weights or [torch.randn_like(x) for x in outputs]
+    generator = torch.Generator().manual_seed(2)
+    weights = weights or [torch.randn(x.shape, generator=generator).to(x) for x in outputs]
     cotangents = [w.to(x.dtype) for w, x in zip(weights, outputs, strict=True)]
     return [*outputs, *torch.autograd.grad(outputs, inputs, cotangents)], weights
 

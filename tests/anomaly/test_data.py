@@ -9,7 +9,7 @@ import torch
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import reverse_cuthill_mckee as scipy_order
 
-from et.anomaly.batch import SubgraphSamples, induced_topology, joined
+from et.anomaly.batch import SubgraphSamples, disjoint_union, induced_topology
 from et.anomaly.data import NodeDataModule
 from et.anomaly.graph import reverse_cuthill_mckee_order
 from et.core import EdgeTopology
@@ -317,7 +317,7 @@ class TestSeveralSubgraphs:
     def test_joined_they_are_what_they_were_apart(self, graph_file):
         samples = SubgraphSamples(module(graph_file, sample_ratio=0.25).whole, 0.25, seed=0, count=2)
         first, second = samples[0, 0], samples[0, 1]
-        both, count = joined([first, second]), len(first.labels)
+        both, count = disjoint_union([first, second]), len(first.labels)
         assert torch.equal(both.nodes, torch.cat([first.nodes, second.nodes]))
         assert torch.equal(both.features[count:], second.features)
         expected = [*pairs(first.topologies[0]), *((a + count, b + count) for a, b in pairs(second.topologies[0]))]

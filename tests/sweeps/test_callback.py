@@ -236,7 +236,7 @@ def test_a_failing_job_does_not_end_a_multirun(run_sweep, tmp_path):
     assert len(list((tmp_path / "runs").rglob("result.json"))) == 1
     assert "multirun: 1 finished, 3 failed" in printed
     failures = [json.loads(path.read_text())["message"] for path in (tmp_path / "runs").rglob("failure.json")]
-    assert sum("no multiple" in message for message in failures) == 2
+    assert sum("not a multiple" in message for message in failures) == 2
     assert sum("the loss is" in message for message in failures) == 1
 
 

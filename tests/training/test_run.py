@@ -286,7 +286,7 @@ def test_the_command_line_answers_plainly(run_command):
         (["experiment=no_such_thing"], "demo_inpainting"),
         (["experiment=demo_inpainting", "model.dmi=3"], "model.dmi"),
         ([], "error: no experiment chosen"),
-        (["experiment=demo_inpainting", "data.patch_size=7"], "no multiple"),
+        (["experiment=demo_inpainting", "data.patch_size=7"], "not a multiple"),
         (["experiment=imagenet_inpainting", "trainer=default"], "image-net.org"),
     ):
         status, _, told = run_command(*arguments)

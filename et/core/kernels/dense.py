@@ -246,8 +246,12 @@ def _gradient(
         from_v = torch.bmm(p, grad_v[part.maps], out=grad_q[part])
         slope = torch.bmm(left[part], right[part.maps].mT, out=buffers[0].maps(part))
         # In the slope's dtype: torch subtracts float32 from bfloat16 many times slower than bfloat16 from bfloat16.
-        slope.sub_((from_u[part] + _dot(q[part], from_v)).to(slope.dtype)).mul_(p)
+        exact = from_u[part] + _dot(q[part], from_v)
+        rounded = exact.to(slope.dtype)
+        slope.sub_(rounded).mul_(p)
         towards_k = slope @ k[part.maps]
+        if exact.dtype != slope.dtype:  # what rounding took from P * rowsum, times K
+            towards_k += ((rounded - exact) * u[part]).to(slope.dtype)
         grad_beta[part.maps] += _dot(q[part], towards_k).sum((-2, -1))
         from_v.addcmul_(towards_k, of_head[part.maps])
         _add_product(grad_k[part.maps], slope.mT, scaled[part], part)

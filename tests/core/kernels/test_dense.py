@@ -112,3 +112,23 @@ def test_whoever_looks_at_the_operations_gets_plain_ones(watcher):
             assert kernels_dense.attention(qk.float(), beta.float()).grad_fn.name() != "_AttentionBackward"
         return
     torch.testing.assert_close(found, expected)
+
+
+def test_bfloat16_rounds_the_gradient_of_beta_no_more_than_plain_operations():
+    """The row sums that the softmax's gradient subtracts are rounded; what that takes from the gradients is given back."""
+
+    def gradients(function, qk, beta, cotangent):
+        qk, beta = qk.clone().requires_grad_(), beta.clone().requires_grad_()
+        return torch.autograd.grad(function(qk, beta), (qk, beta), cotangent)[1].double()
+
+    ours, plain, generator = 0.0, 0.0, torch.Generator().manual_seed(0)
+    for _ in range(60):
+        qk, cotangent = torch.randn(2, 2, 9, 2, 2, 16, generator=generator).bfloat16()
+        beta = torch.tensor([0.2, 0.3])
+        exact = gradients(kernels_dense.plain_attention, qk.double(), beta.double(), cotangent.double())
+        for_all = [gradients(f, qk, beta, cotangent) for f in (kernels_dense.attention, kernels_dense.plain_attention)]
+        ours, plain = (
+            max(worst, ((found - exact).abs().max() / exact.abs().max().clamp(min=1)).item())
+            for worst, found in zip((ours, plain), for_all, strict=True)
+        )
+    assert ours < 1.25 * plain
