@@ -115,14 +115,14 @@ def test_whoever_looks_at_the_operations_gets_plain_ones(watcher):
 
 
 def test_bfloat16_rounds_the_gradient_of_beta_no_more_than_plain_operations():
-    """The row sums that the softmax's gradient subtracts are rounded; what that takes from the gradients is given back."""
+    """The row sums that the softmax's gradient subtracts are rounded; queries and beta get back what that takes."""
 
     def gradients(function, qk, beta, cotangent):
         qk, beta = qk.clone().requires_grad_(), beta.clone().requires_grad_()
         return torch.autograd.grad(function(qk, beta), (qk, beta), cotangent)[1].double()
 
     ours, plain, generator = 0.0, 0.0, torch.Generator().manual_seed(0)
-    for _ in range(60):
+    for _ in range(300):  # the largest error of many draws shows it, not the usual one
         qk, cotangent = torch.randn(2, 2, 9, 2, 2, 16, generator=generator).bfloat16()
         beta = torch.tensor([0.2, 0.3])
         exact = gradients(kernels_dense.plain_attention, qk.double(), beta.double(), cotangent.double())
