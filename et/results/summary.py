@@ -91,12 +91,13 @@ def best_baseline(table: Table, metric: Metric, lines: Sequence[Line], of: Line)
 
 
 def budget(label: str) -> str:
-    """How long a configuration trains, by which lines are compared; the whole label if it changes anything else.
+    """How long and in which precision a configuration trains; the whole label if it changes anything else.
 
     Warm-up and the interval of validation follow the epochs and make no difference.
     """
     parts = dict(part.lstrip("+").split("=", 1) for part in label.split(", ") if "=" in part)
-    counted = {key: parts.pop(key) for key in ("trainer.max_epochs", "trainer.limit_train_batches") if key in parts}
+    keys = ("trainer.max_epochs", "trainer.limit_train_batches", "trainer.precision")
+    counted = {key: parts.pop(key) for key in keys if key in parts}
     for key in ("optim.schedule.warmup_epochs", "trainer.check_val_every_n_epoch"):
         parts.pop(key, None)
     return label if parts else ", ".join(f"{key}={value}" for key, value in counted.items())

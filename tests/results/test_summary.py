@@ -33,4 +33,7 @@ def test_rows_counts_and_figure(make_run, tmp_path):
 
 def test_budgets():
     assert summary.budget("optim.schedule.warmup_epochs=2, trainer.max_epochs=20") == "trainer.max_epochs=20"
+    assert summary.budget("trainer.max_epochs=8, trainer.precision=bf16-mixed") == summary.budget(
+        "trainer.max_epochs=8, trainer.precision=bf16-mixed, optim.schedule.warmup_epochs=1"
+    )
     assert summary.budget("") == "" and summary.budget("model.conv=none") == "model.conv=none"
