@@ -35,7 +35,18 @@ def leave(signum: int, frame: FrameType | None) -> None:
     name = signal.Signals(signum).name
     message = f"error: interrupted by {name}; start the same command again: it goes on from what is saved\n"
     os.write(2, message.encode("ascii"))  # print may be what the signal interrupted
+    if _importing(frame):  # whose code may catch what is raised in it; there is nothing to tidy up yet
+        os._exit(exit_status(signum))
     raise SystemExit(exit_status(signum))
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """True if ``frame`` runs within an import statement."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def tolerate_encoding() -> None:

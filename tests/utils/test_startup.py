@@ -26,6 +26,21 @@ def test_a_signal_ends_the_process_with_the_promised_status(signum, status, capf
     assert f"interrupted by {signal.Signals(signum).name}" in capfd.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_signal_during_an_import_that_catches_everything(tmp_path):
+    lines = (
+        "import os, signal",
+        "try:",
+        "    os.kill(os.getpid(), signal.SIGTERM)",
+        "except BaseException:",
+        "    pass",
+    )
+    (tmp_path / "catches.py").write_text("\n".join(lines))
+    command = "from et.utils.startup import prepare; prepare(); import catches"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(tmp_path)))}
+    assert subprocess.run([sys.executable, "-c", command], env=environment, stderr=subprocess.PIPE).returncode == 143
+
+
 def test_handlers_are_set_once_and_an_ignored_signal_stays_ignored():
     before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     try:
