@@ -1,9 +1,9 @@
 """Repeat a random few of the recorded runs: python -m et.training.verify [1 2 ...] (make verify-records).
 
 Every family of models gives some cheap records. A repetition must be equal to the last digit on the same kind of
-machine with the same libraries, and elsewhere within the tolerance of its task, losses left aside. Metrics that are
-not, and what differs in code, libraries, machine or data, are named. Exit status 0: everything that was repeated
-agrees; 1: something differs or nothing could be repeated.
+machine with the same libraries, and elsewhere within the tolerance of its task, losses and thresholds left aside.
+Metrics that are not, and what differs in code, libraries, machine or data, are named. Exit status 0: everything that was
+repeated agrees; 1: something differs or nothing could be repeated.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ from et.sweeps.report import absent_files
 from et.training.reproduction import Comparison, compare_repetition
 from et.utils.errors import UserError
 from et.utils.paths import EXPERIMENTS
+
+# Ends of the names of metrics that are compared on the same machine only.
+LOCAL = ("/loss", "/threshold")
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,8 @@ def sample(runs: Iterable[Run], per_family: int, longest: float, seed: int) -> l
 def judge(run: Run, comparison: Comparison, tolerance: float) -> Verdict:
     """Whether a repetition agrees with its record, and what differs.
 
-    Losses are compared on the same machine only: one confident wrong answer in a small test set moves a mean
-    cross-entropy by any amount.
+    Losses and thresholds are compared on the same machine only: one confident wrong answer in a small test set moves
+    a mean cross-entropy by any amount, and a chosen threshold moves from one step of its grid to another.
 
     Args:
         run: Recorded run.
@@ -89,7 +92,7 @@ def judge(run: Run, comparison: Comparison, tolerance: float) -> Verdict:
     tolerance = 0.0 if comparison.same_machine else tolerance
     beyond = comparison.beyond(tolerance)
     if not comparison.same_machine:
-        beyond = {name: pair for name, pair in beyond.items() if not name.endswith("/loss")}
+        beyond = {name: pair for name, pair in beyond.items() if not name.endswith(LOCAL)}
     lines = [f"{name}: recorded {pair[0]}, repeated {pair[1]}" for name, pair in beyond.items()]
     if beyond:
         lines.append(f"tolerance: {tolerance:g}" + (", same machine and libraries" if comparison.same_machine else ""))

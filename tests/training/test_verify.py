@@ -112,8 +112,8 @@ def test_every_task_of_the_project_has_a_tolerance():
     assert verify.family_of({"task": "anomaly", "num_params": 0}) not in ("anomaly", "graphs", "inpainting")
 
 
-def test_losses_are_compared_on_the_same_machine_only():
-    metrics = {"test/accuracy": (0.8, 0.8), "test/loss": (1.0, 2.6)}
+def test_losses_and_thresholds_are_compared_on_the_same_machine_only():
+    metrics = {"test/accuracy": (0.8, 0.8), "test/loss": (1.0, 2.6), "test/threshold": (0.5, 0.7)}
     elsewhere, same = {"machine.cpu": ("x", "y")}, {"git_commit": ("a", "b")}
     verdicts = [verify.judge(run_of("gin", "graphs"), Comparison(metrics, c, Path()), 0.1) for c in (elsewhere, same)]
     assert [verdict.state for verdict in verdicts] == ["agrees", "DIFFERS"]
