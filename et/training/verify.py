@@ -2,7 +2,7 @@
 
 Every family of models gives some cheap records. A repetition must be equal to the last digit on the same kind of
 machine with the same libraries, and elsewhere within the tolerance of its task, losses and thresholds left aside.
-Metrics that are not, and what differs in code, libraries, machine or data, are named. Exit status 0: everything that was
+Metrics that are not, and what differs in code, libraries, machine or data, are named. Exit status 0: all that was
 repeated agrees; 1: something differs or nothing could be repeated.
 """
 
