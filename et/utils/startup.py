@@ -35,7 +35,7 @@ def leave(signum: int, frame: FrameType | None) -> None:
     name = signal.Signals(signum).name
     message = f"error: interrupted by {name}; start the same command again: it goes on from what is saved\n"
     os.write(2, message.encode("ascii"))  # print may be what the signal interrupted
-    if _importing(frame):  # whose code may catch what is raised in it; there is nothing to tidy up yet
+    if _importing(frame):  # whose code may catch what is raised in it
         os._exit(exit_status(signum))
     raise SystemExit(exit_status(signum))
 
