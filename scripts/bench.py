@@ -170,7 +170,7 @@ def side_by_side(forms: list[str], size: Size, bf16: bool, training: bool, round
 def product_rate(dtype: torch.dtype) -> float:
     """Highest of five rates of this machine's products (788, 768) x (768, 3072), ET-Base's own, in GF/s."""
     left, right = torch.randn(788, 768).to(dtype), torch.randn(3072, 768).to(dtype)
-    repeats = 20 if dtype == torch.float32 or precision.CPU_HAS_BFLOAT16 else 1
+    repeats = 4 if dtype == torch.float32 or precision.CPU_HAS_BFLOAT16 else 1
     rates = []
     for _ in range(5):
         start = time.perf_counter()
@@ -262,9 +262,10 @@ def measure_compiled(rounds: int) -> dict:
     return found
 
 
+LONGEST = 4096  # tokens
 SCALING = {
     "T": [Size(steps=t) for t in (1, 4, 12, 24)],
-    "N": [Size(steps=2, batch=1, tokens=n) for n in (196, 512, 1024, 2048, 4096)],
+    "N": [Size(steps=2, batch=1, tokens=n) for n in (196, 512, 1024, 2048, LONGEST)],
     "batch": [Size(steps=2, batch=b) for b in (1, 4, 16)],
     "D": [Size(steps=2, batch=4, dim=d) for d in (192, 384, 768, 1536)],
 }
@@ -286,7 +287,7 @@ def measure_scaling(rounds: int) -> dict:
 
 def measure_memory(rounds: int) -> dict:
     forms = ("vit", "et", "et_checkpoint", "autograd", "func")
-    large = replace(Size(), batch=1, tokens=4096)
+    large = replace(Size(), batch=1, tokens=LONGEST)
     base = {form: memory_of(form, Size()) for form in forms}
     inference = {form: memory_of(form, Size(), training=False) for form in forms if form != "et_checkpoint"}
     base_bf16 = {form: memory_of(form, Size(), bf16=True) for form in forms if len(precisions()) > 1}

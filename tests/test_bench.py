@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,6 +33,8 @@ def test_all_forms_of_et_compute_the_same(bf16):
 def test_record_table_and_plot(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench.Size.__init__, "__defaults__", (1, 1, 9, 64))
     monkeypatch.setattr(bench, "SCALING", {axis: [bench.Size(), bench.Size(steps=2)] for axis in bench.SCALING})
+    monkeypatch.setattr(bench, "LONGEST", 16)
+    monkeypatch.setattr(bench, "gc", SimpleNamespace(collect=int))  # dozens of collections of all that pytest holds
     compile_for_real = torch.compile  # what the compiler makes of it is not the point here
     monkeypatch.setattr(torch, "compile", lambda *a, **options: compile_for_real(*a, **options, backend="eager"))
     record, plot = tmp_path / "record.json", tmp_path / "plot.png"

@@ -115,7 +115,7 @@ def test_results_at_a_glance_are_on_record():
 
 
 def _is_papers(ours: dict[str, str], paper: str, rows: list[dict[str, str]]) -> bool:
-    """Whether the paper has this number for the same model on the same data or, for a variant, on the data it stands for."""
+    """Whether the paper has this number for the same model on these data, or on those that a variant stands for."""
     same = [row for row in rows if all(row[key] == ours[key] for key in ("table", "metric", "method"))]
     return any(row["paper_mean"] == paper and ours["experiment"].startswith(row["experiment"]) for row in same)
 
