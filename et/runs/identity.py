@@ -206,9 +206,12 @@ def resolve(cfg: DictConfig, source: str | None = None) -> dict[str, Any]:
         missing = [key for key in OmegaConf.missing_keys(cfg) if not key.startswith("hydra.")]
         if missing:
             raise UserError(f"the configuration lacks {', '.join(sorted(missing))}: choose experiment=NAME or set them")
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
         if source is not None:  # before fill_counts, which builds the data module
-            check_targets(OmegaConf.to_container(cfg, resolve=True), source)
-        config: Any = OmegaConf.to_container(fill_counts(cfg), resolve=True)
+            check_targets(config, source)
+        filled = fill_counts(cfg)
+        if filled is not cfg:
+            config = OmegaConf.to_container(filled, resolve=True)
     except OmegaConfBaseException as error:
         check_choices(cfg)  # other values are looked up by these
         other = "; the data are of another task: choose data=NAME" if "key 'data." in str(error) else ""
