@@ -13,7 +13,7 @@ same. Hydra looks for sweepers in the namespace hydra_plugins only, hence this p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +91,8 @@ class OptunaSweeper(Sweeper):
         Raises:
             UserError: The configuration cannot be searched, or the storage does not fit it.
         """
+        from et.sweeps.cells import chosen_experiments
+
         check_search(self.config, self.direction, self.n_trials, self.n_jobs, self.max_failure_rate)
         folder = Path(self.config.hydra.sweep.dir)
         if not self.methods:
@@ -238,45 +240,6 @@ def read_overrides(given: Sequence[str], loader: Any = None) -> tuple[dict[str, 
     if not space:
         raise UserError("nothing to search: give hydra.sweeper.params, or a key as 'choice(1, 2)'")
     return space, [o.input_line for o in last.values() if not o.is_sweep_override()]
-
-
-def chosen_experiments(arguments: Sequence[str], methods: Iterable[str], cell: str | None) -> dict[str, str]:
-    """Experiments that are searched, each with its method: those of ``experiment=A,B``, or all there are of ``cell``.
-
-    Raises:
-        UserError: There is no such experiment.
-    """
-    from et.runs.experiments import names
-    from et.utils.errors import UserError
-
-    parsed = OverridesParser.create().parse_overrides([a for a in arguments if a.startswith("experiment=")])
-    if parsed:
-        last = parsed[-1]
-        given = [str(name) for name in (last.sweep_iterator() if last.is_sweep_override() else [last.value()])]
-    else:
-        given = [f"{cell}_{method}" if method else str(cell) for method in methods]
-        given = [name for name in given if name in names()]
-    unknown = [name for name in given if name not in names()]
-    if unknown or not given:
-        raise UserError(
-            f"no experiment {', '.join(unknown) or cell}: give hydra.sweeper.cell or experiment=; "
-            "python train.py --help lists the experiments"
-        )
-    return {name: method_of(name, methods) for name in given}
-
-
-def method_of(experiment: str, methods: Iterable[str]) -> str:
-    """The longest suffix of ``experiment`` among ``methods``.
-
-    Raises:
-        UserError: There is none.
-    """
-    from et.utils.errors import UserError
-
-    fitting = [method for method in methods if not method or experiment.endswith(f"_{method}")]
-    if not fitting:
-        raise UserError(f"hydra.sweeper.methods has no search space for {experiment}, only for {', '.join(methods)}")
-    return max(fitting, key=len)
 
 
 def distribution(override: Override) -> BaseDistribution:

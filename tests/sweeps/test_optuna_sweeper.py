@@ -12,14 +12,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from et.results import searches
+from et.sweeps.cells import chosen_experiments, method_of
 from et.utils.errors import UserError
 from et.utils.paths import CONF, EXPERIMENTS
 from hydra_plugins.energy_transformer.optuna_sweeper import (
     OptunaSweeper,
     check_search,
-    chosen_experiments,
     distribution,
-    method_of,
     read_overrides,
 )
 
