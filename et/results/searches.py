@@ -1,14 +1,15 @@
-"""Records of hyperparameter searches (conf/sweep/optuna_anomaly_*.yaml), and the experiment files written from them.
+"""Records of hyperparameter searches (conf/sweep/search_anomaly.yaml), and the experiment files written from them.
 
 ``python -m et.results.searches --runs RUNS`` appends every trial below RUNS to experiments/table01/searches.jsonl and
-writes conf/experiment/<experiment>_tuned.yaml from the best trial of each experiment. A run is a trial if its
-configuration differs from the experiment's own; keep each search in its own folder. A setting that the sampler proposed
-twice is one run.
+writes conf/experiment/<experiment>_tuned.yaml from the best trial of each experiment. With ``--table`` it only prints
+the trials. A run is a trial if its configuration differs from the experiment's own; keep each search in its own folder.
+A setting that the sampler proposed twice is one run.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,30 +21,32 @@ from omegaconf import OmegaConf
 
 from et.results.collect import Run, append, collect, relative
 from et.results.paper import TUNED
+from et.runs.identity import flatten
 from et.utils.errors import UserError
 from et.utils.paths import EXPERIMENTS, ROOT
 from et.utils.startup import tolerate_encoding
 
 FILE = EXPERIMENTS / "table01" / "searches.jsonl"
-SCORE = "val/f1_macro"  # of the best epoch: what a trial returned to the search
+SCORE = "val/f1_macro"  # of the best epoch: what a trial of table 1 returned to the search
+COLUMNS = {"AUROC": "test/auc", "AUPRC": "test/average_precision", "Rec@K": "test/recall_at_k"}
 
 
-def trials(runs: Iterable[Run]) -> dict[str, list[Run]]:
+def trials(runs: Iterable[Run], score: str = SCORE) -> dict[str, list[Run]]:
     """Trials of each experiment's search, best validation score first; ties are broken by the order of the runs."""
     found: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         if run.label and not run.key.experiment.endswith(TUNED):
             found[run.key.experiment].append(run)
-    return {name: sorted(those, key=lambda run: -run.record["metrics"][SCORE]) for name, those in found.items()}
+    return {name: sorted(those, key=lambda run: -run.record["metrics"][score]) for name, those in found.items()}
 
 
 def settings(run: Run) -> dict[str, Any]:
     """Settings that a trial changed in its experiment, nested as in a configuration file.
 
-    The trainer's section is left out: the training length of a trial is a budget, not a setting.
+    The sections of trainer and callbacks are left out: they are the budget of a trial and how its epoch is chosen.
     """
     extras = [override.lstrip("+") for override in run.overrides[len(run.key.overrides()) :]]
-    changed = [override for override in extras if not override.startswith("trainer.")]
+    changed = [override for override in extras if not override.startswith(("trainer.", "callbacks."))]
     return OmegaConf.to_container(OmegaConf.from_dotlist(changed))
 
 
@@ -70,6 +73,36 @@ def write_experiments(found: Mapping[str, Sequence[Run]], folder: Path) -> list[
     return paths
 
 
+def table(found: Mapping[str, Sequence[Run]], score: str, every_trial: bool = False) -> str:
+    """Markdown tables of searches, one for features only and one for known labels, best validation score first.
+
+    Args:
+        found: Trials by experiment, the best first (:func:`trials`).
+        score: Validation metric that chose the best.
+        every_trial: Show all trials instead of the best of each experiment.
+    """
+    head = ["experiment", "trials", score, *COLUMNS, "settings"]
+    parts: dict[bool, list[tuple[float, str]]] = {False: [], True: []}
+    for name, runs in found.items():
+        for run in runs if every_trial else runs[:1]:
+            metrics = run.record["metrics"]
+            numbers = (f"{100 * metrics.get(key, math.nan):.1f}" for key in (score, *COLUMNS.values()))
+            cells = [name, str(len(runs)), *numbers, " ".join(map(short, flatten(settings(run)).items()))]
+            parts[name.endswith("_labels")].append((metrics[score], f"| {' | '.join(cells)} |"))
+    lines = []
+    for title, rows in zip(("Features only", "Known labels"), parts.values(), strict=True):
+        if rows:
+            ranked = [line for _, line in sorted(rows, key=lambda row: -row[0])]
+            lines += [f"{title}:", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *ranked, ""]
+    return "\n".join(lines)
+
+
+def short(setting: tuple[str, Any]) -> str:
+    """A setting (key, value) as ``key=value``, a float with four digits."""
+    key, value = setting
+    return f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Record the trials of searches and write the experiment files of the best."""
     parser = argparse.ArgumentParser(prog="python -m et.results.searches", description=main.__doc__)
@@ -78,14 +111,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--experiments", type=Path, default=ROOT / "conf" / "experiment", help="where experiment files go"
     )
+    parser.add_argument(
+        "--table", choices=("best", "all"), nargs="?", const="best", help="only print the best trials, or all"
+    )
+    parser.add_argument("--score", default="val/average_precision", help="validation metric that ranks the table")
     options = parser.parse_args(arguments)
-    new = collect(options.runs)
+    new, score = collect(options.runs), options.score if options.table else SCORE
     try:
+        if options.table:
+            print(*new.problems, sep="\n", end="\n" * bool(new.problems), file=sys.stderr)
+            print(table(trials(new.runs.values(), score), score, options.table == "all"))
+            return 0
         _, problems = append((run for runs in trials(new.runs.values()).values() for run in runs), options.file)
         found = trials(collect(lines=[options.file]).runs.values())
         paths = write_experiments(found, options.experiments)
     except (OSError, UserError, KeyError) as error:
-        print(f"error: {error}; a trial's record must have {SCORE}", file=sys.stderr)
+        print(f"error: {error}; a trial's record must have {score}", file=sys.stderr)
         return 1
     for problem in (*new.problems, *problems):
         print(problem)

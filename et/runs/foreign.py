@@ -40,6 +40,7 @@ TARGETS = frozenset(
         "et.baselines.node_gnn.NodeGNN",
         "et.baselines.node_mlp.NodeMLP",
         "et.baselines.node_transformer.NodeTransformer",
+        "et.baselines.pmp.PMP",
         "et.baselines.vit.InpaintingViT",
         "et.graphs.data.GraphData",
         "et.graphs.lit.GraphTask",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from et.runs.config_check import check_config
+from et.runs.experiments import names
 from et.runs.fingerprint import check_same_data
 from et.runs.identity import check_overrides, config_of
 from et.runs.record import read_result, run_dir, run_id
@@ -71,6 +72,42 @@ def combinations(params: Mapping[str, Any], overrides: Sequence[str]) -> list[li
 
     given = [f"{key}={value}" for key, value in params.items()] + list(overrides)
     return BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(given), None)[0]
+
+
+def chosen_experiments(arguments: Sequence[str], methods: Iterable[str], cell: str | None) -> dict[str, str]:
+    """Experiments that are searched, each with its method: those of ``experiment=A,B``, or all there are of ``cell``.
+
+    Raises:
+        UserError: There is no such experiment.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides([a for a in arguments if a.startswith("experiment=")])
+    if parsed:
+        last = parsed[-1]
+        given = [str(name) for name in (last.sweep_iterator() if last.is_sweep_override() else [last.value()])]
+    else:
+        given = [f"{cell}_{method}" if method else str(cell) for method in methods]
+        given = [name for name in given if name in names()]
+    unknown = [name for name in given if name not in names()]
+    if unknown or not given:
+        raise UserError(
+            f"no experiment {', '.join(unknown) or cell}: give hydra.sweeper.cell or experiment=; "
+            "python train.py --help lists the experiments"
+        )
+    return {name: method_of(name, methods) for name in given}
+
+
+def method_of(experiment: str, methods: Iterable[str]) -> str:
+    """The longest suffix of ``experiment`` among ``methods``.
+
+    Raises:
+        UserError: There is none.
+    """
+    fitting = [method for method in methods if not method or experiment.endswith(f"_{method}")]
+    if not fitting:
+        raise UserError(f"hydra.sweeper.methods has no search space for {experiment}, only for {', '.join(methods)}")
+    return max(fitting, key=len)
 
 
 def jobs(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> list[list[str]]:

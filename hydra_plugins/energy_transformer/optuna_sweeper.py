@@ -45,6 +45,9 @@ class OptunaSweeper(Sweeper):
         n_jobs: Trials that are proposed and launched together.
         max_failure_rate: Share of failed trials above which the exit status is 1.
         params: Search space: override key -> Hydra sweep, such as ``choice(1, 2)`` or ``interval(0.0, 1.0)``.
+        methods: Further search space of each method, by the suffix of its experiments. The empty suffix fits all. If
+            given, every experiment is a study of its own, with ``n_trials`` trials.
+        cell: Experiment whose methods are searched. If None, ``experiment=`` names the experiments.
     """
 
     def __init__(
@@ -57,10 +60,12 @@ class OptunaSweeper(Sweeper):
         n_jobs: int,
         max_failure_rate: float,
         params: DictConfig | None,
+        methods: DictConfig | None = None,
+        cell: str | None = None,
     ):
         self.sampler, self.direction, self.storage, self.study_name = sampler, direction, storage, study_name
         self.n_trials, self.n_jobs, self.max_failure_rate = n_trials, n_jobs, max_failure_rate
-        self.params = dict(params or {})
+        self.params, self.methods, self.cell = dict(params or {}), dict(methods or {}), cell
         self.space: dict[str, BaseDistribution] = {}
         self.fixed: list[str] = []
 
@@ -78,22 +83,38 @@ class OptunaSweeper(Sweeper):
             raise SystemExit(1)
 
     def search(self, arguments: list[str]) -> bool:
-        """Run the trials that are missing and write optimization_results.yaml.
+        """Run the missing trials of the search, or of one search for each experiment of ``methods``.
 
         Returns:
-            Whether some trial has a score and no more failed than ``max_failure_rate`` allows.
+            Whether in each some trial has a score and no more failed than ``max_failure_rate`` allows.
 
         Raises:
             UserError: The configuration cannot be searched, or the storage does not fit it.
         """
-        from et.sweeps.report import say
+        from et.sweeps.cells import chosen_experiments
 
         check_search(self.config, self.direction, self.n_trials, self.n_jobs, self.max_failure_rate)
-        given = [f"{key}={value}" for key, value in self.params.items()] + arguments
-        self.space, self.fixed = read_overrides(given, self.hydra_context.config_loader)
         folder = Path(self.config.hydra.sweep.dir)
+        if not self.methods:
+            return self.search_one(self.params, arguments, self.study_name, folder)
+        others = [argument for argument in arguments if not argument.startswith("experiment=")]
+        enough = []
+        for name, method in chosen_experiments(arguments, self.methods, self.cell).items():
+            params = {**self.params, **self.methods[method], "experiment": name}
+            study_name = name if self.study_name is None else f"{self.study_name}_{name}"
+            enough.append(self.search_one(params, others, study_name, folder / name))
+        return all(enough)
+
+    def search_one(
+        self, params: Mapping[str, Any], arguments: Sequence[str], study_name: str | None, folder: Path
+    ) -> bool:
+        """Run the missing trials of one study and write optimization_results.yaml; whether enough succeeded."""
+        from et.sweeps.report import say
+
+        given = [*(f"{key}={value}" for key, value in params.items()), *arguments]
+        self.space, self.fixed = read_overrides(given, self.hydra_context.config_loader)
         folder.mkdir(parents=True, exist_ok=True)
-        study = self.open_study()
+        study = self.open_study(study_name)
         waiting = left_running(study, self.space)
         while waiting or len(study.trials) < self.n_trials:
             count = min(self.n_jobs, len(waiting) + max(0, self.n_trials - len(study.trials)))
@@ -109,7 +130,7 @@ class OptunaSweeper(Sweeper):
                 say(f"trial {number}: {outcome}  ({label(drawn)})")
         return self.finish(study, folder)
 
-    def open_study(self) -> optuna.Study:
+    def open_study(self, study_name: str | None) -> optuna.Study:
         """The study, new or from its storage.
 
         Raises:
@@ -124,7 +145,7 @@ class OptunaSweeper(Sweeper):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
             study = optuna.create_study(
-                study_name=self.study_name, storage=self.storage, direction=self.direction, load_if_exists=True
+                study_name=study_name, storage=self.storage, direction=self.direction, load_if_exists=True
             )
         except Exception as error:  # each database has its own errors
             raise UserError(

@@ -17,7 +17,7 @@ from tests.anomaly.conftest import save_npz
 
 SIZES = ["model.head_dim=8", "model.num_memories=16", "model.steps=2"]
 COUNTS = "model.label_counts=true"
-BASELINES = ["mlp", "gt", "bwgnn", "gcn", "trees", "rfgraph"]
+BASELINES = ["mlp", "gt", "bwgnn", "gcn", "pmp", "trees", "rfgraph"]
 
 
 def task_of(cfg):
@@ -65,6 +65,7 @@ def test_the_masked_and_the_open_divide_the_training_nodes(share):
 
 
 EXPERIMENTS = [("labels", []), ("labels", [COUNTS]), *[(f"{name}_labels", []) for name in BASELINES]]
+EXPERIMENTS += [("pmp_labels", ["model.layers=2"])]  # over two layers labels come back
 
 
 @pytest.mark.parametrize("loops", [False, True], ids=["", "self-loops"])

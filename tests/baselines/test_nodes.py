@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from et.anomaly.known_labels import label_counts
+from et.anomaly.known_labels import MASKED, label_counts
 from et.baselines.bwgnn import BWGNN, beta_wavelets, laplacian_times
 from et.baselines.neighbour_trees import (
     NeighbourTrees,
@@ -21,6 +21,7 @@ from et.baselines.neighbour_trees import (
 from et.baselines.node_gnn import KINDS, NodeGNN
 from et.baselines.node_mlp import NodeMLP
 from et.baselines.node_transformer import NodeTransformer, TransformerLayer
+from et.baselines.pmp import PMP, PMPLayer
 from et.core import EdgeTopology
 from et.utils.errors import UserError
 from tests.anomaly.test_released import symmetric_edges
@@ -31,6 +32,7 @@ NETWORKS = [
     *(make(F, 8, known_labels=True) for make in (NodeMLP, NodeTransformer, BWGNN)),
     *(NodeGNN(F, kind, 8) for kind in KINDS),
     NodeGNN(F, "gin", 8, known_labels=True),
+    *(PMP(F, 8, layers=2, aggregate=aggregate, known_labels=True) for aggregate in ("sum", "mean")),
 ]
 
 
@@ -148,6 +150,62 @@ class TestNodeGNN:
             NodeGNN(F, "gat", 10)
         with pytest.raises(UserError, match="one merged graph"):
             NodeGNN(F).double()(features, [topology, topology])
+
+
+class TestPMP:
+    KNOWN = torch.arange(N) % 3
+
+    @pytest.mark.parametrize("aggregate", ["sum", "mean"])
+    def test_a_layer_is_a_loop_over_edges(self, aggregate):
+        """Each message times the weight of its root and class, a self-loop left out."""
+        torch.manual_seed(0)
+        layer = PMPLayer(F, 4, aggregate).double()
+        for generator in layer.generators:
+            torch.nn.init.normal_(generator.bias)
+        features, _, adjacency = graph()
+        edge_index = adjacency.T.nonzero().T  # each edge once
+        topology = EdgeTopology(torch.cat([edge_index, torch.arange(N).expand(2, -1)], 1), N)
+        found = layer(features, [topology], self.KNOWN)
+        for root in range(N):
+            x, neighbours = features[root], (adjacency[root] > 0).nonzero()[:, 0].tolist()
+            benign, fraud = (
+                weight.weight * generator(x) for weight, generator in zip(layer.classes, layer.generators, strict=True)
+            )
+            share = layer.gate(x).sigmoid()
+            weights = {0: benign, 1: fraud, MASKED: share * fraud + (1 - share) * benign}
+            message = sum((weights[int(self.KNOWN[j])] @ features[j] for j in neighbours), torch.zeros(4).double())
+            if aggregate == "mean":
+                message = message / max(1, len(neighbours))
+            torch.testing.assert_close(found[root], layer.own(x) + message)
+
+    def test_it_does_not_depend_on_the_order_of_the_nodes(self):
+        features, _, adjacency = graph()
+        network, edges = PMP(F, 8, layers=2, known_labels=True).double(), adjacency.T.nonzero().T
+        nodes = torch.randperm(N, generator=torch.Generator().manual_seed(0))
+        place = nodes.argsort()
+        expected = network(features, [EdgeTopology(edges, N)], None, self.KNOWN)
+        found = network(features[nodes], [EdgeTopology(place[edges], N)], None, self.KNOWN[nodes])
+        torch.testing.assert_close(found[place], expected)
+
+    def test_a_label_reaches_neighbours_and_over_two_layers_its_own_node(self):
+        """Hence the label of a predicted node is masked."""
+        features, topology, adjacency = graph()
+        turned = self.KNOWN.clone()
+        turned[0] = 1 - turned[0]
+        neighbours = adjacency[:, 0] > 0
+        for layers, returns in ((1, False), (2, True)):
+            torch.manual_seed(0)
+            network = PMP(F, 8, layers=layers, known_labels=True).double()
+            before, after = (network(features, [topology], None, known) for known in (self.KNOWN, turned))
+            changed = before != after
+            assert changed[neighbours].any() and bool(changed[0]) is returns
+            assert torch.equal(
+                network(features, [topology], None, torch.full((N,), MASKED)), network(features, [topology])
+            )
+
+    def test_an_unknown_aggregate_is_an_error(self):
+        with pytest.raises(UserError, match=r"model\.aggregate must be sum or mean, not 'max'"):
+            PMP(F, aggregate="max")
 
 
 class TestTrees:

@@ -37,6 +37,26 @@ def test_the_best_trial_becomes_an_experiment(search, tmp_path, capsys):
     assert main(arguments) == 0 and file.read_text() == recorded, "nothing is recorded twice"
 
 
+def test_a_table_shows_the_trial_that_validation_chose(make_run, tmp_path, capsys):
+    """The best test score is another trial's; regimes are apart; nothing is written."""
+    score, test = "val/average_precision", "test/average_precision"
+    make_run(KEY, {score: 0.99, test: 0.99})  # the experiment's own configuration is no trial
+    for hidden, on_validation, on_test in ((64, 0.3, 0.9), (128, 0.5, 0.2), (256, 0.4, 0.8)):
+        make_run(KEY, {score: on_validation, test: on_test}, f"model.hidden={hidden}", BUDGET)
+    other = Key("tolokers_40pct_mlp_labels", 0, "held_out", "paper")
+    make_run(other, {score: 0.6, test: 0.7}, "optim.optimizer.lr=0.0123456", "callbacks.patience=7")
+    arguments = ["--runs", str(tmp_path / "runs"), "--file", str(tmp_path / "none.jsonl"), "--table"]
+    assert main(arguments) == 0
+    features, known = capsys.readouterr().out.split("Known labels:")
+    rows = [line for line in features.splitlines() if line.startswith("| tolokers")]
+    assert rows == ["| tolokers_40pct_mlp | 3 | 50.0 | nan | 20.0 | nan | model.hidden=128 |"]
+    assert "| tolokers_40pct_mlp_labels | 1 | 60.0 | nan | 70.0 | nan | optim.optimizer.lr=0.01235 |" in known
+    assert main([*arguments, "all"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| tolokers_40pct_mlp |")]
+    assert [row.split(" | ")[2] for row in rows] == ["50.0", "40.0", "30.0"]
+    assert not (tmp_path / "none.jsonl").exists()
+
+
 def test_a_trials_budget_is_not_a_setting(make_run):
     run = from_folder(make_run(KEY, {SCORE: 0.5}, BUDGET, "model.dropout=0.5"))
     assert settings(run) == {"model": {"dropout": 0.5}}

@@ -10,16 +10,17 @@ import sys
 
 import pytest
 import yaml
-from omegaconf import OmegaConf
 
 from et.results import paper
 from et.runs import experiments
+from et.runs.config_check import check_config
 from et.runs.identity import config_of
 from et.runs.record import run_id
 from et.sweeps.callback import end_if_others_wait
 from et.sweeps.cells import jobs
 from et.utils.errors import UserError
 from et.utils.paths import CONF, ROOT
+from hydra_plugins.energy_transformer.optuna_sweeper import read_overrides
 from tests.configs import TINY
 
 SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("table*.yaml"))
@@ -43,18 +44,23 @@ def test_a_sweep_is_called_like_its_file_and_fills_its_table(name):
     assert not experiments_of(name) - set(table.experiments()), "every run of a sweep has a place in the table"
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "sweep").glob("optuna_*.yaml")))
-def test_a_search_varies_settings_that_exist(name):
-    """Each dimension is a key of the experiments it is for, and its first choice composes."""
-    baseline = name.removeprefix("optuna_anomaly").removesuffix("_tuned").replace("_gnn", "_gcn")  # one of four
-    params = sweep_file(name)["hydra"]["sweeper"]["params"]
-    chosen = [f"{key}={value.split('(', 1)[1].split(',')[0].rstrip(')')}" for key, value in params.items()]
-    own = OmegaConf.create(config_of([f"experiment=tolokers_40pct{baseline}"]))
-    varied = OmegaConf.create(config_of([f"experiment=tolokers_40pct{baseline}", *chosen]))
-    for key in params:
-        parent, leaf = key.rsplit(".", 1)
-        assert leaf in OmegaConf.select(own, parent), key
-        assert OmegaConf.select(varied, key) is not None, key
+METHODS = sweep_file("search_anomaly")["hydra"]["sweeper"]["methods"]
+SPACES = {str(space): method for method, space in METHODS.items()}.values()  # one method for each space
+
+
+@pytest.mark.parametrize("method", SPACES)
+def test_a_search_varies_settings_that_exist(method):
+    """Each dimension is a key of the experiments it is for; the first values compose, and validation AUPRC chooses."""
+    space, fixed = read_overrides([f"{key}={value}" for key, value in METHODS[method].items()])
+    first = {key: one.choices[0] if hasattr(one, "choices") else one.low for key, one in space.items()}
+    experiment = f"experiment=tolokers_gadbench_{method}".rstrip("_")
+    config = config_of(["sweep=search_anomaly", experiment, *fixed, *(f"{k}={v}" for k, v in first.items())])
+    check_config(config)
+    assert config["callbacks"]["monitor"] == "val/average_precision" and config["callbacks"]["mode"] == "max"
+
+
+def test_a_search_names_experiments_that_exist():
+    assert {f"tolokers_gadbench_{method}".rstrip("_") for method in METHODS} <= KNOWN
 
 
 def test_the_search_of_table_6_has_its_ranges():

@@ -11,15 +11,23 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from et.results import searches
+from et.sweeps.cells import chosen_experiments, method_of
 from et.utils.errors import UserError
 from et.utils.paths import CONF, EXPERIMENTS
-from hydra_plugins.energy_transformer.optuna_sweeper import OptunaSweeper, check_search, distribution, read_overrides
+from hydra_plugins.energy_transformer.optuna_sweeper import (
+    OptunaSweeper,
+    check_search,
+    distribution,
+    read_overrides,
+)
 
 optuna = pytest.importorskip("optuna")
 distributions = optuna.distributions
 
 SEARCH = (
-    "experiment=demo_anomaly_trees", "sweep=optuna_anomaly_trees", "hydra.sweeper.n_trials=4", "model.hops=choice(1,2)",
+    "experiment=demo_anomaly_trees", "sweep=search_anomaly", "callbacks.monitor=val/f1_macro",
+    "hydra.sweeper.n_trials=4", "model.hops=choice(1,2)",
     "model.rounds=10", "model.max_leaf_nodes=7", "model.min_samples_leaf=5", "model.l2=0.0", "model.balanced=true",
 )  # fmt: skip
 
@@ -178,22 +186,48 @@ def test_a_storage_that_does_not_fit_is_told(tmp_path):
 def test_optuna_that_is_not_installed_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match="needs Optuna"):
-        sweeper(tmp_path, Jobs(by_x)).open_study()
+        sweeper(tmp_path, Jobs(by_x)).open_study("test")
 
 
 def test_every_recorded_trial_lies_in_the_space_of_its_search():
-    """What was drawn by an earlier version of Optuna is what the search files of today can draw."""
-    spaces = {}
-    for path in (CONF / "sweep").glob("optuna_anomaly_*.yaml"):
-        params = yaml.safe_load(path.read_text())["hydra"]["sweeper"]["params"]
-        spaces[path.stem.removeprefix("optuna_anomaly_")] = read_overrides([f"{k}={v}" for k, v in params.items()])[0]
-    lines = (EXPERIMENTS / "table01" / "searches.jsonl").read_text().splitlines()
-    for record in map(json.loads, lines):
-        method = record["experiment"].split("_40pct")[1].removeprefix("_") or "tuned"
+    """What was drawn by an earlier version of Optuna is what the search file of today can draw."""
+    methods = yaml.safe_load((CONF / "sweep" / "search_anomaly.yaml").read_text())["hydra"]["sweeper"]["methods"]
+    for record in map(json.loads, (EXPERIMENTS / "table01" / "searches.jsonl").read_text().splitlines()):
+        space = read_overrides([f"{k}={v}" for k, v in methods[method_of(record["experiment"], methods)].items()])[0]
         drawn = dict(override.lstrip("+").split("=") for override in record["overrides"])
-        for key, space in spaces[method].items():
-            if key in drawn:
-                assert drawn[key] in [json.dumps(choice).strip('"') for choice in space.choices], (key, drawn[key])
+        for key in space.keys() & drawn.keys():
+            value = yaml.safe_load(drawn[key])
+            assert space[key]._contains(space[key].to_internal_repr(value)), (key, value)
+
+
+def test_each_experiment_is_a_study_of_equal_size(tmp_path):
+    """Every one draws its own dimensions, starts anew, and has its result in a folder of its own."""
+    jobs = Jobs(by_x)
+    methods = {"": {"x": "interval(0.0, 1.0)"}, "mlp": {"x": "choice(2, 3)", "z": 1}}
+    names = "reddit_40pct,reddit_40pct_mlp,tolokers_40pct_mlp"
+    made = sweeper(tmp_path, jobs, n_trials=3, params={"y": "choice(1, 2, 3)"}, methods=methods, study_name=None)
+    assert made.search([f"experiment={names}"])
+    assert [f"experiment={name}" for name in names.split(",") for _ in range(3)] == [
+        value for job in jobs.seen for value in job if value.startswith("experiment=")
+    ]
+    assert ["z=1" in job for job in jobs.seen] == [False] * 3 + [True] * 6
+    assert [job[2:] for job in jobs.seen[3:6]] == [job[2:] for job in jobs.seen[6:]]
+    for name in names.split(","):
+        assert (tmp_path / name / "optimization_results.yaml").exists()
+
+
+def test_experiments_of_a_search():
+    methods = ["", "mlp", "labels", "mlp_labels", "pmp_labels"]
+    assert chosen_experiments([], methods, "yelp_gadbench") == {"yelp_gadbench": "", "yelp_gadbench_mlp": "mlp"}
+    assert list(chosen_experiments([], methods, "reddit_gadbench").values()) == methods
+    assert chosen_experiments(["experiment=reddit_40pct_mlp_labels"], methods, None) == {
+        "reddit_40pct_mlp_labels": "mlp_labels"
+    }
+    for arguments, cell in ((["experiment=reddit_40pct,nonsense"], None), ([], "nonsense"), ([], None)):
+        with pytest.raises(UserError, match=r"no experiment (nonsense|None).*hydra\.sweeper\.cell"):
+            chosen_experiments(arguments, methods, cell)
+    with pytest.raises(UserError, match="no search space for reddit_40pct_mlp"):
+        chosen_experiments(["experiment=reddit_40pct_mlp"], ["gcn"], None)
 
 
 @pytest.mark.slow
@@ -203,7 +237,7 @@ def test_a_search_of_real_runs_from_the_command_line(run_sweep, tmp_path):
     status, printed = run_sweep(*SEARCH, *failing)
     assert status == 0, printed
     assert "4 trials finished" not in printed and "best: trial" in printed
-    results = tmp_path / "runs/sweeps/optuna_anomaly_trees/optimization_results.yaml"
+    results = tmp_path / "runs/sweeps/search_anomaly/demo_anomaly_trees/optimization_results.yaml"
     assert yaml.safe_load(results.read_text())["best_params"]["model.learning_rate"] == 0.1
     (failure, *_) = (tmp_path / "runs/demo_anomaly_trees").glob("*/failure.json")
     assert "model.learning_rate=-1.0" in json.loads(failure.read_text())["overrides"]
@@ -212,3 +246,20 @@ def test_a_search_of_real_runs_from_the_command_line(run_sweep, tmp_path):
     shutil.rmtree(tmp_path / "runs")
     status, _ = run_sweep(*SEARCH, "callbacks.monitor=null", "checkpoint=last")
     assert status == 1 and not list((tmp_path / "runs").rglob("result.json"))
+
+
+@pytest.mark.slow
+def test_detectors_searched_together_make_one_table(run_sweep, tmp_path, capsys):
+    status, printed = run_sweep(
+        "sweep=search_anomaly", "experiment=demo_anomaly_mlp,demo_anomaly_trees", "hydra.sweeper.n_trials=2",
+        "trainer.max_epochs=1",
+    )  # fmt: skip
+    assert status == 0, printed
+    assert searches.main(["--runs", str(tmp_path / "runs"), "--table"]) == 0
+    table = capsys.readouterr().out
+    for name in ("demo_anomaly_mlp", "demo_anomaly_trees"):
+        assert f"| {name} | 2 |" in table
+        best = yaml.safe_load(
+            (tmp_path / "runs/sweeps/search_anomaly" / name / "optimization_results.yaml").read_text()
+        )
+        assert f"| {name} | 2 | {100 * best['best_value']:.1f} |" in table, "what validation AUPRC chose"
