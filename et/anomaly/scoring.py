@@ -90,14 +90,14 @@ def _attend(step: Step, g: Tensor, total: Tensor, topology: EdgeTopology, block:
     kernels = kernels if hasattr(kernels, "query_term") else chunked
     products = (step.w_query.mT @ step.w_key).to(g.dtype)  # A, (H, D, D)
     heads, dim, _ = products.shape
-    rows, options = g[:, None], {"clamp": step.clamp}  # (N, 1, D)
+    rows, beta = g[:, None], step.beta.to(g.dtype)  # (N, 1, D), (H,)
     peak, norm = (g.new_empty(len(g), heads) for _ in range(2))
     for by_key, matrices in ((False, products), (True, products.mT)):
         project = matrices.transpose(0, 1).reshape(dim, -1)  # (D, H D)
-        for part in blocks(len(g), block):
+        for part in blocks(len(g), block * torch.get_num_threads()):
             own, some = (g[part] @ project).view(-1, heads, dim), edges.block(part, by_key)
             if by_key:
-                sums = kernels.key_term(rows, rows, own, step.beta, peak, norm, some, **options)
+                sums = kernels.key_term(rows, rows, own, beta, peak, norm, some, step.clamp)
             else:
-                sums, peak[part], norm[part] = kernels.query_term(own, rows, step.beta, some, **options)
+                sums, peak[part], norm[part] = kernels.query_term(own, rows, beta, some, clamp=step.clamp)
             total[part] += step.step_size * (sums.flatten(1) @ project.T)

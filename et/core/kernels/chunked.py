@@ -71,15 +71,9 @@ def query_term(
 
 
 def key_term(
-    q: Tensor,
-    values: Tensor,
-    k: Tensor,
-    beta: Tensor,
-    peak: Tensor,
-    total: Tensor,
-    edges: SortedEdges,
+    q: Tensor, values: Tensor, k: Tensor, beta: Tensor, peak: Tensor, total: Tensor, edges: SortedEdges,
     clamp: float = math.inf,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """See :func:`et.core.kernels.numba.sparse.key_term`."""
     v = torch.zeros_like(k)
     for part in chunks(edges.num_edges, k):

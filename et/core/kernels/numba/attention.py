@@ -268,15 +268,9 @@ def query_term(
 
 
 def key_term(
-    q: Tensor,
-    values: Tensor,
-    k: Tensor,
-    beta: Tensor,
-    peak: Tensor,
-    total: Tensor,
-    edges: SortedEdges,
+    q: Tensor, values: Tensor, k: Tensor, beta: Tensor, peak: Tensor, total: Tensor, edges: SortedEdges,
     clamp: float = math.inf,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """sum_C P_CB values_C of each key B, (N, H, Y).
 
     Args:
