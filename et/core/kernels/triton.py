@@ -132,8 +132,8 @@ def key_term(
 ) -> Tensor:  # fmt: skip
     """See :func:`et.core.kernels.numba.sparse.key_term`."""
     tensors = tuple(x.contiguous() for x in (q, values, k, beta, peak, total))
-    out, tensors = torch.empty_like(tensors[2]), (*tensors, q.shape[1], clamp)
-    return _sum_kernel(kernels.key_term_kernel, out, tensors, pieces_of(edges, True), (edges.by_key[1],))
+    out, operands, index = torch.empty_like(tensors[2]), (*tensors, q.shape[1], clamp), (edges.by_key[1],)
+    return _sum_kernel(kernels.key_term_kernel, out, operands, pieces_of(edges, True), index)
 
 
 @on_its_device
