@@ -8,10 +8,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from et.anomaly.released import ReleasedBlock
+from et.anomaly.released import CLAMP, ReleasedBlock
 from et.anomaly.scoring import Step
 from et.core import EdgeTopology, EnergyTransformerBlock, descend
-from et.core.sparse import segment_softmax
 
 
 def reached_nodes(topologies: Sequence[EdgeTopology]) -> list[Tensor]:
@@ -49,15 +48,11 @@ class PaperDynamics(nn.Module):
         """The T steps, for :func:`et.anomaly.scoring.take_step`."""
         attention, hopfield = self.block.attention, self.block.hopfield
 
-        def edge_weights(scores: Tensor, topology: EdgeTopology, head: int) -> Tensor:
-            scores = scores * attention.beta[head]
-            return segment_softmax(scores, topology.edges)
-
         step = Step(
             norm=self.block.norm,
             w_query=attention.w_query if attention else None,
             w_key=attention.w_key if attention else None,
-            edge_weights=edge_weights,
+            beta=attention.beta if attention else None,
             hopfield=hopfield.update if hopfield else None,
             step_size=self.step_size,
         )
@@ -118,7 +113,8 @@ class ReleasedDynamics(nn.Module):
                 norm=block.norm,
                 w_query=block.w_query,
                 w_key=block.w_key,
-                edge_weights=block.edge_weights,
+                beta=None if block.w_query is None else block.betas(),
+                clamp=CLAMP,
                 hopfield=block.hopfield_update if block.memories is not None else None,
                 from_normalised=True,
             )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from et.core import EdgeTopology
 from et.core.arguments import check_sizes
 from et.core.hopfield import relu_response
-from et.core.sparse import attention, segment_softmax
+from et.core.sparse import attention
 
 CLAMP = 5.0
 
@@ -107,15 +107,12 @@ class ReleasedBlock(nn.Module):
         w_query, w_key = self.w_query.flatten(0, 1), self.w_key.flatten(0, 1)
         q = F.linear(g, w_query).unflatten(-1, (self.num_heads, self.head_dim))
         k = F.linear(g, w_key).unflatten(-1, (self.num_heads, self.head_dim))
-        to_query, to_key = attention(q, k, (1 / self.beta).expand(self.num_heads), topology.edges, CLAMP)
+        to_query, to_key = attention(q, k, self.betas(), topology.edges, CLAMP)
         return to_query.flatten(-2) @ w_query + to_key.flatten(-2) @ w_key
 
-    def edge_weights(self, scores: Tensor, topology: EdgeTopology, head: int) -> Tensor:
-        """Attention weights w_CB / z_C of the edges, (E, 1), from the inner products of one head, (E, 1); all heads
-        share beta.
-        """
-        scores = (scores / self.beta).clamp(-CLAMP, CLAMP)
-        return segment_softmax(scores, topology.edges)
+    def betas(self) -> Tensor:
+        """Inverse temperature of each head, (H,)."""
+        return (1 / self.beta).expand(self.num_heads)
 
     def hopfield_update(self, g: Tensor) -> Tensor:
         """Update of the Hopfield network, (N, D)."""

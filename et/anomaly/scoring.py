@@ -1,12 +1,19 @@
 """Scoring of a graph of millions of nodes on one machine: the numbers of the forward pass, computed in pieces.
 
-A step moves all nodes at once, so the tokens before and after it are kept, 2 N D numbers. Everything else is computed
-in pieces: layer norm and projections for a block of nodes, attention for one head at a time and for a slice of the Y
-components of queries and keys. Beside the tokens there are at most two tensors of N x (slice of Y), and a few of E.
+A step moves all nodes at once, so the tokens before and after it are kept, and g between them: 3 N D numbers.
+Everything else is computed for a block of nodes.
+
+Along edges, only g is gathered, once for all heads. With A_h = W^Q_h^T W^K_h, the score of key B for query C is
+(A_h^T g_C) . g_B, and the update (eq. 17) of node A is
+
+    sum_h A_h (sum_B P_hAB g_B) + A_h^T (sum_C P_hCA g_C)
+
+A pass over the edges computes the first sum and the softmax of every query; another one computes the second sum.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,11 +21,12 @@ import torch
 from torch import Tensor
 
 from et.core import EdgeTopology
-from et.core.sparse import edge_aggregate, edge_scores
+from et.core.kernels import chunked
+from et.core.precision import at_least_float32, no_autocast
+from et.core.sparse import select_backend
 
 WHOLE = 2**17  # maximum number of nodes of a graph that is scored in one piece
 BLOCK = 2**13  # nodes at a time of a larger one: few enough that what one operation leaves is in the cache for the next
-SLICE = 64  # of the Y components of queries and keys
 
 
 @dataclass(frozen=True)
@@ -28,8 +36,9 @@ class Step:
     Attributes:
         norm: Layer norm, (n, D) -> g (n, D).
         w_query, w_key: Projections, (H, Y, D), or None without attention.
-        edge_weights: Maps (inner products K_B . Q_C (E, 1), topology, head) to attention weights (E, 1).
+        beta: Inverse temperatures, (H,), or None without attention.
         hopfield: Update of the Hopfield network, g (n, D) -> (n, D), or None without it.
+        clamp: Limit the scores to -clamp .. clamp.
         step_size: Factor of the update.
         from_normalised: If True, the update is added to g instead of x.
     """
@@ -37,8 +46,9 @@ class Step:
     norm: Callable[[Tensor], Tensor]
     w_query: Tensor | None
     w_key: Tensor | None
-    edge_weights: Callable[[Tensor, EdgeTopology, int], Tensor]
+    beta: Tensor | None
     hopfield: Callable[[Tensor], Tensor] | None
+    clamp: float = math.inf
     step_size: float = 1.0
     from_normalised: bool = False
 
@@ -48,9 +58,7 @@ def blocks(num_nodes: int, size: int) -> Iterator[slice]:
     return (slice(first, min(first + size, num_nodes)) for first in range(0, num_nodes, size))
 
 
-def take_step(
-    step: Step, x: Tensor, topology: EdgeTopology, block: int = BLOCK, width: int = SLICE, kept: Tensor | None = None
-) -> Tensor:
+def take_step(step: Step, x: Tensor, topology: EdgeTopology, block: int = BLOCK, kept: Tensor | None = None) -> Tensor:
     """Tokens x after one step, (N, D), without gradients.
 
     Args:
@@ -58,45 +66,38 @@ def take_step(
         x: Tokens, (N, D).
         topology: Edges.
         block: Number of nodes at a time.
-        width: Number of components of queries and keys at a time.
         kept: Attention updates of the earlier relations, (N, D), changed in place. A node with an edge replaces its
             own; a node without an edge uses it. If None, a node without an edge has no such update.
     """
-    after = torch.empty_like(x)
+    g, after = at_least_float32(x[:0]).new_empty(x.shape), torch.empty_like(x)
     for part in blocks(len(x), block):
-        g = step.norm(x[part])
-        after[part] = g if step.from_normalised else x[part]
+        g[part] = step.norm(x[part])
+        after[part] = g[part] if step.from_normalised else x[part]
         if step.hopfield is not None:
-            after[part] += step.step_size * step.hopfield(g)
+            after[part] += step.step_size * step.hopfield(g[part])
     if step.w_query is None:
         return after
     if kept is not None:
         kept[topology.edges.degree > 0] = 0
-    for head in range(len(step.w_query)):  # adds nothing to a node without an edge
-        _attend(step, head, x, after if kept is None else kept, topology, block, width)
+    with no_autocast(x):
+        _attend(step, g, after if kept is None else kept, topology, block)  # adds nothing to a node without an edge
     return after if kept is None else after.add_(kept)
 
 
-def _attend(step: Step, head: int, x: Tensor, total: Tensor, topology: EdgeTopology, block: int, width: int) -> None:
-    """Add the contribution of one head to ``total``, (N, D), in place."""
-    edges = topology.edges
-    slices = list(zip(step.w_query[head].split(width), step.w_key[head].split(width), strict=True))
-    scores = None
-    for w_query, w_key in slices:
-        inner = edge_scores(_project(step, x, w_query, block), _project(step, x, w_key, block), edges)
-        scores = inner if scores is None else scores.add_(inner)
-    weights = step.edge_weights(scores, topology, head)
-    del scores, inner
-    for w_query, w_key in slices:
-        for source, back, to_keys in ((w_key, w_query, False), (w_query, w_key, True)):
-            collected = edge_aggregate(weights, _project(step, x, source, block), edges, to_keys)[:, 0]
-            for part in blocks(len(x), block):
-                total[part] += step.step_size * (collected[part] @ back)
-
-
-def _project(step: Step, x: Tensor, weight: Tensor, block: int) -> Tensor:
-    """Queries or keys of all nodes: x (N, D), weight (y, D) -> (N, 1, y)."""
-    projected = x.new_empty(len(x), 1, len(weight))
-    for part in blocks(len(x), block):
-        projected[part, 0] = step.norm(x[part]) @ weight.T
-    return projected
+def _attend(step: Step, g: Tensor, total: Tensor, topology: EdgeTopology, block: int) -> None:
+    """Add both terms of the attention update to ``total``, (N, D), in place."""
+    edges, kernels = topology.edges, select_backend(topology.backend, g)
+    kernels = kernels if hasattr(kernels, "query_term") else chunked
+    products = (step.w_query.mT @ step.w_key).to(g.dtype)  # A, (H, D, D)
+    heads, dim, _ = products.shape
+    rows, beta = g[:, None], step.beta.to(g.dtype)  # (N, 1, D), (H,)
+    peak, norm = (g.new_empty(len(g), heads) for _ in range(2))
+    for by_key, matrices in ((False, products), (True, products.mT)):
+        project = matrices.transpose(0, 1).reshape(dim, -1)  # (D, H D)
+        for part in blocks(len(g), block * torch.get_num_threads()):
+            own, some = (g[part] @ project).view(-1, heads, dim), edges.block(part, by_key)
+            if by_key:
+                sums = kernels.key_term(rows, rows, own, beta, peak, norm, some, step.clamp)
+            else:
+                sums, peak[part], norm[part] = kernels.query_term(own, rows, beta, some, clamp=step.clamp)
+            total[part] += step.step_size * (sums.flatten(1) @ project.T)

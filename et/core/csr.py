@@ -117,6 +117,23 @@ class SortedEdges:
             return compiled.positions_by_key(self.row_start, self.key)
         return torch.sort(self.key, stable=True)[1].int()
 
+    def block(self, nodes: slice, by_key: bool = False) -> SortedEdges:
+        """Edges of some queries, or with ``by_key`` of some keys, as rows 0, 1, ...; the other ends keep their numbers.
+
+        A block is for kernels that compute one row after the other (``query_term``, ``key_term``).
+
+        Args:
+            nodes: Slice of the queries or keys, without a step.
+        """
+        start, other = self.by_key if by_key else (self.row_start, self.key)
+        start = start[nodes.start : nodes.stop + 1]
+        other = other[start[0] : start[-1]]
+        rows = SortedEdges(start - start[0], other, other[:0], len(start) - 1)
+        if by_key:
+            rows.__dict__["by_key"] = rows.row_start, other
+            rows.__dict__["query"], rows.key = other, rows.query
+        return rows
+
     def to(self, device: torch.device | str) -> SortedEdges:
         """Copy on ``device``, with the orders computed so far."""
         moved = type(self)(self.row_start.to(device), self.key.to(device), self.order.to(device), self.num_nodes)

@@ -8,6 +8,7 @@ import torch
 from et.anomaly.model import AnomalyTransformer
 from et.core import EdgeTopology, descend
 from tests.anomaly.test_released import attention_by_messages, symmetric_edges
+from tests.core.sparse_cases import GRAPHS
 
 SIZES = {"in_features": 5, "dim": 8, "num_heads": 2, "head_dim": 6, "num_memories": 10, "steps": 2, "num_nodes": 15}
 FIDELITIES = ("paper", "released")
@@ -267,6 +268,26 @@ def test_scoring_in_pieces_is_the_forward_pass(fidelity, changes):
         expected = model(x, edges)
     torch.testing.assert_close(model.score(x, edges, block=4), expected, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(model.score(x, edges), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+@pytest.mark.parametrize("name", ["multigraph", "sparse_directed", "isolated_nodes", "self_loops", "no_edge"])
+@pytest.mark.parametrize("fidelity", FIDELITIES)
+def test_scoring_in_pieces_takes_any_graph(fidelity, name, backend):
+    """Directed and repeated edges, self-loops, nodes without edges; float32 to its rounding, bfloat16 to its own."""
+    edge_index, num_nodes = GRAPHS[name]
+    edges = [EdgeTopology(edge_index, num_nodes, backend=backend)]
+    model = build(fidelity, num_nodes=num_nodes)
+    x = torch.randn(num_nodes, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.4)
+        expected = model(x, edges)
+        torch.testing.assert_close(model.score(x, edges, block=4), expected, rtol=1e-10, atol=1e-10)
+        model, x = model.float(), x.float()
+        torch.testing.assert_close(model.score(x, edges, block=4).double(), expected, rtol=1e-4, atol=1e-4)
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(model.score(x, edges, block=4), model(x, edges).float(), rtol=0.1, atol=0.1)
 
 
 @pytest.mark.parametrize("fidelity", FIDELITIES)

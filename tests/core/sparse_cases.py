@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
 from et.core.csr import SortedEdges
+from et.core.kernels import reference as kernels_reference
 
 
 def random_graph(num_nodes: int, num_edges: int, seed: int = 0) -> Tensor:
@@ -47,6 +50,36 @@ def operands(edges: SortedEdges, heads: int = 3, width: int = 5, dtype=torch.flo
     q, k = torch.randn(2, edges.num_nodes, heads, width, generator=generator, dtype=torch.float64)
     beta = torch.rand(heads, generator=generator, dtype=torch.float64) + 0.3
     return [x.to(dtype).requires_grad_() for x in (q, k, beta)]
+
+
+def assert_blocks_agree(kernels: ModuleType, edges: SortedEdges, size: int, clamp: float, dtype: torch.dtype) -> None:
+    """Both sums of one row for all heads, a block of nodes at a time, against plain gather and scatter in double.
+
+    The scores are g_C A_h . g_B, as in :mod:`et.anomaly.scoring`.
+    """
+    generator = torch.Generator().manual_seed(4)
+    g = torch.randn(edges.num_nodes, 5, generator=generator, dtype=torch.float64).to(dtype)
+    a = torch.randn(3, 5, 5, generator=generator, dtype=torch.float64).to(dtype)
+    beta = torch.tensor([0.3, 1.1, -0.7], dtype=dtype)
+    rows, parts = g[:, None], [slice(low, low + size) for low in range(0, len(g), size)]
+    found = [
+        kernels.query_term(torch.einsum("nd,hde->nhe", g[part], a), rows, beta, edges.block(part), clamp=clamp)
+        for part in parts
+    ]
+    u, peak, total = (torch.cat(part) for part in zip(*found, strict=True))
+    v = [
+        kernels.key_term(
+            rows, rows, torch.einsum("nd,hed->nhe", g[part], a), beta, peak, total, edges.block(part, True), clamp
+        )
+        for part in parts
+    ]
+    g, a, beta = g.double(), a.double(), beta.double()
+    rows = g[:, None].expand(-1, 3, -1)
+    scores = kernels_reference.edge_scores(torch.einsum("nd,hde->nhe", g, a), rows, edges) * beta
+    scores = scores.clamp(-clamp, clamp)
+    p = (scores - kernels_reference.segment_logsumexp(scores, edges)[edges.query]).exp()
+    expected = [kernels_reference.edge_aggregate(p, rows, edges, to_keys) for to_keys in (False, True)]
+    assert_relative([u, torch.cat(v)], expected, 1e-12 if dtype == torch.float64 else 1e-5)
 
 
 def in_double(tensors: list[Tensor]) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 import pytest
@@ -18,6 +19,7 @@ from et.core.kernels import reference as kernels_reference
 from et.core.weighted import WeightedEdges
 from tests.core.sparse_cases import (
     GRAPHS,
+    assert_blocks_agree,
     assert_relative,
     in_double,
     operands,
@@ -77,6 +79,14 @@ def test_primitives_agree_with_the_reference(graph, backend):
         actual = outputs_and_gradients(getattr(sparse, name), inputs, graph, *arguments, backend=backend)
         expected = outputs_and_gradients(getattr(kernels_reference, name), in_double(inputs), graph, *arguments)
         assert_relative(actual, expected)
+
+
+@pytest.mark.parametrize("clamp", [math.inf, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_blocks_of_rows_with_shared_heads_agree_with_the_reference(graph, backend, dtype, clamp):
+    if graph.num_nodes:
+        kernels = sparse.select_backend(backend, torch.empty(0))
+        assert_blocks_agree(kernels, graph, 7, clamp, dtype)
 
 
 @pytest.mark.parametrize("magnitude", [1.0, 256.0, 4096.0])

@@ -43,26 +43,26 @@ def edge_aggregate(weight: Tensor, x: Tensor, edges: SortedEdges, to_keys: bool 
 segment_logsumexp = kernels_reference.segment_logsumexp
 
 
-def _scores(q: Tensor, k: Tensor, beta: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """beta K_B . Q_C of the pairs (query, key): (e, H)."""
-    return (q[query] * k[key]).sum(-1) * beta
+def _scores(q: Tensor, k: Tensor, beta: Tensor, query: Tensor, key: Tensor, clamp: float) -> Tensor:
+    """beta K_B . Q_C of the pairs (query, key), limited to -clamp .. clamp: (e, H)."""
+    return ((q[query] * k[key]).sum(-1) * beta).clamp(-clamp, clamp)
 
 
 def query_term(
-    q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, only_partition: bool = False
+    q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, only_partition: bool = False, clamp: float = math.inf
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`et.core.kernels.numba.sparse.query_term`. Two passes: the partition of every query, then the sums."""
     parts = list(chunks(edges.num_edges, q))
     peak = q.new_full(q.shape[:2], -torch.inf)
     for part in parts:
         query = edges.query[part]
-        scores = _scores(q, k, beta, query, edges.key[part])
+        scores = _scores(q, k, beta, query, edges.key[part], clamp)
         peak.scatter_reduce_(0, query.long()[:, None].expand_as(scores), scores, "amax")
     peak = torch.where(edges.degree[:, None] > 0, peak, 0.0)
     total, u = torch.zeros_like(peak), torch.zeros_like(q)
     for part in parts:
         query, key = edges.query[part], edges.key[part]
-        p = (_scores(q, k, beta, query, key) - peak[query]).exp()
+        p = (_scores(q, k, beta, query, key, clamp) - peak[query]).exp()
         total.index_add_(0, query, p)
         if not only_partition:
             u.index_add_(0, query, p[..., None] * k[key])
@@ -71,13 +71,14 @@ def query_term(
 
 
 def key_term(
-    q: Tensor, values: Tensor, k: Tensor, beta: Tensor, peak: Tensor, total: Tensor, edges: SortedEdges
-) -> Tensor:
+    q: Tensor, values: Tensor, k: Tensor, beta: Tensor, peak: Tensor, total: Tensor, edges: SortedEdges,
+    clamp: float = math.inf,
+) -> Tensor:  # fmt: skip
     """See :func:`et.core.kernels.numba.sparse.key_term`."""
     v = torch.zeros_like(k)
     for part in chunks(edges.num_edges, k):
         query, key = edges.query[part], edges.key[part]
-        p = (_scores(q, k, beta, query, key) - peak[query]).exp() / total[query]
+        p = (_scores(q, k, beta, query, key, clamp) - peak[query]).exp() / total[query]
         v.index_add_(0, key, p[..., None] * values[query])
     return v
 

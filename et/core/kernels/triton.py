@@ -13,6 +13,7 @@ halves them. Without a GPU the kernels run in Triton's interpreter (TRITON_INTER
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -102,7 +103,7 @@ def segment_logsumexp(scores: Tensor, edges: SortedEdges) -> Tensor:
 
 @on_its_device
 def query_term(
-    q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, only_partition: bool = False
+    q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, only_partition: bool = False, clamp: float = math.inf
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`et.core.kernels.numba.sparse.query_term`."""
     (nodes, heads, width), pieces = q.shape, pieces_of(edges)
@@ -112,9 +113,11 @@ def query_term(
     if q.numel():
         u_part = beta.new_empty(0 if only_partition else pieces.slots, heads, width)
         softmax_part = [beta.new_empty(pieces.slots, heads) for _ in range(2)]
-        tensors = (q, k, beta, *_cut(pieces), edges.key, u, peak, total, u_part, *softmax_part, heads, width)
+        tensors = (q, k, beta, *_cut(pieces), edges.key, u, peak, total, u_part, *softmax_part)
         constants = {"SUMS": not only_partition, "BLOCK_Y": _block_y(width)}
-        _launch(kernels.query_term_kernel, (len(pieces.row), heads), *tensors, **constants)
+        _launch(
+            kernels.query_term_kernel, (len(pieces.row), heads), *tensors, heads, width, k.shape[1], clamp, **constants
+        )
         if pieces.slots:
             shrink = _joined_softmax(pieces, peak, total, *softmax_part)
             if not only_partition:
@@ -124,12 +127,13 @@ def query_term(
 
 @on_its_device
 def key_term(
-    q: Tensor, values: Tensor, k: Tensor, beta: Tensor, peak: Tensor, total: Tensor, edges: SortedEdges
-) -> Tensor:
+    q: Tensor, values: Tensor, k: Tensor, beta: Tensor, peak: Tensor, total: Tensor, edges: SortedEdges,
+    clamp: float = math.inf,
+) -> Tensor:  # fmt: skip
     """See :func:`et.core.kernels.numba.sparse.key_term`."""
     tensors = tuple(x.contiguous() for x in (q, values, k, beta, peak, total))
-    index = (edges.by_key[1],)
-    return _sum_kernel(kernels.key_term_kernel, torch.empty_like(tensors[2]), tensors, pieces_of(edges, True), index)
+    out, operands, index = torch.empty_like(tensors[2]), (*tensors, q.shape[1], clamp), (edges.by_key[1],)
+    return _sum_kernel(kernels.key_term_kernel, out, operands, pieces_of(edges, True), index)
 
 
 @on_its_device

@@ -41,11 +41,16 @@ def _store_row(x, row, h, heads, width, value, wanted, BLOCK_Y: tl.constexpr):
 
 
 @triton.jit
-def _softmax(raw, beta, peak, total, node, h, heads, mask):
+def _limit(scores, clamp):
+    return tl.minimum(tl.maximum(scores, -clamp), clamp)
+
+
+@triton.jit
+def _softmax(raw, beta, clamp, peak, total, node, h, heads, mask):
     """P on a block of edges, from their inner products and the queries' softmax; 0 where the mask is false."""
     place = node.to(tl.int64) * heads + h
     largest = tl.load(peak + place, mask=mask, other=0.0)
-    scores = tl.where(mask, raw * beta, float("-inf"))
+    scores = tl.where(mask, _limit(raw * beta, clamp), float("-inf"))
     return tl.exp(scores - largest) / tl.load(total + place, mask=mask, other=1.0)
 
 
@@ -110,7 +115,7 @@ def segment_softmax_kernel(
 @triton.jit
 def query_term_kernel(
     q, k, beta, start, row_of, low_of, slot_of, split, key, u, peak, total, u_part, peak_part, total_part,
-    heads, width, SUMS: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_Y: tl.constexpr,
+    heads, width, key_heads, clamp, SUMS: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_Y: tl.constexpr,
 ):  # fmt: skip
     h = tl.program_id(1)
     row, low, high, slot = _piece(start, row_of, low_of, slot_of, split)
@@ -121,8 +126,9 @@ def query_term_kernel(
     for e0 in range(low, high, BLOCK_E):
         e = e0 + tl.arange(0, BLOCK_E)
         mask = e < high
-        at_key = _rows(k, tl.load(key + e, mask=mask, other=0), h, heads, width, mask, ACC, BLOCK_Y)
-        scores = tl.where(mask, tl.sum(at_query[None, :] * at_key, 1) * b, float("-inf"))
+        node = tl.load(key + e, mask=mask, other=0)
+        at_key = _rows(k, node, h % key_heads, key_heads, width, mask, ACC, BLOCK_Y)
+        scores = tl.where(mask, _limit(tl.sum(at_query[None, :] * at_key, 1) * b, clamp), float("-inf"))
         new = tl.maximum(largest, tl.max(scores, 0))
         p, shrink = tl.exp(scores - new), tl.exp(largest - new)
         norm = norm * shrink + tl.sum(p, 0)
@@ -139,8 +145,8 @@ def query_term_kernel(
 
 @triton.jit
 def key_term_kernel(
-    q, values, k, beta, peak, total, start, row_of, low_of, slot_of, split, query, v, v_part, heads, width,
-    BLOCK_E: tl.constexpr, BLOCK_Y: tl.constexpr,
+    q, values, k, beta, peak, total, query_heads, clamp, start, row_of, low_of, slot_of, split, query, v, v_part,
+    heads, width, BLOCK_E: tl.constexpr, BLOCK_Y: tl.constexpr,
 ):  # fmt: skip
     h = tl.program_id(1)
     row, low, high, slot = _piece(start, row_of, low_of, slot_of, split)
@@ -151,9 +157,10 @@ def key_term_kernel(
         e = e0 + tl.arange(0, BLOCK_E)
         mask = e < high
         node = tl.load(query + e, mask=mask, other=0)
-        raw = tl.sum(_rows(q, node, h, heads, width, mask, ACC, BLOCK_Y) * at_key[None, :], 1)
-        p = _softmax(raw, b, peak, total, node, h, heads, mask)
-        sums += tl.sum(p[:, None] * _rows(values, node, h, heads, width, mask, ACC, BLOCK_Y), 0)
+        hq = h % query_heads
+        raw = tl.sum(_rows(q, node, hq, query_heads, width, mask, ACC, BLOCK_Y) * at_key[None, :], 1)
+        p = _softmax(raw, b, clamp, peak, total, node, h, heads, mask)
+        sums += tl.sum(p[:, None] * _rows(values, node, hq, query_heads, width, mask, ACC, BLOCK_Y), 0)
     _store_row(v, row, h, heads, width, sums, slot < 0, BLOCK_Y)
     _store_row(v_part, slot, h, heads, width, sums, slot >= 0, BLOCK_Y)
 
@@ -180,7 +187,7 @@ def query_gradient_kernel(
         at_key = _rows(k, node, h, heads, width, mask, ACC, BLOCK_Y)
         v = _rows(gv, node, h, heads, width, mask, ACC, BLOCK_Y)
         raw = tl.sum(at_query[None, :] * at_key, 1)
-        p = _softmax(raw, b, peak, total, tl.where(mask, row, 0), h, heads, mask)
+        p = _softmax(raw, b, float("inf"), peak, total, tl.where(mask, row, 0), h, heads, mask)
         slope = p * tl.sum(u[None, :] * at_key + v * at_query[None, :], 1)
         average += tl.sum(slope, 0)
         with_slope += tl.sum(slope * raw, 0)
@@ -218,7 +225,7 @@ def key_gradient_kernel(
         node = tl.load(query + e, mask=mask, other=0)
         at_query = _rows(q, node, h, heads, width, mask, ACC, BLOCK_Y)
         u = _rows(gu, node, h, heads, width, mask, ACC, BLOCK_Y)
-        p = _softmax(tl.sum(at_query * at_key[None, :], 1), b, peak, total, node, h, heads, mask)
+        p = _softmax(tl.sum(at_query * at_key[None, :], 1), b, float("inf"), peak, total, node, h, heads, mask)
         slope = tl.sum(u * at_key[None, :] + v[None, :] * at_query, 1)
         average = tl.load(mean + node.to(tl.int64) * heads + h, mask=mask, other=0.0)
         change = b * p * (slope - average)

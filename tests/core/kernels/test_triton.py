@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from et.core.csr import SortedEdges
 from et.core.kernels import reference as kernels_reference
 from tests.core.sparse_cases import (
     GRAPHS,
+    assert_blocks_agree,
     assert_relative,
     in_double,
     operands,
@@ -45,6 +47,13 @@ def test_triton_kernels_agree_with_the_reference(triton_runs, name, clamp):
     inputs = operands(edges, heads=2)
     actual = outputs_and_gradients(sparse.attention, inputs, edges, clamp, "triton")
     assert_relative(actual, outputs_and_gradients(kernels_reference.attention, in_double(inputs), edges, clamp))
+
+
+@pytest.mark.parametrize("clamp", [math.inf, 0.5])
+@pytest.mark.parametrize("name", ["multigraph", "isolated_nodes"])
+def test_blocks_of_rows_with_shared_heads_agree_with_the_reference(triton_runs, name, clamp):
+    kernels = sparse.select_backend("triton", torch.empty(0))
+    assert_blocks_agree(kernels, SortedEdges.from_edge_index(*TINY[name]), 3, clamp, torch.float64)
 
 
 @pytest.mark.parametrize("to_keys", [False, True])
@@ -141,6 +150,7 @@ from et.core.kernels import triton as kernels_triton
 
 INDEX = {"query": "*i32", "key": "*i32", "source": "*i32", "position": "*i32", "row_of": "*i32", "slot_of": "*i32"}
 INDEX |= {"start": "*i64", "low_of": "*i64"} | dict.fromkeys(("edges", "tokens", "heads", "width", "split"), "i32")
+INDEX |= {"key_heads": "i32", "query_heads": "i32", "clamp": "fp32"}
 OPERANDS = ("q", "k", "u", "v", "values", "gu", "gv", "gq", "gk", "qk", "out", "grad", "grad_qk")
 CONSTANTS = {"BLOCK_Y": 64, "PERMUTED": True, "SUMS": True, "SELF": False, "DOT": "tf32"}
 SHARED = 227 * 1024  # bytes that a program may have on sm_90

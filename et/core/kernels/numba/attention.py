@@ -11,6 +11,8 @@ time.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,7 +32,7 @@ def tile_size(x: Tensor, edges: SortedEdges) -> int:
     row.
     """
     tile = max(1, TILE_BYTES // max(1, 2 * x.shape[2] * x.element_size()))
-    return tile if edges.num_edges * tile >= 4 * edges.num_nodes**2 else max(1, edges.num_nodes)
+    return tile if edges.num_edges * tile >= 4 * edges.num_nodes * len(x) else max(1, len(x))
 
 
 @kernel
@@ -40,6 +42,12 @@ def _dot(x, y):
     for i in range(len(x)):
         total += x[i] * y[i]
     return total
+
+
+@kernel
+def _limited_dot(x, y, bound):
+    """Inner product, at least -bound and at most bound."""
+    return min(max(_dot(x, y), -bound), bound)
 
 
 @kernel
@@ -99,13 +107,13 @@ def _together(tile, nodes, low, high):
 
 
 @kernel
-def _query_term(q, k, beta, row_start, key, u, peak, total, tile, low, high):
-    nodes, heads, width = k.shape
+def _query_term(q, k, beta, bound, row_start, key, u, peak, total, tile, low, high):
+    nodes, (_, heads, width) = len(k), q.shape
     rows = _together(tile, nodes, low, high)
     cursor, part = np.empty(rows, np.int64), np.zeros(width, q.dtype)
     p = np.empty(row_start[high] - row_start[low], q.dtype)
     for group, h in np.ndindex(((high - low + rows - 1) // rows, heads)):
-        top = low + group * rows
+        top, hk = low + group * rows, h % k.shape[1]
         bottom, base = min(top + rows, high), row_start[top]
         cursor[: bottom - top] = row_start[top:bottom]
         for limit in range(tile, nodes + tile, tile):
@@ -113,7 +121,7 @@ def _query_term(q, k, beta, row_start, key, u, peak, total, tile, low, high):
                 begin, end = cursor[c - top], _until(key, cursor[c - top], row_start[c + 1], limit)
                 cursor[c - top] = end
                 for e in range(begin, end):
-                    p[e - base] = _dot(q[c, h], k[key[e], h])
+                    p[e - base] = _limited_dot(q[c, h], k[key[e], hk], bound[h])
         for c in range(top, bottom):
             row = p[row_start[c] - base : row_start[c + 1] - base]
             peak[c, h], total[c, h] = _softmax(row, beta[h])
@@ -128,17 +136,17 @@ def _query_term(q, k, beta, row_start, key, u, peak, total, tile, low, high):
                     for e in range(block, min(block + PART, end)):
                         b, w = key[e], p[e - base]
                         for y in range(width):
-                            part[y] += w * k[b, h, y]
+                            part[y] += w * k[b, hk, y]
                     _flush(part, u[c, h])
 
 
 @kernel
-def _key_term(q, values, k, beta, peak, total, start, query, v, tile, low, high):
-    nodes, heads, width = q.shape
+def _key_term(q, values, k, beta, bound, peak, total, start, query, v, tile, low, high):
+    nodes, (_, heads, width) = len(q), k.shape
     rows = _together(tile, nodes, low, high)
     cursor, p, part = np.empty(rows, np.int64), np.empty(PART, q.dtype), np.zeros(width, q.dtype)
     for group, h in np.ndindex(((high - low + rows - 1) // rows, heads)):
-        top = low + group * rows
+        top, hq = low + group * rows, h % q.shape[1]
         bottom = min(top + rows, high)
         cursor[: bottom - top] = start[top:bottom]
         for limit in range(tile, nodes + tile, tile):
@@ -149,11 +157,12 @@ def _key_term(q, values, k, beta, peak, total, start, query, v, tile, low, high)
                     queries = query[block : min(block + PART, end)]
                     for j in range(len(queries)):
                         c = queries[j]
-                        p[j] = _unnormalised(_dot(q[c, h], k[b, h]), beta[h], peak[c, h]) / total[c, h]
+                        score = _limited_dot(q[c, hq], k[b, h], bound[h])
+                        p[j] = _unnormalised(score, beta[h], peak[c, h]) / total[c, h]
                     for j in range(len(queries)):
                         c, w = queries[j], p[j]
                         for y in range(width):
-                            part[y] += w * values[c, h, y]
+                            part[y] += w * values[c, hq, y]
                     _flush(part, v[b, h])
 
 
@@ -235,15 +244,17 @@ def _key_gradient(q, k, beta, peak, total, gu, gv, mean, start, query, gk, tile,
 
 
 def query_term(
-    q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, only_partition: bool = False
+    q: Tensor, k: Tensor, beta: Tensor, edges: SortedEdges, only_partition: bool = False, clamp: float = math.inf
 ) -> tuple[Tensor, Tensor, Tensor]:
     """sum_B P_CB K_B of each query C, with the peak and total of its softmax.
 
     Args:
-        q, k: Queries and keys, (N, H, Y).
+        q: Queries, (N, H, Y).
+        k: Keys, (M, H, Y), or (M, 1, Y) if all heads share them. M is N unless ``edges`` are those of a block.
         beta: Inverse temperatures, (H,).
         edges: Which tokens attend to which.
         only_partition: If True, the sum is not computed and its tensor is empty.
+        clamp: Limit the scores to -clamp .. clamp.
 
     Returns:
         (N, H, Y), (N, H), (N, H).
@@ -251,18 +262,26 @@ def query_term(
     u = q.new_zeros(0 if only_partition else len(q), *q.shape[1:])
     peak, total = (q.new_empty(q.shape[:2]) for _ in range(2))
     index = arrays(edges.row_start, edges.key)
-    arguments = (*arrays(q, k, beta), *index, *arrays(u, peak, total), tile_size(k, edges))
+    arguments = (*arrays(q, k, beta, clamp / beta.abs()), *index, *arrays(u, peak, total), tile_size(k, edges))
     run(_query_term, index[0], arguments)
     return u, peak, total
 
 
 def key_term(
-    q: Tensor, values: Tensor, k: Tensor, beta: Tensor, peak: Tensor, total: Tensor, edges: SortedEdges
-) -> Tensor:
-    """sum_C P_CB values_C of each key B: q, values, k (N, H, Y) -> (N, H, Y)."""
+    q: Tensor, values: Tensor, k: Tensor, beta: Tensor, peak: Tensor, total: Tensor, edges: SortedEdges,
+    clamp: float = math.inf,
+) -> Tensor:  # fmt: skip
+    """sum_C P_CB values_C of each key B, (N, H, Y).
+
+    Args:
+        q, values: Queries and what is summed, (M, H, Y), or (M, 1, Y) if all heads share them.
+        k: Keys, (N, H, Y).
+        beta, edges, clamp: See :func:`query_term`.
+        peak, total: Softmax of the queries, (M, H).
+    """
     v = torch.zeros_like(k, memory_format=torch.contiguous_format)
     index = arrays(*edges.by_key)
-    tensors = arrays(q, values, k, beta, peak, total)
+    tensors = arrays(q, values, k, beta, clamp / beta.abs(), peak, total)
     run(_key_term, index[0], (*tensors, *index, v.numpy(), tile_size(q, edges)))
     return v
 
