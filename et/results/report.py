@@ -31,7 +31,7 @@ from et.results.tables import gather, render
 from et.runs.record import git_commit
 from et.utils.errors import UserError
 from et.utils.files import write_atomically
-from et.utils.paths import EXPERIMENTS, ROOT
+from et.utils.paths import EXPERIMENTS, ROOT, command
 from et.utils.startup import tolerate_encoding
 
 # The paper's tables by task, in the order of the page's navigation, with the name of each within its task.
@@ -80,7 +80,7 @@ def build(
         shown.append(about | {"intro": document.intro, "grids": grids, "sections": document.sections})
     data = {
         "cells": evidence.cells, "runs": evidence.runs, "configurations": evidence.configurations,
-        "descents": evidence.descents, "tasks": list(TASKS), "tables": tables,
+        "descents": evidence.descents, "tasks": list(TASKS), "tables": tables, "train": command("train"),
     }  # fmt: skip
     environment = Environment(
         loader=FileSystemLoader(PAGE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
