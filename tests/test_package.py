@@ -87,6 +87,13 @@ def test_a_missing_library_is_told_in_a_sentence(capsys, monkeypatch):
         commands._run(broken)
 
 
+def test_a_reader_that_leaves_is_no_error():
+    """``train.py --help | head`` prints no traceback, even if the reader reads nothing."""
+    command = f"{sys.executable} {ROOT / 'train.py'} --help | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=100)
+    assert done.stderr == ""
+
+
 def test_complete_is_there_or_its_module_is_not():
     assert find_spec("et.inpainting.complete") is None or callable(import_module("et.inpainting.complete").main)
 
