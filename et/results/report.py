@@ -140,7 +140,8 @@ def grid_rows(table: paper.Table, grid: Grid, evidence: Evidence) -> list[dict[s
             elif kind == "number":  # on a phone, an empty entry is left out and a long one gets a line of its own
                 kind += " empty" if item.text in ("", DASH.text) else " long" if len(item.text) > 24 else ""
             entries.append((item, kind, evidence.add_cell(table, item.cell) if isinstance(item.cell, Entry) else None))
-        classes = ["measured"] * has_measurement(row) + ["again"] * (group is not None and group == before)
+        here = has_measurement(row) or "Counted" in grid.columns
+        classes = ["measured"] * here + ["again"] * (group is not None and group == before)
         where = [item.text for item, kind in zip(row, kinds, strict=True) if kind == "condition" and item.text]
         rows.append({"classes": " ".join(classes), "where": " · ".join(where), "entries": entries})
         before = group

@@ -46,14 +46,14 @@ function makeSortable(table) {
   }
 }
 
-// A search field and, where something was measured, a switch that leaves only that. Tables of counts stay as they are.
+// A search field and, where something was measured, a switch that leaves only that.
 function addFilter(section) {
   const tables = [...section.querySelectorAll("table")].filter((table) => !table.closest(".folded"));
   const rows = tables.flatMap((table) => [...table.tBodies[0].rows]);
   if (rows.length < 6) return;
   const search = make("input", { type: "search", placeholder: "data set, method …", autocomplete: "off" });
-  const measured = rows.some((row) => row.classList.contains("measured"));
-  const counted = new Set(tables.filter((table) => !table.querySelector(".measured")));
+  const here = rows.filter((row) => row.classList.contains("measured")).length;
+  const measured = here > 0 && here < rows.length;
   const only = make("input", { type: "checkbox", checked: measured });
   const count = make("output", { class: "muted" });
   const apply = () => {
@@ -61,8 +61,7 @@ function addFilter(section) {
     let shown = 0;
     for (const row of rows) {
       const text = row.textContent.toLowerCase();
-      const left = row.classList.contains("measured") || counted.has(row.closest("table"));
-      row.hidden = (only.checked && !left) || !words.every((word) => text.includes(word));
+      row.hidden = (only.checked && !row.classList.contains("measured")) || !words.every((word) => text.includes(word));
       shown += row.hidden ? 0 : 1;
     }
     section.toggleAttribute("data-filtered", shown < rows.length);
