@@ -71,8 +71,9 @@ def drawing(found: list[Import]) -> str:
     names = sorted({name for pair in solid | dotted for name in pair}, key=lambda name: (-_height(name, solid), name))
     rows = {name: (HEIGHT * i + HEIGHT, COLOURS[i % len(COLOURS)]) for i, name in enumerate(names)}
     bottom = HEIGHT * (len(names) + 1)
+    size = f'width="{WIDTH}" height="{bottom}" viewBox="0 0 {WIDTH} {bottom}"'
     style = 'font-family="Helvetica, Arial, sans-serif" font-size="14" text-anchor="middle" stroke-width="1.5"'
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom}" {style}>']
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>']
     parts += [f'<rect width="{WIDTH}" height="{bottom}" rx="8" fill="#f4f6f8"/>']
     parts += [_arc(rows[a], rows[b], 1, "") for a, b in sorted(solid)]
     parts += [_arc(rows[a], rows[b], -1, ' stroke-dasharray="5 4"') for a, b in sorted(dotted)]
