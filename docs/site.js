@@ -2,7 +2,9 @@
 function name() {
   document.querySelector(".md-search")?.setAttribute("aria-label", "Search");
   for (const buttons of document.querySelectorAll(".md-code__nav")) buttons.setAttribute("role", "presentation");
-  for (const area of document.querySelectorAll("pre code, .highlight-ipynb, .md-typeset__scrollwrap")) area.tabIndex = 0;
+  for (const area of document.querySelectorAll("pre code, .highlight-ipynb, .md-typeset__scrollwrap, math[display]")) {
+    area.tabIndex = 0;
+  }
 }
 
 name();

@@ -6,6 +6,7 @@ on, ``--help`` answers at once, and a missing library is told in a sentence.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -97,6 +98,10 @@ def _run(command: Callable[[], Any]) -> None:
     prepare()
     try:
         status = command()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of the output has left: train.py --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing at exit fails again
+        status = 1
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "et":
             raise

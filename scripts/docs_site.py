@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import griffe
+from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -56,11 +57,12 @@ class SphinxMarkup(griffe.Extension):
 
 
 def to_markdown(text: str) -> str:
-    """Sphinx roles as code, its links as links, and its formulas as blocks of code."""
+    """Sphinx roles as code, its links as links, and its formulas as MathML."""
     text = re.sub(r":(?:func|class|mod|meth|data|attr):`~?([^`]+)`", r"`\1`", text)
     text = re.sub(r"`([^`<]+) <(https?://[^>`]+)>`_", r"[\1](\2)", text)
     return re.sub(r"^\.\. math::\n((?:[ ]{4,}.*\n?|\n(?=[ ]{4}))+)", _formula, text, flags=re.MULTILINE)
 
 
 def _formula(match: re.Match[str]) -> str:
-    return f"```latex\n{inspect.cleandoc(match[1])}\n```\n"
+    lines = inspect.cleandoc(match[1]).splitlines()
+    return convert(" ".join(line.strip() for line in lines), display="block") + "\n\n"

@@ -41,7 +41,8 @@ PYTHON
 # An experiment without a file: composed by the Hydra plugin of the wheel.
 "$folder/venv/bin/et-train" --cfg job experiment=demo_graphs_gin >"$folder/composed"
 grep --quiet '^name: demo_graphs_gin$' "$folder/composed"
-"$folder/venv/bin/et-train" experiment=demo_graphs trainer.max_epochs=1 trainer.accelerator=cpu callbacks.progress=false
+"$folder/venv/bin/et-train" experiment=demo_graphs trainer.max_epochs=1 trainer.accelerator=cpu callbacks.progress=false | tee "$folder/trained"
+grep --quiet "^  et-evaluate run=runs/demo_graphs/" "$folder/trained"
 "$folder/venv/bin/et-evaluate" run="$(dirname runs/demo_graphs/*/result.json)" device=cpu progress=false
 "$folder/venv/bin/et-tables" 2 --runs runs
 test -f experiments/table02/table.md

@@ -14,6 +14,7 @@ import pytest
 
 import et
 from et import commands
+from et.utils import paths
 from tests.configs import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -86,8 +87,29 @@ def test_a_missing_library_is_told_in_a_sentence(capsys, monkeypatch):
         commands._run(broken)
 
 
+def test_a_reader_that_leaves_is_no_error():
+    """``train.py --help | head`` prints no traceback, even if the reader reads nothing."""
+    command = f"{sys.executable} {ROOT / 'train.py'} --help | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=100)
+    assert done.stderr == ""
+
+
 def test_complete_is_there_or_its_module_is_not():
     assert find_spec("et.inpainting.complete") is None or callable(import_module("et.inpainting.complete").main)
+
+
+def test_messages_name_the_commands_that_are_installed(monkeypatch):
+    """No text but docstrings says ``python train.py``, which a wheel does not have."""
+    assert paths.command("train") == "python train.py"
+    monkeypatch.setattr(paths, "IN_CHECKOUT", False)
+    assert paths.command("train") == "et-train"
+    for path in (ROOT / "et").rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        documented = [n for n in nodes if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef)]
+        docstrings = {id(n.body[0].value) for n in documented if n.body and isinstance(n.body[0], ast.Expr)}
+        texts = [n for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+        for text in (n.value for n in texts if id(n) not in docstrings):
+            assert not re.search(r"python (train|evaluate|complete)\.py", text), (path, text)
 
 
 def test_version_is_the_same_everywhere():

@@ -103,7 +103,8 @@ def test_results_at_a_glance_are_on_record():
     section = README[README.index("## Results at a glance") : README.index("## The layer")]
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line][2:]
     assert len(table) >= 7
-    for name, _, paper, ours, baseline, n in table:
+    for name, _, paper, linked, baseline, n in table:
+        ours = re.sub(r"\[(.*)\]\(.*\)", r"\1", linked)
         values = {_rounded(row) for row in rows if row["n"] == n}
         assert ours in values, (name, ours)
         assert re.search(r"[\d.]+(?: ± [\d.]+)?$", baseline)[0] in values, (name, baseline)
@@ -121,7 +122,7 @@ def _is_papers(ours: dict[str, str], paper: str, rows: list[dict[str, str]]) -> 
 
 
 def _rounded(row: dict[str, str]) -> str:
-    """Mean and deviation of a row of a table.csv as the tables print them."""
+    """Mean and standard deviation of a row of a table.csv as the tables print them."""
     digits = 3 if row["metric"] in ("mse", "mae") else 1
     mean = f"{float(row['mean']):.{digits}f}"
     return f"{mean} ± {float(row['deviation']):.1f}" if row["deviation"] and digits == 1 else mean

@@ -1,4 +1,4 @@
-"""Complete photographs with a trained image model: python complete.py PHOTO_OR_FOLDER ...
+"""Complete photographs with a trained image model.
 
 Photographs are fitted to the model. --fit crop resizes until the shorter side is the model's (224 pixels) and cuts out
 the centre; --fit tile keeps every pixel and completes tiles of that size one by one.
@@ -33,6 +33,7 @@ from et.inpainting.pixels import from_pixels, to_pixels
 from et.inpainting.scores import image_scores, masked_mse
 from et.inpainting.trajectories import follow, picture_record, save, write_descent
 from et.utils.errors import UserError, exit_on_user_error
+from et.utils.paths import command
 
 EMBEDDED = ("chelsea", "flower", "astronaut", "coffee", "china", "rocket", "motorcycle_left", "hubble_deep_field")
 WIDEST_ANIMATION = 768  # pixels of the longer side
@@ -201,7 +202,7 @@ def default_output(first: str, inputs: dict[str, Path | None]) -> Path:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="complete.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=command("complete"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("photos", nargs="*", metavar="PHOTO_OR_FOLDER")

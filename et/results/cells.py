@@ -17,7 +17,7 @@ from et.results.collect import Collection, Run
 from et.results.paper import Cell, Condition, Method, Metric, Table
 from et.results.settings import has_experiment
 from et.sweeps.cells import jobs
-from et.utils.paths import CONF
+from et.utils.paths import CONF, command
 
 PROTOCOLS = ("held_out", "released")
 USUAL_FIDELITY = {"held_out": "paper", "released": "released"}
@@ -244,5 +244,5 @@ def missing(table: Table, lines: Iterable[Line], expected: Counter[tuple[str, st
     for (name, protocol), count in expected.items():
         if have[name, protocol] < count:
             left.setdefault(name, []).append(f"{protocol} {have[name, protocol]} of {count}")
-    sweep = f"python train.py --multirun sweep=table{table.number:02d}"
+    sweep = f"{command('train')} --multirun sweep=table{table.number:02d}"
     return [(f"{name}: {', '.join(parts)} runs", f"{sweep} experiment={name}") for name, parts in left.items()]

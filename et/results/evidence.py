@@ -17,6 +17,7 @@ from et.results.standing import line_differs, on_other_data
 from et.runs.identity import config_of
 from et.runs.record import hashed_config
 from et.utils.errors import UserError
+from et.utils.paths import command
 
 _OF_THE_RUN = ("seed", "fold")  # differ within a cell; shown with each run
 
@@ -62,7 +63,7 @@ class Evidence:
             "paper": paper and paper.printed,
             "paperMean": paper and paper.mean,
             "paperStd": paper and paper.std,
-            "command": f"python train.py --multirun sweep=table{table.number:02d} experiment={experiment}",
+            "command": f"{command('train')} --multirun sweep=table{table.number:02d} experiment={experiment}",
             "runs": [self.add_run(run) for run in measured.runs] if measured else [],
         }
         return name
@@ -71,9 +72,9 @@ class Evidence:
         """Add runs that no table shows; returns the cell's name."""
         name = f"c{len(self.cells)}"
         ours = [self.add_run(run) for run in runs]
-        command = f"python train.py experiment={experiment} protocol={protocol}"
+        again = f"{command('train')} experiment={experiment} protocol={protocol}"
         self.cells[name] = {
-            "table": None, "method": experiment, "condition": "", "protocol": protocol, "command": command,
+            "table": None, "method": experiment, "condition": "", "protocol": protocol, "command": again,
             "runs": ours,
         }  # fmt: skip
         return name

@@ -31,7 +31,7 @@ from et.results.tables import gather, render
 from et.runs.record import git_commit
 from et.utils.errors import UserError
 from et.utils.files import write_atomically
-from et.utils.paths import EXPERIMENTS, ROOT
+from et.utils.paths import EXPERIMENTS, ROOT, command
 from et.utils.startup import tolerate_encoding
 
 # The paper's tables by task, in the order of the page's navigation, with the name of each within its task.
@@ -80,7 +80,7 @@ def build(
         shown.append(about | {"intro": document.intro, "grids": grids, "sections": document.sections})
     data = {
         "cells": evidence.cells, "runs": evidence.runs, "configurations": evidence.configurations,
-        "descents": evidence.descents, "tasks": list(TASKS), "tables": tables,
+        "descents": evidence.descents, "tasks": list(TASKS), "tables": tables, "train": command("train"),
     }  # fmt: skip
     environment = Environment(
         loader=FileSystemLoader(PAGE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
@@ -140,7 +140,8 @@ def grid_rows(table: paper.Table, grid: Grid, evidence: Evidence) -> list[dict[s
             elif kind == "number":  # on a phone, an empty entry is left out and a long one gets a line of its own
                 kind += " empty" if item.text in ("", DASH.text) else " long" if len(item.text) > 24 else ""
             entries.append((item, kind, evidence.add_cell(table, item.cell) if isinstance(item.cell, Entry) else None))
-        classes = ["measured"] * has_measurement(row) + ["again"] * (group is not None and group == before)
+        here = has_measurement(row) or "Counted" in grid.columns
+        classes = ["measured"] * here + ["again"] * (group is not None and group == before)
         where = [item.text for item, kind in zip(row, kinds, strict=True) if kind == "condition" and item.text]
         rows.append({"classes": " ".join(classes), "where": " · ".join(where), "entries": entries})
         before = group

@@ -29,11 +29,11 @@ from et.results.standing import line_differs, standing_of
 
 DASH = Text("–")
 LEGEND = (
-    "Measured: mean ± deviation (n runs). Δ is measured minus paper. held_out: the paper's model, and no choice uses "
-    "test data. released: the model and the evaluation of the authors' code. Bold: best in its column for that data. "
-    "Against baseline: mean difference to a baseline on shared splits, p of a paired t-test. p is too small, since the "
-    "splits of a data set overlap. The baseline has the best mean of that column on the same data under the same "
-    "protocol, which favours it. Tuned methods are compared with tuned baselines, untuned with untuned."
+    "Measured: mean ± standard deviation (n runs). Δ is measured minus paper. held_out: the paper's model; no choice "
+    "uses test data. released: the model and the evaluation of the authors' code. Bold: best in its column for that "
+    "data. Against baseline: mean difference to a baseline on shared splits, p of a paired t-test. p is too small, "
+    "since the splits of a data set overlap. The baseline has the best mean of that column on the same data under the "
+    "same protocol, which favours it. Tuned methods are compared with tuned baselines, untuned with untuned."
 )
 
 
@@ -64,7 +64,7 @@ def results_document(table: Table, collection: Collection) -> Document:
         Section("Data variants", [f"{name}: {text}" for text, name in variant_names(lines).items()]),
         Section("Other configurations", [f"{name}: {text}" for text, name in configuration_names(lines).items()]),
     ]
-    sections.append(Section("What the deviations are over", deviations(table, lines)))
+    sections.append(Section("What the standard deviations are over", deviations(table, lines)))
     sections.append(Section("About the paper's table", table.notes))
     left = missing(table, lines, expected)
     sections.append(Section("Missing", [f"{command}  # {what}" for what, command in left], code=True))

@@ -28,6 +28,7 @@ from et.runs.record import plain_name, read_result, run_dir, run_id
 from et.sweeps.cells import Cell, combinations, inspect_all, jobs, label_of, needed, record_failure, skipped
 from et.sweeps.report import missing_data, report, say
 from et.utils.errors import UserError, unwrapped, user_message
+from et.utils.paths import command
 
 
 def run_cell(cfg: DictConfig) -> float | None:
@@ -40,7 +41,7 @@ def run_cell(cfg: DictConfig) -> float | None:
         UserError: Hydra was started without --multirun.
     """
     if HydraConfig.get().mode != RunMode.MULTIRUN:
-        raise UserError(f"a sweep runs with --multirun: python train.py --multirun sweep={cfg.sweep.name}")
+        raise UserError(f"a sweep runs with --multirun: {command('train')} --multirun sweep={cfg.sweep.name}")
     overrides = list(HydraConfig.get().overrides.task)
     if skipped(overrides, cfg.sweep.skip):
         return None

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from et.utils.errors import UserError, exit_on_user_error
+from et.utils.paths import command
 
 if TYPE_CHECKING:
     from et.training.task import Task
@@ -87,7 +88,7 @@ def train_and_print(cfg: DictConfig) -> float | None:
     """
     if OmegaConf.is_missing(cfg, "name"):
         raise UserError(
-            "no experiment chosen: python train.py experiment=NAME (--help lists the names), or choose for "
+            f"no experiment chosen: {command('train')} experiment=NAME (--help lists the names), or choose for "
             "yourself: task=anomaly data=yelp model=bwgnn"
         )
     from et.runs.identity import check_overrides, resolve
@@ -107,7 +108,7 @@ def run_repetition(arguments: list[str]) -> int:
 
     def run() -> int:
         if not arguments or "=" in arguments[0]:
-            raise UserError("which run? python train.py --from-run PATH, a run's folder or its result.json")
+            raise UserError(f"which run? {command('train')} --from-run PATH, a run's folder or its result.json")
         from pathlib import Path
 
         from et.training.reproduction import repeat
@@ -141,7 +142,7 @@ def run_evaluation(cfg: DictConfig) -> None:
 
     def run() -> None:
         if OmegaConf.is_missing(cfg, "run"):
-            raise UserError("no run chosen: python evaluate.py run=PATH, a run's folder or a converted checkpoint")
+            raise UserError(f"no run chosen: {command('evaluate')} run=PATH, a run's folder or a converted checkpoint")
         from et.training.evaluation import evaluate
 
         record = evaluate(cfg)
@@ -190,8 +191,8 @@ def print_record(record: dict[str, Any], folder: str, skipped: bool, task: type[
     print("next:")
     if task.draws_figures():
         print(f"  python -m et.results.figures run={folder}  # draw its figures")
-    print(f"  python evaluate.py run={folder}  # score its weights again")
-    print(f"  python train.py --from-run {folder}  # train it again and compare")
+    print(f"  {command('evaluate')} run={folder}  # score its weights again")
+    print(f"  {command('train')} --from-run {folder}  # train it again and compare")
 
 
 def summary_rows(metrics: Mapping[str, float], main: Sequence[str], count: int = 4) -> list[str]:

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from et.results import paper
 from et.runs.experiments import described, in_order, tables_of_variants, variants_of
-from et.utils.paths import CONF
+from et.utils.paths import CONF, command
 
-TRAIN = """python train.py experiment=NAME [key=value ...]
-python train.py --from-run PATH [key=value ...]
-python train.py --multirun sweep=tableNN [key=value ...]
+TRAIN = f"""{command("train")} experiment=NAME [key=value ...]
+{command("train")} --from-run PATH [key=value ...]
+{command("train")} --multirun sweep=tableNN [key=value ...]
 
 The first form trains, tests and records one experiment. The same command resumes an interrupted run and skips a
 finished one. --from-run repeats a recorded run (a folder or its result.json) and compares the metrics. --multirun runs
@@ -25,9 +25,9 @@ Keys that most runs use:
   trainer.accelerator=auto auto | cpu | gpu
   data.fold=0              graph classification: which of the ten folds is tested
   force=true               start again from the beginning, even if the run is finished
-Every key of an experiment: python train.py experiment=NAME --cfg job. Hydra's own options: --hydra-help."""
+Every key of an experiment: {command("train")} experiment=NAME --cfg job. Hydra's own options: --hydra-help."""
 
-EVALUATE = """python evaluate.py run=PATH [key=value ...]
+EVALUATE = f"""{command("evaluate")} run=PATH [key=value ...]
 
 Scores the weights of a finished run, or of a converted checkpoint, again. Prints the metrics and writes evaluation.json
 and, for images, pictures.

@@ -109,11 +109,12 @@ class TerminalLog(Callback):
         done, total = trainer.current_epoch + 1, trainer.max_epochs or 0
         now, (since, before) = time.monotonic(), self._pace_from
         left = (total - done) * (now - since) / max(1, done - before)
+        word = "about"
         if since == self._started:
-            self._pace_from = (now, done)
+            word, self._pace_from = "at most", (now, done)
         say(
             f"epoch {done:>{len(str(total))}} of {total}  {name} {metrics[name]:.4f}{beside}  {best}  "
-            f"{duration(now - self._started)}" + (f", about {duration(left)} left" if total > done else "")
+            f"{duration(now - self._started)}" + (f", {word} {duration(left)} left" if total > done else "")
         )
 
 

@@ -10,3 +10,8 @@ IN_CHECKOUT = (_PACKAGE.parent / "conf" / "train.yaml").is_file() and (_PACKAGE.
 ROOT = _PACKAGE.parent if IN_CHECKOUT else Path.cwd()
 CONF = _PACKAGE.parent / "conf" if IN_CHECKOUT else _PACKAGE / "conf"
 EXPERIMENTS = ROOT / "experiments"
+
+
+def command(name: str) -> str:
+    """How to call the command ``name``: ``python train.py`` in a checkout, ``et-train`` of an installed package."""
+    return f"python {name}.py" if IN_CHECKOUT else f"et-{name}"

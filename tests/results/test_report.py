@@ -22,13 +22,16 @@ SCORES = [(0.90, 0.89), (0.91, 0.92), (0.95, 0.90)]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """ET and GT on Amazon, ET with other epochs, and a demo run that recorded its descent."""
+    """ET and GT on Amazon, ET with other epochs, ET on ImageNet, and a demo run that recorded its descent."""
     runs = tmp_path_factory.mktemp("runs")
     for seed, (et, gt) in enumerate(SCORES):
         folder = write_run(runs, Key("amazon_1pct", seed, "held_out", "paper"), {"test/f1_macro": et, "test/auc": 0.9})
         write_metrics(folder, steps=20)
         write_run(runs, Key("amazon_1pct_gt", seed, "held_out", "paper"), {"test/f1_macro": gt, "test/auc": 0.95})
     write_run(runs, Key("amazon_1pct", 0, "held_out", "paper"), {"test/f1_macro": 0.5}, ["trainer.max_epochs=3"])
+    write_run(
+        runs, Key("imagenet_inpainting", 0, "held_out", "paper"), {"test/psnr": 21.5}, dataset={"name": "imagenet"}
+    )
     demo = write_run(
         runs, Key("demo_inpainting", 0, "held_out", "paper"), {"test/mse_masked": 0.13},
         dataset={"name": "<photos>", "variant": "embedded </script> photographs"},
@@ -247,6 +250,13 @@ def test_rows_can_be_filtered(browser, page):
     assert count() > measured
 
 
+def test_the_filter_leaves_counted_parameters(browser, page):
+    show(browser, page, place="#table-16")
+    assert one(browser, "#table-16 input[type=checkbox]").is_selected()
+    assert all(row.is_displayed() for row in one(browser, "#table-16 table").find_elements("css selector", "tbody tr"))
+    assert not all(row.is_displayed() for row in browser.find_elements("css selector", "#table-16 tbody tr"))
+
+
 def test_a_cell_opens_its_runs_by_keyboard_and_gives_the_focus_back(browser, page):
     show(browser, page, place="#table-1")
     (button,) = [b for b in browser.find_elements("css selector", "#table-1 .cell") if b.text.startswith("92.0 ± 2.6")]
@@ -327,7 +337,7 @@ def test_the_theme_can_be_chosen(browser):
 
 def test_the_overview_counts_apart_and_says_each_difference_in_a_sentence(browser):
     tiles = texts(browser, "#standing .tiles dd")
-    assert tiles[0].startswith("4 of ") and tiles[2] == "0"
+    assert tiles[0].startswith("5 of ") and tiles[2] == "0"
     sentences = texts(browser, "#deltas .sentence")
     assert (
         "ET (Ours) on Amazon · 1%: Macro-F1 92.0 % on held-out data (3 runs), 2.7 points above the paper’s 89.3 ± 0.7."

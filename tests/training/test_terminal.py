@@ -67,8 +67,8 @@ def test_the_first_epoch_does_not_count_in_the_time_left(tmp_path, capsys, monke
     left = []
     for epoch in range(3):
         log.on_validation_end(trainer(epoch, val_mse=1.0), module)
-        left += [line.rpartition("about ")[2] for line in lines(capsys)]
-    assert left == ["1.8 h left", "2 min left", "2 min left"]
+        left += [line.rpartition(", ")[2] for line in lines(capsys)]
+    assert left == ["at most 1.8 h left", "about 2 min left", "about 2 min left"]
 
 
 def test_other_processes_and_sanity_checks_print_nothing(tmp_path, capsys):

@@ -83,7 +83,7 @@ function runDetails(identity, cell, open) {
       fact("device", run.device),
       fact("commit", String(run.git_commit ?? "unknown").slice(0, 10)),
       fact("record", run.source)),
-    command(`python train.py ${run.overrides.join(" ")}`),
+    command(`${data.train} ${run.overrides.join(" ")}`),
     make("h4", null, "Curves"), curvesOf(run),
     run.figures.length || run.figuresLeftOut ? make("h4", null, "Figures") : null, figuresOf(run),
     metricsOf(run), configurationOf(run));

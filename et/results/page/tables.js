@@ -52,7 +52,8 @@ function addFilter(section) {
   const rows = tables.flatMap((table) => [...table.tBodies[0].rows]);
   if (rows.length < 6) return;
   const search = make("input", { type: "search", placeholder: "data set, method …", autocomplete: "off" });
-  const measured = rows.some((row) => row.classList.contains("measured"));
+  const here = rows.filter((row) => row.classList.contains("measured")).length;
+  const measured = here > 0 && here < rows.length;
   const only = make("input", { type: "checkbox", checked: measured });
   const count = make("output", { class: "muted" });
   const apply = () => {
