@@ -46,7 +46,7 @@ app: setup ## a page to hide patches of photographs and watch them being complet
 	@$(RUN) -m et.inpainting.app
 
 test: setup ## run all tests; those on real data need ET_DATA_DIR
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
 lint: setup ## check style, format and types
 	$(RUN) -m ruff check .

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,10 +123,18 @@ def collect(
             _take(found, wanted, lambda path=path: from_folder(path.parent))
     for file in lines:
         for number, line in enumerate(Path(file).read_text().splitlines() if Path(file).exists() else (), 1):
-            if line.strip():
+            if line.strip() and (wanted is None or _may_be_of(line, wanted)):
                 source = f"{relative(Path(file))}:{number}"
                 _take(found, wanted, lambda line=line, source=source: from_line(line, source))
     return found
+
+
+def _may_be_of(line: str, wanted: set[str]) -> bool:
+    """False if a line is plainly another experiment's, whose configuration then need not be composed."""
+    with suppress(ValueError):
+        record = json.loads(line)
+        return not isinstance(record, dict) or record.get("experiment") in {None, *wanted}
+    return True
 
 
 def _take(found: Collection, wanted: set[str] | None, read: Any) -> None:

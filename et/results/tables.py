@@ -27,9 +27,10 @@ from et.utils.paths import EXPERIMENTS
 from et.utils.startup import tolerate_encoding
 
 
-def gather(roots: Sequence[Path], experiments: Path) -> Collection:
-    """Every run in the run folders ``roots`` and in the results.jsonl files of ``experiments``."""
-    return collect(roots, sorted(experiments.glob("table*/results.jsonl")))
+def gather(roots: Sequence[Path], experiments: Path, tables: Sequence[Table] = ()) -> Collection:
+    """Runs of ``tables`` (default: all) in the run folders ``roots`` and in the results.jsonl files of ``experiments``."""
+    wanted = [name for table in tables for name in (table.experiments() if table.kind == "results" else ())]
+    return collect(roots, sorted(experiments.glob("table*/results.jsonl")), wanted if tables else None)
 
 
 def render(table: Table, runs: Collection, experiments: Path) -> tuple[Document, str]:
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not root.is_dir():
                 raise UserError(f"there is no folder {root}: --runs names folders with run folders in them")
         tables = [paper.load(number) for number in options.tables or paper.NUMBERS]
-        runs = gather(options.runs, options.experiments)
+        runs = gather(options.runs, options.experiments, tables if options.tables else ())
         for table in tables:
             document, csv_text = render(table, runs, options.experiments)
             folder = options.experiments / f"table{table.number:02d}"

@@ -111,7 +111,10 @@ def test_a_figure_drawn_later_is_on_the_page(tmp_path):
     still.save(folder / "figures" / "attention_weights.png")
     still.save(folder / "figures" / "completion.webp", save_all=True, append_images=[moving])
     output = tmp_path / "report.html"
-    assert report.main(["16", "--runs", str(tmp_path / "runs"), "--output", str(output)]) == 0
+    assert (
+        report.main(["16", "--runs", str(tmp_path / "runs"), "--experiments", str(tmp_path), "--output", str(output)])
+        == 0
+    )
     found = data_of(output)["runs"][folder.name]["figures"]
     assert [figure["name"] for figure in found] == ["attention weights", "completion"]
     assert all(figure["source"].startswith("data:image/webp;base64,") for figure in found)
@@ -129,7 +132,7 @@ def test_descents_of_no_run_come_first_under_their_own_title(tmp_path):
     (tmp_path / "demo" / "pictures" / "descent.json").write_text(json.dumps(record))
     output = tmp_path / "report.html"
     folders = [str(tmp_path / "demo"), str(tmp_path / "absent")]
-    assert report.main(["16", "--descents", *folders, "--output", str(output)]) == 0
+    assert report.main(["16", "--experiments", str(tmp_path), "--descents", *folders, "--output", str(output)]) == 0
     (found,) = data_of(output)["descents"]
     assert found["title"] == "pretrained weights" and "run" not in found
     assert all(frame.startswith("data:image/webp;base64,") for frame in found["pictures"][0]["frames"])
