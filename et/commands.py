@@ -6,12 +6,11 @@ on, ``--help`` answers at once, and a missing library is told in a sentence.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from et.utils.startup import prepare
+from et.utils.startup import drop_output, prepare
 
 EXTRA = "energy-transformer[all]"
 
@@ -99,9 +98,8 @@ def _run(command: Callable[[], Any]) -> None:
     try:
         status = command()
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of the output has left: train.py --help | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing at exit fails again
-        status = 1
+    except BrokenPipeError:
+        status = drop_output()
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "et":
             raise

@@ -87,9 +87,10 @@ def test_a_missing_library_is_told_in_a_sentence(capsys, monkeypatch):
         commands._run(broken)
 
 
-def test_a_reader_that_leaves_is_no_error():
+@pytest.mark.parametrize("arguments", ("--help", "--multirun sweep=table16 sweep.dry_run=true"))
+def test_a_reader_that_leaves_is_no_error(arguments):
     """``train.py --help | head`` prints no traceback, even if the reader reads nothing."""
-    command = f"{sys.executable} {ROOT / 'train.py'} --help | true"
+    command = f"{sys.executable} {ROOT / 'train.py'} {arguments} | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=100)
     assert done.stderr == ""
 

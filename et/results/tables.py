@@ -28,7 +28,7 @@ from et.utils.startup import tolerate_encoding
 
 
 def gather(roots: Sequence[Path], experiments: Path, tables: Sequence[Table] = ()) -> Collection:
-    """Runs of ``tables`` (default: all) in the run folders ``roots`` and in the results.jsonl files of ``experiments``."""
+    """Runs of ``tables`` (default: all) in the folders ``roots`` and in the results.jsonl files of ``experiments``."""
     wanted = [name for table in tables for name in (table.experiments() if table.kind == "results" else ())]
     return collect(roots, sorted(experiments.glob("table*/results.jsonl")), wanted if tables else None)
 

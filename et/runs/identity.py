@@ -146,9 +146,9 @@ def _check_kind(override: str, overrides: Sequence[str], config: Mapping[str, An
     Hardware keys are left to Lightning, which accepts words for some numbers (trainer.devices=auto).
     """
     key = override.lstrip("+").split("=", 1)[0]
-    if not isinstance(flatten(hashed_config(config)).get(key), str):
+    if key in ("protocol", "fidelity", "deterministic", "trainer.deterministic"):  # warn is one of Lightning's values
         return
-    if key in ("deterministic", "trainer.deterministic"):  # warn is one of Lightning's values
+    if not isinstance(flatten(hashed_config(config)).get(key), str):
         return
     try:
         usual = flatten(config_of(o for o in overrides if o != override)).get(key)

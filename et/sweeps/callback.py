@@ -29,6 +29,7 @@ from et.sweeps.cells import Cell, combinations, inspect_all, jobs, label_of, nee
 from et.sweeps.report import missing_data, report, say
 from et.utils.errors import UserError, unwrapped, user_message
 from et.utils.paths import command
+from et.utils.startup import drop_output
 
 
 def run_cell(cfg: DictConfig) -> float | None:
@@ -127,6 +128,8 @@ class SweepCallback(Callback):
         # Hydra turns exceptions of callbacks into warnings, which would start the sweep without its plan.
         try:
             self._start(config)
+        except BrokenPipeError as error:
+            raise SystemExit(drop_output()) from error
         except Exception as error:
             if not isinstance(error, UserError):
                 traceback.print_exc()

@@ -20,6 +20,7 @@ from et.runs.record import read_result, run_dir, run_id
 from et.sweeps.slurm import active, noted_job, queue
 from et.utils.errors import UserError
 from et.utils.files import write_atomically
+from et.utils.paths import command
 
 STATES = {
     "done": "finished",
@@ -93,7 +94,7 @@ def chosen_experiments(arguments: Sequence[str], methods: Iterable[str], cell: s
     if unknown or not given:
         raise UserError(
             f"no experiment {', '.join(unknown) or cell}: give hydra.sweeper.cell or experiment=; "
-            "python train.py --help lists the experiments"
+            f"{command('train')} --help lists the experiments"
         )
     return {name: method_of(name, methods) for name in given}
 

@@ -49,6 +49,12 @@ def _importing(frame: FrameType | None) -> bool:
     return False
 
 
+def drop_output() -> int:
+    """Exit status where the reader of the output has left (``| head``); flushing at exit then fails no more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
 def tolerate_encoding() -> None:
     """Print characters that the terminal's encoding lacks as question marks."""
     for stream in (sys.stdout, sys.stderr):
