@@ -52,13 +52,25 @@ def test_curves_of_several_runs(script, config, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "fixed_points.png").stat().st_size > 5000
 
 
-def test_the_numbers_of_the_page_are_those_on_record():
-    found = json.loads((ROOT / "docs" / "fixed_points.json").read_text())
+@pytest.mark.parametrize("record", sorted(path.name for path in (ROOT / "docs").glob("fixed_points*.json")))
+def test_the_numbers_of_the_page_are_those_on_record(record):
+    found = json.loads((ROOT / "docs" / record).read_text())
     page = (ROOT / "docs" / "explanation" / "fixed_points.md").read_text()
     assert all(run["git_commit"] and "+" not in run["git_commit"] for run in found["runs"])
     for curve in (curve for run in found["runs"] for curve in run["curves"]):
         assert f"{curve['best_mse']:.3f} / {curve['mse_at_T']:.3f} / {curve['mse_at_end']:.3f}" in page
         assert f" {100 * curve['excess']:.0f} % |" in page
+
+
+def test_the_costs_of_imagenette_are_those_of_the_curves():
+    runs = json.loads((ROOT / "docs" / "fixed_points_imagenette.json").read_text())["runs"]
+    page = (ROOT / "docs" / "explanation" / "fixed_points.md").read_text()
+    best = [[curve["best_mse"] for curve in run["curves"]] for run in runs]
+    few, half, many = best[:3]
+    for values in best[3:]:
+        others = (few[0], *half[1:3], many[3])
+        costs = " | ".join(f"{100 * (value / other - 1):+.0f} %" for value, other in zip(values, others, strict=True))
+        assert f"| {costs} |" in page
 
 
 def test_the_costs_of_the_page_are_those_of_the_curves():
