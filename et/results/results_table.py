@@ -31,9 +31,10 @@ DASH = Text("–")
 LEGEND = (
     "Measured: mean ± standard deviation (n runs). Δ is measured minus paper. held_out: the paper's model; no choice "
     "uses test data. released: the model and the evaluation of the authors' code. Bold: best in its column for that "
-    "data. Against baseline: mean difference to a baseline on shared splits, p of a paired t-test. p is too small, "
-    "since the splits of a data set overlap. The baseline has the best mean of that column on the same data under the "
-    "same protocol, which favours it. Tuned methods are compared with tuned baselines, untuned with untuned."
+    "data. Against baseline: mean difference to a baseline on shared splits, p of a paired t-test. The splits of a data "
+    "set overlap, so p is too small. The baseline is the method with the best mean of that column on the same data "
+    "under the same protocol. This choice favours the baseline. Tuned methods are compared with tuned baselines, "
+    "untuned with untuned."
 )
 
 

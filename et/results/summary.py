@@ -21,9 +21,9 @@ from et.utils.files import write_atomically
 INTRO = (
     "Each row is one method on one data set: mean ± standard deviation (n runs). `held_out` tests on data that "
     "training and model selection never see. `released` follows the authors' protocol; in table 2 its accuracy is on "
-    "training data. Rows on other data have no number of the paper beside them. The best other method has the best "
-    "mean under `held_out` on the same data with the same settings, chosen by the scores shown. Settings in brackets "
-    "differ from the paper's, for example fewer epochs."
+    "training data. Rows on other data have no number of the paper beside them. The best other method is the one "
+    "with the best test mean shown under `held_out` on the same data with the same settings, which favours it over ET. "
+    "Settings in brackets differ from the paper's, for example fewer epochs."
 )
 
 MARKS = {
