@@ -32,8 +32,8 @@ LEGEND = (
     "Measured: mean ± standard deviation (n runs). Δ is measured minus paper. held_out: the paper's model; no choice "
     "uses test data. released: the model and the evaluation of the authors' code. Bold: best in its column for that "
     "data. Against baseline: mean difference to a baseline on shared splits, p of a paired t-test. The splits of a "
-    "data set overlap, so p is too small. The baseline is the method with the best mean of that column on the same data "
-    "under the same protocol. This choice favours the baseline. Tuned methods are compared with tuned baselines, "
+    "data set overlap, so p is too small. The baseline is the method with the best mean of that column on the same "
+    "data under the same protocol. This choice favours the baseline. Tuned methods are compared with tuned baselines, "
     "untuned with untuned."
 )
 
