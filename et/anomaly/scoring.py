@@ -65,7 +65,7 @@ def take_step(step: Step, x: Tensor, topology: EdgeTopology, block: int = BLOCK,
         step: Parts of the step.
         x: Tokens, (N, D).
         topology: Edges.
-        block: Number of nodes at a time.
+        block: Number of nodes at a time; along edges, of each thread.
         kept: Attention updates of the earlier relations, (N, D), changed in place. A node with an edge replaces its
             own; a node without an edge uses it. If None, a node without an edge has no such update.
     """
