@@ -98,8 +98,8 @@ def _run(command: Callable[[], Any]) -> None:
     try:
         status = command()
         sys.stdout.flush()
-    except BrokenPipeError:
-        status = drop_output()
+    except BrokenPipeError as error:
+        status = drop_output(error)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "et":
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -93,6 +94,21 @@ def test_a_reader_that_leaves_is_no_error(arguments):
     command = f"{sys.executable} {ROOT / 'train.py'} {arguments} | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=100)
     assert done.stderr == ""
+
+
+def test_a_pipe_to_a_process_that_breaks_is_an_error(monkeypatch):
+    monkeypatch.setattr(commands, "prepare", lambda: None)
+
+    def command():
+        read, write = os.pipe()
+        os.close(read)
+        try:
+            os.write(write, b"request")
+        finally:
+            os.close(write)
+
+    with pytest.raises(BrokenPipeError):
+        commands._run(command)
 
 
 def test_complete_is_there_or_its_module_is_not():

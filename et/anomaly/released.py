@@ -96,7 +96,7 @@ class ReleasedBlock(nn.Module):
         out = g
         if self.w_query is not None:
             update = self.attend(g, topology)
-            kept = update if kept is None else torch.where(topology.edges.degree[:, None] > 0, update, kept)
+            kept = update if kept is None else torch.where(topology.edges.has_edge[:, None], update, kept)
             out = out + kept
         if self.memories is not None:
             out = out + self.hopfield_update(g)
@@ -107,7 +107,7 @@ class ReleasedBlock(nn.Module):
         w_query, w_key = self.w_query.flatten(0, 1), self.w_key.flatten(0, 1)
         q = F.linear(g, w_query).unflatten(-1, (self.num_heads, self.head_dim))
         k = F.linear(g, w_key).unflatten(-1, (self.num_heads, self.head_dim))
-        to_query, to_key = attention(q, k, self.betas(), topology.edges, CLAMP)
+        to_query, to_key = attention(q, k, self.betas(), topology.edges, CLAMP, topology.backend)
         return to_query.flatten(-2) @ w_query + to_key.flatten(-2) @ w_key
 
     def betas(self) -> Tensor:

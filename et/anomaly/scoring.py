@@ -65,20 +65,20 @@ def take_step(step: Step, x: Tensor, topology: EdgeTopology, block: int = BLOCK,
         step: Parts of the step.
         x: Tokens, (N, D).
         topology: Edges.
-        block: Number of nodes at a time.
+        block: Number of nodes at a time; along edges, of each thread.
         kept: Attention updates of the earlier relations, (N, D), changed in place. A node with an edge replaces its
             own; a node without an edge uses it. If None, a node without an edge has no such update.
     """
     g, after = at_least_float32(x[:0]).new_empty(x.shape), torch.empty_like(x)
     for part in blocks(len(x), block):
-        g[part] = step.norm(x[part])
-        after[part] = g[part] if step.from_normalised else x[part]
+        g[part] = own = step.norm(x[part])
+        after[part] = own if step.from_normalised else x[part]
         if step.hopfield is not None:
-            after[part] += step.step_size * step.hopfield(g[part])
+            after[part] += step.step_size * step.hopfield(own)
     if step.w_query is None:
         return after
     if kept is not None:
-        kept[topology.edges.degree > 0] = 0
+        kept[topology.edges.has_edge] = 0
     with no_autocast(x):
         _attend(step, g, after if kept is None else kept, topology, block)  # adds nothing to a node without an edge
     return after if kept is None else after.add_(kept)
@@ -88,7 +88,7 @@ def _attend(step: Step, g: Tensor, total: Tensor, topology: EdgeTopology, block:
     """Add both terms of the attention update to ``total``, (N, D), in place."""
     edges, kernels = topology.edges, select_backend(topology.backend, g)
     kernels = kernels if hasattr(kernels, "query_term") else chunked
-    products = (step.w_query.mT @ step.w_key).to(g.dtype)  # A, (H, D, D)
+    products = step.w_query.to(g.dtype).mT @ step.w_key.to(g.dtype)  # A, (H, D, D)
     heads, dim, _ = products.shape
     rows, beta = g[:, None], step.beta.to(g.dtype)  # (N, 1, D), (H,)
     peak, norm = (g.new_empty(len(g), heads) for _ in range(2))

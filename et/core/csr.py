@@ -84,6 +84,11 @@ class SortedEdges:
         return self.row_start.diff()
 
     @property
+    def has_edge(self) -> Tensor:
+        """True for a node that is the query or the key of an edge, (N,) bool."""
+        return (self.degree > 0).index_fill(0, self.key.long(), True)
+
+    @property
     def num_edges(self) -> int:
         return self.key.numel()
 

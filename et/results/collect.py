@@ -131,7 +131,7 @@ def collect(
 
 def _may_be_of(line: str, wanted: set[str]) -> bool:
     """False if a line is plainly another experiment's, whose configuration then need not be composed."""
-    with suppress(ValueError):
+    with suppress(ValueError, TypeError, RecursionError):  # a damaged line is told of where it is read
         record = json.loads(line)
         return not isinstance(record, dict) or record.get("experiment") in {None, *wanted}
     return True

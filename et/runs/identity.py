@@ -146,7 +146,7 @@ def _check_kind(override: str, overrides: Sequence[str], config: Mapping[str, An
     Hardware keys are left to Lightning, which accepts words for some numbers (trainer.devices=auto).
     """
     key = override.lstrip("+").split("=", 1)[0]
-    if key in ("protocol", "fidelity", "deterministic", "trainer.deterministic"):  # warn is one of Lightning's values
+    if key in ("protocol", "fidelity", "deterministic", "trainer.deterministic"):  # words; deterministic may be "warn"
         return
     if not isinstance(flatten(hashed_config(config)).get(key), str):
         return

@@ -129,7 +129,7 @@ class SweepCallback(Callback):
         try:
             self._start(config)
         except BrokenPipeError as error:
-            raise SystemExit(drop_output()) from error
+            raise SystemExit(drop_output(error)) from error
         except Exception as error:
             if not isinstance(error, UserError):
                 traceback.print_exc()

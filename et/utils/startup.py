@@ -6,6 +6,7 @@ Imports the standard library only.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 from types import FrameType
@@ -49,8 +50,16 @@ def _importing(frame: FrameType | None) -> bool:
     return False
 
 
-def drop_output() -> int:
-    """Exit status where the reader of the output has left (``| head``); flushing at exit then fails no more."""
+def drop_output(error: BrokenPipeError) -> int:
+    """Exit status if the reader of the output has left (``| head``); flushing at exit then fails no more.
+
+    Raises:
+        BrokenPipeError: ``error``, if it is of another pipe, such as one to a process.
+    """
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)  # reports only that there is no reader
+    if not output.poll(0):
+        raise error
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from et.anomaly.model import AnomalyTransformer
 from et.core import EdgeTopology, descend
 from tests.anomaly.test_released import attention_by_messages, symmetric_edges
-from tests.core.sparse_cases import GRAPHS
+from tests.core.sparse_cases import GRAPHS, random_graph
 
 SIZES = {"in_features": 5, "dim": 8, "num_heads": 2, "head_dim": 6, "num_memories": 10, "steps": 2, "num_nodes": 15}
 FIDELITIES = ("paper", "released")
@@ -288,6 +289,41 @@ def test_scoring_in_pieces_takes_any_graph(fidelity, name, backend):
         torch.testing.assert_close(model.score(x, edges, block=4).double(), expected, rtol=1e-4, atol=1e-4)
         with torch.autocast("cpu", torch.bfloat16):
             torch.testing.assert_close(model.score(x, edges, block=4), model(x, edges).float(), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("num_relations", [1, 2])
+@pytest.mark.parametrize("fidelity", FIDELITIES)
+def test_scoring_in_pieces_takes_directed_relations(fidelity, num_relations):
+    """Some nodes are keys only, some have edges in one relation, some in none."""
+    edges = [EdgeTopology(random_graph(8, 9, seed) + 4 * seed, 15) for seed in range(num_relations)]
+    assert any((relation.edges.has_edge & (relation.edges.degree == 0)).any() for relation in edges)
+    model = build(fidelity, num_relations=num_relations, steps=4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.4)
+        expected = model(features(), edges)
+    torch.testing.assert_close(model.score(features(), edges, block=4), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("fidelity", FIDELITIES)
+def test_a_model_in_half_precision_is_scored_in_pieces(fidelity, dtype):
+    """As near to the scores in float64 as its forward pass."""
+    model, x = build(fidelity, num_relations=2), features()
+    edges = [topology(0), topology(1)]
+    with torch.no_grad():
+        expected = model(x, edges)
+        model, x = model.to(dtype), x.to(dtype)
+        errors = [(found.double() - expected).norm() for found in (model.score(x, edges, block=4), model(x, edges))]
+    assert errors[0] <= 2 * errors[1] + 1e-3 * expected.norm()
+
+
+@pytest.mark.parametrize("fidelity", FIDELITIES)
+def test_the_topology_chooses_the_backend(fidelity):
+    edges = [EdgeTopology(symmetric_edges(15, 40, False), 15, backend="nonsense")]
+    for call in (build(fidelity), partial(build(fidelity).score, block=4)):
+        with pytest.raises(ValueError, match="no sparse backend 'nonsense'"):
+            call(features(), edges)
 
 
 @pytest.mark.parametrize("fidelity", FIDELITIES)

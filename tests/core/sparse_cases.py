@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from et.core import sparse
 from et.core.csr import SortedEdges
 from et.core.kernels import reference as kernels_reference
 
@@ -80,6 +82,22 @@ def assert_blocks_agree(kernels: ModuleType, edges: SortedEdges, size: int, clam
     p = (scores - kernels_reference.segment_logsumexp(scores, edges)[edges.query]).exp()
     expected = [kernels_reference.edge_aggregate(p, rows, edges, to_keys) for to_keys in (False, True)]
     assert_relative([u, torch.cat(v)], expected, 1e-12 if dtype == torch.float64 else 1e-5)
+
+
+def assert_nan_is_kept(backend: str, edges: SortedEdges, clamp: float | None) -> None:
+    """NaN in one query, one key or one score makes the same rows NaN as in the reference: no kernel hides it."""
+    kernels, limit = sparse.select_backend(backend, torch.empty(0)), math.inf if clamp is None else clamp
+    for place in range(3):
+        q, k, beta = (x.detach() for x in operands(edges))
+        if place < 2:
+            (q, k)[place][-1] = torch.nan
+        else:  # infinity - infinity in the inner products of one query
+            q[-1, :, 0], q[-1, :, 1], k[:, :, :2] = torch.inf, -torch.inf, 1.0
+        expected = [x.isnan() for x in kernels_reference.attention(q, k, beta, edges, clamp)]
+        u, peak, total = kernels.query_term(q, k, beta, edges, clamp=limit)
+        v = kernels.key_term(q, q, k, beta, peak, total, edges, limit)
+        for found in ((u, v), sparse.attention(q, k, beta, edges, clamp, backend)):
+            assert all(torch.equal(x.isnan(), nan) and nan.any() for x, nan in zip(found, expected, strict=True))
 
 
 def in_double(tensors: list[Tensor]) -> list[Tensor]:

@@ -20,6 +20,7 @@ from et.core.weighted import WeightedEdges
 from tests.core.sparse_cases import (
     GRAPHS,
     assert_blocks_agree,
+    assert_nan_is_kept,
     assert_relative,
     in_double,
     operands,
@@ -87,6 +88,11 @@ def test_blocks_of_rows_with_shared_heads_agree_with_the_reference(graph, backen
     if graph.num_nodes:
         kernels = sparse.select_backend(backend, torch.empty(0))
         assert_blocks_agree(kernels, graph, 7, clamp, dtype)
+
+
+@pytest.mark.parametrize("clamp", [None, 0.5])
+def test_nan_is_kept(backend, clamp):
+    assert_nan_is_kept(backend, SortedEdges.from_edge_index(random_graph(9, 30), 9), clamp)
 
 
 @pytest.mark.parametrize("magnitude", [1.0, 256.0, 4096.0])

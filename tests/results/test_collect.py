@@ -278,11 +278,16 @@ def test_a_line_whose_overrides_are_of_another_cell_is_foreign(make_run, line_of
         from_line(line, "here:1")
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "{}", '{"overrides": []}', '{"overrides": ["seed"]}'])
-def test_a_broken_line_is_reported(tmp_path, line):
+@pytest.mark.parametrize("experiments", [None, [KEY.experiment]])
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[]", "{}", '{"overrides": []}', '{"overrides": ["seed"]}', '{"experiment": []}', 100_000 * "["],
+    ids=range(7),
+)
+def test_a_broken_line_is_reported(tmp_path, line, experiments):
     file = tmp_path / "results.jsonl"
     file.write_text(line + "\n\n")
-    found = collect(lines=[file])
+    found = collect(lines=[file], experiments=experiments)
     assert not found.runs
     assert found.problems[0].startswith("corrupt") and found.problems[0].count("results.jsonl:1") == 1
 

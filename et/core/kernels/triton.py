@@ -83,7 +83,7 @@ def _joined_softmax(pieces: Pieces, peak: Tensor, total: Tensor, peak_part: Tens
     largest = pieces.peaks(peak_part)
     shrink = (peak_part - largest.repeat_interleave(pieces.offsets.diff(), 0, output_size=pieces.slots)).exp()
     norm = pieces.sums(total_part * shrink)
-    peak[pieces.cut], total[pieces.cut] = largest, torch.where(norm > 0, norm, 1.0)
+    peak[pieces.cut], total[pieces.cut] = largest, torch.where(norm == 0, 1.0, norm)
     return shrink
 
 

@@ -42,7 +42,9 @@ def _store_row(x, row, h, heads, width, value, wanted, BLOCK_Y: tl.constexpr):
 
 @triton.jit
 def _limit(scores, clamp):
-    return tl.minimum(tl.maximum(scores, -clamp), clamp)
+    """Scores of at least -clamp and at most clamp; NaN stays NaN, which Triton's minimum alone would drop."""
+    low = tl.maximum(scores, -clamp, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(low, clamp, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -108,7 +110,7 @@ def segment_softmax_kernel(
         norm = norm * tl.exp(largest - shift) + tl.sum(tl.exp(found - shift), 0)
         largest = new
     largest = tl.where(largest == float("-inf"), 0.0, largest)
-    _store_softmax(peak, total, row, h, heads, largest, tl.where(norm > 0, norm, 1.0), slot < 0)
+    _store_softmax(peak, total, row, h, heads, largest, tl.where(norm == 0, 1.0, norm), slot < 0)
     _store_softmax(peak_part, total_part, slot, h, heads, largest, norm, slot >= 0)
 
 

@@ -16,6 +16,7 @@ from et.core.kernels import reference as kernels_reference
 from tests.core.sparse_cases import (
     GRAPHS,
     assert_blocks_agree,
+    assert_nan_is_kept,
     assert_relative,
     in_double,
     operands,
@@ -54,6 +55,13 @@ def test_triton_kernels_agree_with_the_reference(triton_runs, name, clamp):
 def test_blocks_of_rows_with_shared_heads_agree_with_the_reference(triton_runs, name, clamp):
     kernels = sparse.select_backend("triton", torch.empty(0))
     assert_blocks_agree(kernels, SortedEdges.from_edge_index(*TINY[name]), 3, clamp, torch.float64)
+
+
+@pytest.mark.parametrize("split", [1024, 2])
+@pytest.mark.parametrize("clamp", [None, 0.5])
+def test_nan_is_kept(triton_runs, monkeypatch, clamp, split):
+    monkeypatch.setattr("et.core.kernels.triton_runtime.SPLIT", split)
+    assert_nan_is_kept("triton", SortedEdges.from_edge_index(random_graph(4, 9), 4), clamp)
 
 
 @pytest.mark.parametrize("to_keys", [False, True])
