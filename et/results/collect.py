@@ -9,8 +9,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,18 +122,10 @@ def collect(
             _take(found, wanted, lambda path=path: from_folder(path.parent))
     for file in lines:
         for number, line in enumerate(Path(file).read_text().splitlines() if Path(file).exists() else (), 1):
-            if line.strip() and (wanted is None or _may_be_of(line, wanted)):
+            if line.strip():
                 source = f"{relative(Path(file))}:{number}"
-                _take(found, wanted, lambda line=line, source=source: from_line(line, source))
+                _take(found, wanted, lambda line=line, source=source: from_line(line, source, wanted))
     return found
-
-
-def _may_be_of(line: str, wanted: set[str]) -> bool:
-    """False if a line is plainly another experiment's, whose configuration then need not be composed."""
-    with suppress(ValueError, TypeError, RecursionError):  # a damaged line is told of where it is read
-        record = json.loads(line)
-        return not isinstance(record, dict) or record.get("experiment") in {None, *wanted}
-    return True
 
 
 def _take(found: Collection, wanted: set[str] | None, read: Any) -> None:
@@ -143,7 +134,7 @@ def _take(found: Collection, wanted: set[str] | None, read: Any) -> None:
     except UserError as error:
         found.problems.append(str(error))
         return
-    if wanted is None or run.key.experiment in wanted:
+    if run is not None and (wanted is None or run.key.experiment in wanted):
         found.add(run)
 
 
@@ -201,8 +192,13 @@ def _overrides_beyond(key: Key, own: Mapping[str, Any], config: Mapping[str, Any
     return [f"{name}={extras[name]}" for name in sorted(extras, key=lambda name: name.lstrip("+"))]
 
 
-def from_line(line: str, source: str) -> Run:
+def from_line(line: str, source: str, wanted: Container[str] | None = None) -> Run | None:
     """Read the run of a line of results.jsonl: a record with its ``overrides``.
+
+    Args:
+        line: The line.
+        source: Its file and number, for messages.
+        wanted: Experiments to read. None is returned for others, whose configuration is not composed. If None, all.
 
     Raises:
         UserError: The record is incomplete, or its overrides do not belong to the cell it claims.
@@ -225,6 +221,8 @@ def from_line(line: str, source: str) -> Run:
     extras = overrides[len(own) :]
     if any("${" in extra or extra.lstrip("+~").startswith("hydra") for extra in extras):
         raise UserError(f"foreign: {source} has overrides that no run is recorded with; left out")
+    if wanted is not None and key.experiment not in wanted:
+        return None
     if not reproduces(overrides, record["run_id"], source):
         return Run(record, key, overrides, ", ".join((STALE, *extras)), source)
     return Run(record, key, overrides, ", ".join(extras), source)

@@ -97,7 +97,6 @@ def train(cfg: DictConfig) -> Outcome:
         check_same_data(config, finished)
         return Outcome(finished, run.folder, skipped=True)
     if must_start_processes(cfg.trainer):
-        instantiate(cfg.data)  # files that are not there are told of once, before the processes import everything
         return Outcome(run_processes(cfg), run.folder)
     parts = build(run)
     task, data, trainer = parts.task, parts.data, parts.trainer

@@ -287,7 +287,7 @@ def test_the_command_line_answers_plainly(run_command):
         (["experiment=demo_inpainting", "model.dmi=3"], "model.dmi"),
         ([], "error: no experiment chosen"),
         (["experiment=demo_inpainting", "data.patch_size=7"], "not a multiple"),
-        (["experiment=imagenet_inpainting", "trainer=default"], "image-net.org"),
+        (["experiment=imagenet_inpainting", "trainer=default", "trainer.devices=1"], "image-net.org"),
     ):
         status, _, told = run_command(*arguments)
         assert status == 1 and message in told and "Traceback" not in told, arguments
