@@ -3,8 +3,8 @@
     python scripts/make_synthetic_graph.py graph --nodes 722633 --edges 9138188  # an eighth of T-Social
     python scripts/bench_scoring.py graph                                         # H 3, Y 128, one thread
 
-Both run in turn in one process, so that other load disturbs both. ``projected`` is the candidate that lost and lives
-only here: it gathers queries and keys, one head and 64 components at a time. Seconds are of processor time.
+Both run in turn in one process, so that other load disturbs both. ``projected`` lives only here: it gathers queries and
+keys, one head and 64 components at a time. Seconds are of processor time. The result is appended to --json, a list.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from et.anomaly.model import AnomalyTransformer
 from et.anomaly.scoring import BLOCK, Step, blocks, take_step
 from et.core import EdgeTopology
 from et.core.sparse import edge_aggregate, edge_scores, segment_softmax
+from et.runs.record import git_commit, machine
+from et.utils.files import write_atomically
 
 SLICE = 64  # of the Y components of queries and keys
 
@@ -95,9 +97,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=128, help="Y and D")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="file of records; default: only print")
     options = vars(parser.parse_args(argv))
     torch.set_num_threads(options.pop("threads"))
-    print(json.dumps(measure(**options)))
+    file = options.pop("json")
+    about = {"git_commit": git_commit(), "machine": machine(torch.get_num_threads()), "heads": options["heads"]}
+    record = {**about, "width": options["width"], **measure(**options)}
+    print(json.dumps(record))
+    if file is not None:
+        known = json.loads(file.read_text()) if file.exists() else []
+        write_atomically(file, json.dumps([*known, record], indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ def follow(run: str, steps: int, count: int, images: Path | None, bf16: bool) ->
     data, task = cfg.data, cfg.task
     found: dict[str, Any] = {
         "name": "pretrained" if is_pretrained(run) else cfg.name, **{key: record.get(key) for key in SOURCE},
+        "test_mse": record.get("metrics", {}).get("test/mse"),
         "T": network.steps, "step_size": network.step_size, "steps_range": OmegaConf.to_object(task).get("steps_range"),
         "occluded_range": OmegaConf.to_object(data).get("occluded_range"),
         "from_weights": OmegaConf.to_object(task).get("init_weights") is not None, "curves": [],
