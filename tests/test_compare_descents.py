@@ -57,6 +57,7 @@ def test_the_numbers_of_the_page_are_those_on_record(record):
     found = json.loads((ROOT / "docs" / record).read_text())
     page = (ROOT / "docs" / "explanation" / "fixed_points.md").read_text()
     assert all(run["git_commit"] and "+" not in run["git_commit"] for run in found["runs"])
+    assert all(f"{run['test_mse']:.3f}" in page for run in found["runs"] if run.get("test_mse") is not None)
     for curve in (curve for run in found["runs"] for curve in run["curves"]):
         assert f"{curve['best_mse']:.3f} / {curve['mse_at_T']:.3f} / {curve['mse_at_end']:.3f}" in page
         assert f" {100 * curve['excess']:.0f} % |" in page
