@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from et.anomaly.aggregates import neighbour_features
 from et.anomaly.batch import NodeBatch, SubgraphSamples, disjoint_union, induced
 from et.anomaly.graph import (
     NodeGraph,
@@ -30,7 +31,7 @@ from et.core import EdgeTopology
 from et.core.arguments import check_given, check_sizes
 from et.training.sampler import EpochSampler, rank_and_world
 from et.utils.errors import UserError
-from et.utils.features import scale_columns, to_float32
+from et.utils.features import piecewise_linear, scale_columns, to_float32
 
 
 class NodeDataModule(pl.LightningDataModule):
@@ -51,7 +52,7 @@ class NodeDataModule(pl.LightningDataModule):
     Args:
         source, root, path, neighbours: See :func:`et.anomaly.sources.load_graph`.
         num_nodes, num_features, num_relations: Counts that the model is built for, compared with the file. If None, the
-            file's.
+            file's. Columns that ``neighbour_hops`` and ``encoding_bins`` add are counted in ``num_features``.
         train_ratio, seed, protocol, semi_supervised: See :func:`et.anomaly.splits.make_split`.
         split: ``drawn`` by ``protocol``, or ``masks`` of the file (see :func:`et.anomaly.masks.masked_split`).
         inductive: If True, train on the graph of the training nodes, validate on that of training and validation nodes,
@@ -65,6 +66,10 @@ class NodeDataModule(pl.LightningDataModule):
         standardize: Scale the features by the training nodes (``train``), by all nodes (``all``: their features are
             known to a transductive model, their labels are not), or not at all (``none``).
         scaling: ``moments`` or ``quantiles``, for counts with long tails: see :func:`et.utils.features.scale_columns`.
+        neighbour_hops: If not 0, the model sees means over neighbours over 1, 2 ... hops and the log number of neighbours
+            besides the features: see :func:`et.anomaly.aggregates.neighbour_features`.
+        encoding_bins: If not 0, the model sees the piecewise linear encoding of all these columns, too: see
+            :func:`et.utils.features.piecewise_linear`. The bins are fitted on the nodes that ``standardize`` names.
         sample_ratio: Share of the training, validation and test nodes in the subgraph that an epoch trains on (appendix
             C.2: 5 %). If None, it trains on the whole graph.
         subgraphs: Number of such subgraphs per step, over all processes.
@@ -98,9 +103,12 @@ class NodeDataModule(pl.LightningDataModule):
         semi_supervised: bool = False,
         inductive: bool = False,
         drop_features: Sequence[int] | None = None,
+        neighbour_hops: int = 0,
+        encoding_bins: int = 0,
     ):
         super().__init__()
         check_sizes(neighbours=neighbours, subgraphs=subgraphs)
+        check_sizes(minimum=0, neighbour_hops=neighbour_hops, encoding_bins=encoding_bins)
         check_given(num_nodes=num_nodes, num_features=num_features, num_relations=num_relations)
         self.released = released = fidelity == "released"
         self.source, self.root, self.path, self.neighbours = source, root, path, neighbours
@@ -110,6 +118,7 @@ class NodeDataModule(pl.LightningDataModule):
         self.repeated_edges = released if repeated_edges is None else repeated_edges
         self.one_way_edges, self.sample_ratio, self.subgraphs = one_way_edges, sample_ratio, subgraphs
         self.standardize, self.scaling = standardize, scaling
+        self.neighbour_hops, self.encoding_bins = neighbour_hops, encoding_bins
         self.split, self.semi_supervised, self.inductive = split, semi_supervised, inductive
         self.drop_features = list(drop_features or ())
         self.whole: NodeBatch | None = None
@@ -139,6 +148,8 @@ class NodeDataModule(pl.LightningDataModule):
             raise UserError(f"data.sample_ratio must lie between 0 and 1, not be {self.sample_ratio}")
         if self.inductive and self.sample_ratio is not None:
             raise UserError("data.inductive=true trains on all training nodes at once: set data.sample_ratio=null")
+        if self.inductive and self.neighbour_hops:
+            raise UserError("data.neighbour_hops takes means over the whole graph: set data.inductive=false")
         graph = self._read()
         split = self._make_split(graph)
         edges = neighbourhoods(graph, self.merge, self.self_loops, self.repeated_edges)
@@ -149,10 +160,14 @@ class NodeDataModule(pl.LightningDataModule):
         nodes = reverse_cuthill_mckee_order(edges.values(), graph.num_nodes)
         place = torch.empty_like(nodes)
         place[nodes] = torch.arange(graph.num_nodes)
+        topologies = tuple(EdgeTopology(place[edge_index], graph.num_nodes) for edge_index in edges.values())
+        features = graph.features
+        if self.neighbour_hops:
+            features = neighbour_features(features[nodes], topologies, self.neighbour_hops, degrees=True)[place]
         self.whole = NodeBatch(
-            features=self._features(graph, split)[nodes],
+            features=self._features(features, split, graph.name)[nodes],
             labels=graph.labels[nodes],
-            topologies=tuple(EdgeTopology(place[edge_index], graph.num_nodes) for edge_index in edges.values()),
+            topologies=topologies,
             train=place[torch.from_numpy(split.train)],
             val=place[torch.from_numpy(split.val)],
             test=place[torch.from_numpy(split.test)],
@@ -189,11 +204,11 @@ class NodeDataModule(pl.LightningDataModule):
         return masked_split(path, labels, self.seed, self.semi_supervised)
 
     def _counts_of(self, graph: NodeGraph) -> dict[str, int]:
-        return {
-            "num_nodes": graph.num_nodes,
-            "num_features": graph.features.shape[1],
-            "num_relations": 1 if self.merge else len(graph.relations),
-        }
+        num_features, num_relations = graph.features.shape[1], 1 if self.merge else len(graph.relations)
+        if self.neighbour_hops:
+            num_features = num_features * (1 + self.neighbour_hops * num_relations) + num_relations
+        num_features *= 1 + self.encoding_bins
+        return {"num_nodes": graph.num_nodes, "num_features": num_features, "num_relations": num_relations}
 
     def _read(self) -> NodeGraph:
         graph = self._load()
@@ -232,18 +247,23 @@ class NodeDataModule(pl.LightningDataModule):
             **({"semi_supervised": True} if self.semi_supervised else {}),
             **({"inductive": True} if self.inductive else {}),
             **({"dropped_features": self.drop_features} if self.drop_features else {}),
+            **({"neighbour_hops": self.neighbour_hops} if self.neighbour_hops else {}),
+            **({"encoding_bins": self.encoding_bins} if self.encoding_bins else {}),
             "train_nodes": len(split.train),
             "val_nodes": len(split.val),
             "test_nodes": len(split.test),
             "split_sha256": split.sha256(graph.num_nodes),
         }
 
-    def _features(self, graph: NodeGraph, split: Split) -> Tensor:
-        features = graph.features
+    def _features(self, features: Tensor, split: Split, name: str) -> Tensor:
+        """Features scaled and encoded, in float32."""
+        known = torch.arange(len(features)) if self.standardize == "all" else torch.from_numpy(split.train)
         if self.standardize != "none":
-            known = features if self.standardize == "all" else features[torch.from_numpy(split.train)]
-            features = scale_columns(features, known, self.scaling)
-        return to_float32(features, graph.name)
+            features = scale_columns(features, features[known], self.scaling)
+        if self.encoding_bins:
+            encoded = piecewise_linear(features, features[known], self.encoding_bins)
+            features = torch.cat([features, encoded.to(features)], dim=1)
+        return to_float32(features, name)
 
     def _data_sha256(self, graph: NodeGraph, split: Split) -> str:
         """Hash of the graph; with ``split=masks`` of the parts too, which then are part of the data."""

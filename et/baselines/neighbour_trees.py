@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
+from et.anomaly.aggregates import AGGREGATES, neighbour_features
 from et.anomaly.known_labels import label_counts, open_labels
 from et.core import EdgeTopology
 from et.core.arguments import check_sizes
@@ -30,6 +30,7 @@ class NeighbourTrees(nn.Module):
         seed: Seed of scikit-learn, which draws random numbers on large data only, to sample the bins.
         known_labels: Append the log counts of the neighbours with a known label, by class and relation. They are not
             averaged over hops: a node's own label would come back to it over two of them.
+        degrees: Append the log number of neighbours in each relation.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class NeighbourTrees(nn.Module):
         balanced: bool = False,
         seed: int = 0,
         known_labels: bool = False,
+        degrees: bool = False,
     ):
         super().__init__()
         check_sizes(rounds=rounds, min_samples_leaf=min_samples_leaf)
         check_sizes(minimum=2, max_leaf_nodes=max_leaf_nodes)
         check_sizes(minimum=0, hops=hops)
         self.hops, self.trees, self.aggregate, self.takes_known_labels = hops, None, "mean", known_labels
+        self.degrees = degrees
         self.settings = {
             "max_iter": rounds,
             "learning_rate": learning_rate,
@@ -65,19 +68,13 @@ class NeighbourTrees(nn.Module):
         return self.trees is not None
 
     def inputs(self, features: Tensor, topologies: Sequence[EdgeTopology], known: Tensor | None = None) -> Tensor:
-        """Inputs of the trees: features, then for each relation the aggregates over 1, 2 ... hops: (n, F (1 + hops R)).
-
-        With ``known`` (n,), open labels, 2 R columns of their counts follow.
+        """Inputs of the trees: :func:`neighbour_features`, and with ``known`` (n,), open labels, 2 R columns of their
+        counts.
         """
-        columns = [features]
-        for topology in topologies:
-            collected = features
-            for _ in range(self.hops):
-                collected = AGGREGATES[self.aggregate](collected, topology)
-                columns.append(collected)
+        inputs = neighbour_features(features, topologies, self.hops, self.aggregate, self.degrees)
         if self.takes_known_labels and known is not None:
-            columns.append(label_counts(known, topologies).to(features))
-        return torch.cat(columns, dim=1)
+            inputs = torch.cat([inputs, label_counts(known, topologies).to(features)], dim=1)
+        return inputs
 
     def fit(self, features: Tensor, topologies: Sequence[EdgeTopology], labels: Tensor, train: Tensor) -> None:
         """Grow the trees on the nodes ``train`` (m,); ``labels`` (n,) of other nodes are ignored."""
@@ -117,7 +114,7 @@ class XGBGraph(NeighbourTrees):
         learning_rate, max_depth, l2, subsample: XGBoost's eta, max_depth, lambda and subsample.
         booster: ``gbtree`` or ``dart``.
         seed: Of the subsamples.
-        known_labels: See :class:`NeighbourTrees`.
+        known_labels, degrees: See :class:`NeighbourTrees`.
     """
 
     def __init__(
@@ -132,8 +129,9 @@ class XGBGraph(NeighbourTrees):
         booster: str = "gbtree",
         seed: int = 0,
         known_labels: bool = False,
+        degrees: bool = False,
     ):
-        super().__init__(hops=hops, known_labels=known_labels)
+        super().__init__(hops=hops, known_labels=known_labels, degrees=degrees)
         check_sizes(rounds=rounds, max_depth=max_depth)
         self.aggregate = check_aggregate(aggregate)
         self.settings = {
@@ -168,7 +166,7 @@ class RFGraph(NeighbourTrees):
         max_samples: Share of the training nodes that each tree sees. If None, as many as there are, with replacement.
         max_features: Features tried at each split: ``sqrt``, ``log2`` or None (all).
         seed: Of the draws.
-        known_labels: See :class:`NeighbourTrees`.
+        known_labels, degrees: See :class:`NeighbourTrees`.
     """
 
     def __init__(
@@ -181,8 +179,9 @@ class RFGraph(NeighbourTrees):
         max_features: str | None = "sqrt",
         seed: int = 0,
         known_labels: bool = False,
+        degrees: bool = False,
     ):
-        super().__init__(hops=hops, known_labels=known_labels)
+        super().__init__(hops=hops, known_labels=known_labels, degrees=degrees)
         check_sizes(num_trees=num_trees)
         self.aggregate = check_aggregate(aggregate)
         self.settings = {
@@ -220,37 +219,3 @@ def check_aggregate(name: str) -> str:
     if name not in AGGREGATES:
         raise UserError(f"model.aggregate must be {', '.join(AGGREGATES)}, not {name!r}")
     return name
-
-
-def neighbour_mean(x: Tensor, topology: EdgeTopology) -> Tensor:
-    """Mean over each node's neighbours, (n, F) -> (n, F); 0 for a node without neighbours.
-
-    The sum is in float64, where adding float32 features is practically exact. The mean therefore does not depend on the
-    order of the neighbours, and nodes with the same neighbours have the same mean.
-    """
-    return (exact_sum(x, topology) / topology.edges.degree.clamp(min=1)[:, None]).to(x.dtype)
-
-
-def neighbour_sum(x: Tensor, topology: EdgeTopology) -> Tensor:
-    """Sum over each node's neighbours, (n, F) -> (n, F); 0 for a node without neighbours. Exact as the mean is."""
-    return exact_sum(x, topology).to(x.dtype)
-
-
-def exact_sum(x: Tensor, topology: EdgeTopology) -> Tensor:
-    """Sum over each node's neighbours in float64, (n, F) -> (n, F)."""
-    edges = topology.edges
-    ones = np.ones(edges.num_edges)
-    rows = csr_matrix((ones, edges.key.cpu().numpy(), edges.row_start.cpu().numpy()), (edges.num_nodes,) * 2)
-    return torch.from_numpy(rows @ x.double().cpu().numpy()).to(x.device)
-
-
-def neighbour_max(x: Tensor, topology: EdgeTopology) -> Tensor:
-    """Maximum over each node's neighbours, (n, F) -> (n, F), a column at a time; 0 for a node without any."""
-    edges, query = topology.edges, topology.edges.query.long()
-    found = torch.zeros_like(x)
-    for column in range(x.shape[1]):
-        found[:, column].scatter_reduce_(0, query, x[edges.key.long(), column], "amax", include_self=False)
-    return found
-
-
-AGGREGATES = {"mean": neighbour_mean, "sum": neighbour_sum, "max": neighbour_max}

@@ -102,3 +102,24 @@ def standardize_columns(features: Tensor, known: Tensor, correction: int, consta
     known = known.double()
     deviation = known.std(0, correction=correction)
     return (features.double() - known.mean(0)) / torch.where(constant, torch.ones_like(deviation), deviation)
+
+
+def piecewise_linear(features: Tensor, known: Tensor, bins: int) -> Tensor:
+    """Piecewise linear encoding of each column over its quantiles, (N, F) -> (N, bins F) in float32.
+
+    Entry k of a value is 0 below the k-th bin, 1 above it and linear in it (Gorishniy et al., 2022,
+    https://arxiv.org/abs/2203.05556). The bins hold equal shares of the ``known`` values. An entry of a bin without
+    width, which equal values make, is 0.
+
+    Args:
+        features: Features, (N, F).
+        known: Rows that the bins are fitted on, (n, F).
+        bins: Number of bins.
+    """
+    edges = torch.quantile(known.double(), torch.linspace(0, 1, bins + 1, dtype=torch.float64), dim=0)  # (bins + 1, F)
+    encoded = torch.empty(len(features), bins, features.shape[1])
+    for bin in range(bins):
+        width = edges[bin + 1] - edges[bin]
+        within = (features.double() - edges[bin]) / torch.where(width > 0, width, torch.inf)
+        encoded[:, bin] = within.clamp(0, 1)
+    return encoded.flatten(1)

@@ -9,11 +9,13 @@ import torch
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import reverse_cuthill_mckee as scipy_order
 
+from et.anomaly.aggregates import neighbour_features
 from et.anomaly.batch import SubgraphSamples, disjoint_union, induced_topology
 from et.anomaly.data import NodeDataModule
 from et.anomaly.graph import reverse_cuthill_mckee_order
 from et.core import EdgeTopology
 from et.utils.errors import UserError
+from et.utils.features import piecewise_linear
 from tests.anomaly.conftest import make_graph, save_npz
 
 
@@ -415,3 +417,24 @@ def test_few_anomalies_are_told_and_recorded(tmp_path, graph, graph_file):
         data = module(save_npz(graph, tmp_path / "a.npz", labels=labels))
     assert any("4 anomalous nodes: each of them is worth 0.25 of an AUC" in w for w in data.describe()["warnings"])
     assert "warnings" not in module(save_npz(graph, tmp_path / "b.npz", labels=np.arange(200) % 2)).describe()
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_means_over_neighbours_and_their_encoding_are_counted_and_fitted_on_the_training_nodes(graph, tmp_path, merge):
+    path = save_npz(graph, tmp_path / "graph.npz")
+    options = {"merge": merge, "num_relations": None, "num_features": None}
+    plain = module(path, **options)
+    wide = module(path, **options, neighbour_hops=2)
+    encoded = module(path, **options, neighbour_hops=2, encoding_bins=4)
+    x, topologies = plain.whole.features, plain.whole.topologies
+    expected = neighbour_features(x, topologies, 2, degrees=True)
+    torch.testing.assert_close(wide.whole.features, expected)
+    F, R = x.shape[1], len(topologies)
+    assert encoded.counts()["num_features"] == encoded.whole.features.shape[1] == (F * (1 + 2 * R) + R) * 5
+    codes = piecewise_linear(expected, expected[plain.whole.train], 4)
+    torch.testing.assert_close(encoded.whole.features, torch.cat([expected, codes], 1))
+
+
+def test_means_over_the_whole_graph_are_refused_where_it_is_hidden(graph_file):
+    with pytest.raises(UserError, match=r"data\.inductive=false"):
+        module(graph_file, neighbour_hops=1, inductive=True)

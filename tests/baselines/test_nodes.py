@@ -8,16 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from et.anomaly.aggregates import neighbour_max, neighbour_mean, neighbour_sum
 from et.anomaly.known_labels import MASKED, label_counts
 from et.baselines.bwgnn import BWGNN, beta_wavelets, laplacian_times
-from et.baselines.neighbour_trees import (
-    NeighbourTrees,
-    RFGraph,
-    XGBGraph,
-    neighbour_max,
-    neighbour_mean,
-    neighbour_sum,
-)
+from et.baselines.neighbour_trees import NeighbourTrees, RFGraph, XGBGraph
 from et.baselines.node_gnn import KINDS, NodeGNN
 from et.baselines.node_mlp import NodeMLP
 from et.baselines.node_transformer import NodeTransformer, TransformerLayer
@@ -255,6 +249,8 @@ class TestTrees:
         columns = [features, one, neighbour_mean(one, first), other, neighbour_mean(other, second)]
         assert torch.equal(inputs, torch.cat(columns, dim=1))
         assert torch.equal(NeighbourTrees(hops=0).inputs(features, [first]), features)
+        degrees = torch.stack([graph(0)[2].sum(1), graph(1)[2].sum(1)], 1).log1p()
+        torch.testing.assert_close(NeighbourTrees(hops=2, degrees=True).inputs(features, [first, second])[:, -2:], degrees)
 
     def test_neighbours_tell_what_features_do_not(self):
         """Labels that only the neighbours' features give away."""

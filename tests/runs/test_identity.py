@@ -90,7 +90,7 @@ def test_a_key_added_later_leaves_the_run_id_at_the_value_that_changes_nothing(m
 def test_the_keys_added_later_exist():
     """Each stands in some configuration, with the value that a run id flatten out."""
     for fidelity in ("paper", "released"):
-        experiments = ("demo_inpainting", "demo_graphs", "demo_anomaly")
+        experiments = ("demo_inpainting", "demo_graphs", "demo_anomaly", "demo_anomaly_trees")
         found = [flatten(config_of([f"experiment={name}", f"fidelity={fidelity}"])) for name in experiments]
         for key, before in record.ADDED_KEYS.items():
             if fidelity in before:

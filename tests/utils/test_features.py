@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from et.utils.errors import UserError
-from et.utils.features import as_features, standardize_columns, to_float32
+from et.utils.features import as_features, piecewise_linear, standardize_columns, to_float32
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, np.int64, np.uint8, np.bool_])
@@ -49,3 +49,18 @@ def test_complex_numbers_are_refused():
     for values in (np.ones((2, 2)) * 1j, torch.ones(2, 2) * 1j):
         with pytest.raises(UserError, match="complex numbers"):
             as_features(values)
+
+
+def test_a_piecewise_linear_encoding_fills_the_bins_below_a_value():
+    known = torch.arange(9.0)[:, None]
+    encoded = piecewise_linear(torch.tensor([[-1.0], [0.0], [3.0], [8.0], [9.0]]), known, bins=4)
+    expected = [[0, 0, 0, 0], [0, 0, 0, 0], [1, 0.5, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
+    torch.testing.assert_close(encoded, torch.tensor(expected))
+
+
+def test_a_piecewise_linear_encoding_is_monotone_and_finite_with_equal_values():
+    known = torch.tensor([[0.0, 5.0]] * 7 + [[1.0, 5.0], [2.0, 5.0]])
+    encoded = piecewise_linear(torch.linspace(-1, 3, 50)[:, None].expand(-1, 2), known, bins=4)
+    assert torch.isfinite(encoded).all() and (encoded.diff(dim=0) >= 0).all()
+    assert (encoded.unflatten(1, (4, 2))[..., 1] == 0).all()  # a constant column has no bins
+    assert encoded[-1].sum() > encoded[0].sum()
