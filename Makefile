@@ -58,6 +58,7 @@ docs: setup ## build the documentation in build/site; a broken link is an error
 
 tables: setup ## render every table from the recorded results
 	$(RUN) -m et.results.tables
+	$(RUN) -m et.results.gadbench
 
 verify-records: setup ## repeat a random few recorded runs; SEED (the day of the year) chooses them
 	OMP_NUM_THREADS=1 $(RUN) -m et.training.verify --seed $(SEED)

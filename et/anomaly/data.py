@@ -66,10 +66,10 @@ class NodeDataModule(pl.LightningDataModule):
         standardize: Scale the features by the training nodes (``train``), by all nodes (``all``: their features are
             known to a transductive model, their labels are not), or not at all (``none``).
         scaling: ``moments`` or ``quantiles``, for counts with long tails: see :func:`et.utils.features.scale_columns`.
-        neighbour_hops: If not 0, the model sees means over neighbours over 1, 2 ... hops and the log number of neighbours
-            besides the features: see :func:`et.anomaly.aggregates.neighbour_features`.
-        encoding_bins: If not 0, the model sees the piecewise linear encoding of all these columns, too: see
-            :func:`et.utils.features.piecewise_linear`. The bins are fitted on the nodes that ``standardize`` names.
+        neighbour_hops: If not 0, append the means over the neighbours of so many hops and the log numbers of neighbours
+            (:func:`et.anomaly.aggregates.neighbour_features`). They are scaled as the features are.
+        encoding_bins: If not 0, append the piecewise linear encoding of all columns, with so many bins
+            (:func:`et.utils.features.piecewise_linear`), fitted on the nodes that the scale is fitted on.
         sample_ratio: Share of the training, validation and test nodes in the subgraph that an epoch trains on (appendix
             C.2: 5 %). If None, it trains on the whole graph.
         subgraphs: Number of such subgraphs per step, over all processes.

@@ -1,0 +1,165 @@
+"""Detectors of anomalous nodes compared under GADBench's protocol, from searches of equal size.
+
+``python -m et.results.gadbench --runs RUNS`` appends the runs below RUNS to experiments/gadbench/results.jsonl and
+renders table.md beside it. A search is the runs of one experiment on trial 0 (``seed=0``). The setting with the best
+validation AUPRC is its winner, and the row of the table is the winner on all trials that were run. ``--left`` prints
+the commands of the winners' missing trials.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from et.results.collect import Run, append, collect, relative
+from et.utils.errors import exit_on_user_error
+from et.utils.files import write_atomically
+from et.utils.paths import EXPERIMENTS
+
+FOLDER = EXPERIMENTS / "gadbench"
+SCORE = "val/average_precision"
+COLUMNS = {"AUPRC": "test/average_precision", "AUROC": "test/auc", "Rec@K": "test/recall_at_k"}
+TRIALS = 10
+KNOWN_LABELS = "_labels"  # how an experiment with known labels ends
+# Names of the methods by the suffix of their experiments; any other suffix is shown as it is.
+METHODS = {
+    "": "ET",
+    "encoded": "ET, encoded input",
+    "encoded_mlp": "MLP, encoded input",
+    "mlp": "MLP",
+    "gcn": "GCN",
+    "sage": "GraphSAGE",
+    "gin": "GIN",
+    "gat": "GAT",
+    "gt": "graph transformer",
+    "bwgnn": "BWGNN",
+    "pmp": "PMP",
+    "trees": "boosted trees",
+    "xgbgraph": "XGBGraph",
+    "rfgraph": "RFGraph",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method on a data set: the winner of its search.
+
+    Attributes:
+        data, method: Name of the data set and suffix of the experiment.
+        known_labels: Whether the method reads labels of training nodes.
+        searched: Number of settings that were run on trial 0.
+        runs: Runs of the winner, one per trial.
+    """
+
+    data: str
+    method: str
+    known_labels: bool
+    searched: int
+    runs: tuple[Run, ...]
+
+    def values(self, key: str) -> dict[int, float]:
+        """A metric of every trial, in percent."""
+        return {run.key.seed: 100 * run.record["metrics"][key] for run in self.runs}
+
+    def commands(self) -> str | None:
+        """Command that runs the missing trials; None if there are none."""
+        there = {run.key.seed for run in self.runs}
+        missing = [str(seed) for seed in range(TRIALS) if seed not in there]
+        if not missing:
+            return None
+        run = self.runs[0]
+        settings = run.overrides[len(run.key.overrides()) :]
+        own = [o for o in run.key.overrides() if not o.startswith("seed=")]
+        seeds = f"'seed=choice({','.join(missing)})'"
+        return " ".join(["python train.py --multirun", *own, *(f"'{setting}'" for setting in settings), seeds])
+
+
+def rows(runs: Iterable[Run]) -> list[Row]:
+    """A row for every experiment with a finished trial 0, sorted by data, regime and mean AUPRC."""
+    found: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        if run.key.protocol == "gadbench" and "_gadbench" in run.key.experiment:
+            found[run.key.experiment][run.label].append(run)
+    table = []
+    for experiment, settings in found.items():
+        first = {
+            label: run.record["metrics"][SCORE]
+            for label, those in settings.items()
+            for run in those
+            if run.key.seed == 0
+        }
+        if not first:
+            continue
+        winner = settings[max(first, key=first.__getitem__)]
+        data, _, method = experiment.partition("_gadbench")
+        name, known = method.removesuffix(KNOWN_LABELS).lstrip("_"), method.endswith(KNOWN_LABELS)
+        table.append(Row(data, name, known, len(first), tuple(sorted(winner, key=lambda run: run.key.seed))))
+    mean = {id(row): np.mean(list(row.values(COLUMNS["AUPRC"]).values())) for row in table}
+    return sorted(table, key=lambda row: (row.data, row.known_labels, -mean[id(row)]))
+
+
+def render(table: Sequence[Row]) -> str:
+    """Markdown: for every data set and regime its methods, best mean AUPRC first."""
+    lines = [
+        "# Anomalous nodes under GADBench's protocol",
+        "",
+        "Mean ± standard deviation over trials on test nodes, in %. *Settings* is the number of settings that a random",
+        "search tried on trial 0; the one with the best validation AUPRC is shown. *Wins* counts the trials that the",
+        "method and the best ET both have, and on how many of them ET has the higher AUPRC.",
+        "Rendered by `python -m et.results.gadbench`.",
+    ]
+    for data, known in sorted({(row.data, row.known_labels) for row in table}):
+        those = [row for row in table if (row.data, row.known_labels) == (data, known)]
+        lines += ["", f"## {data}, {'known labels' if known else 'features only'}", ""]
+        lines += [f"| method | settings | trials | {' | '.join(COLUMNS)} | wins of ET |"]
+        lines += [f"|---|{'---:|' * (3 + len(COLUMNS))}"]
+        best = next((row for row in those if row.method in ("", "encoded")), None)
+        for row in those:
+            numbers = [_mean(list(row.values(key).values())) for key in COLUMNS.values()]
+            cells = [METHODS.get(row.method, row.method), str(row.searched), str(len(row.runs)), *numbers]
+            lines.append(f"| {' | '.join([*cells, _wins(best, row)])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+
+
+def _wins(best: Row | None, row: Row) -> str:
+    """How often the best ET is ahead of ``row`` on the trials of both."""
+    if best is None or best is row:
+        return ""
+    ours, theirs = (r.values(COLUMNS["AUPRC"]) for r in (best, row))
+    both = ours.keys() & theirs.keys()
+    return f"{sum(ours[seed] > theirs[seed] for seed in both)} of {len(both)}" if both else ""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Record runs under GADBench's protocol and render their table."""
+    parser = argparse.ArgumentParser(prog="python -m et.results.gadbench", description=main.__doc__)
+    parser.add_argument("--runs", nargs="*", default=[], help="run folders to record, searched at any depth")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where results.jsonl and table.md are")
+    parser.add_argument("--left", action="store_true", help="only print the commands of missing trials")
+    options = parser.parse_args(arguments)
+    file = options.folder / "results.jsonl"
+    new = collect(options.runs)
+    if not options.left:
+        count, problems = append(new.runs.values(), file)
+        print(f"{count} runs written to {relative(file)}", *new.problems, *problems, sep="\n")
+    table = rows(collect(options.runs, [file]).runs.values())
+    if options.left:
+        print(*filter(None, (row.commands() for row in table)), sep="\n")
+        return 0
+    write_atomically(options.folder / "table.md", render(table))
+    print(f"{len(table)} methods in {relative(options.folder / 'table.md')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_on_user_error(main))

@@ -1,0 +1,49 @@
+"""The comparison under GADBench's protocol: validation of trial 0 chooses, test nodes of all trials are shown."""
+
+from __future__ import annotations
+
+from et.results.collect import collect
+from et.results.gadbench import COLUMNS, FOLDER, SCORE, main, render, rows
+from et.runs.identity import Key
+
+AUPRC = COLUMNS["AUPRC"]
+
+
+def key(experiment: str, trial: int) -> Key:
+    return Key(experiment, trial, "gadbench", "paper")
+
+
+def metrics(on_validation: float, on_test: float) -> dict[str, float]:
+    return {"test/auc": 0.8, "test/recall_at_k": 0.25, SCORE: on_validation, AUPRC: on_test}
+
+
+def test_the_winner_of_trial_0_is_shown_on_all_its_trials(make_run, tmp_path, capsys):
+    """The other setting has the better test score and more trials."""
+    for trial, on_test in enumerate((0.5, 0.6)):
+        make_run(key("tolokers_gadbench_mlp", trial), metrics(0.7, on_test), "model.hidden=128")
+    for trial in range(3):
+        make_run(key("tolokers_gadbench_mlp", trial), metrics(0.6, 0.9), "model.hidden=32")
+    for trial, on_test in enumerate((0.55, 0.58)):
+        make_run(key("tolokers_gadbench_encoded", trial), metrics(0.5, on_test))
+    make_run(key("tolokers_gadbench_encoded_labels", 0), metrics(0.5, 0.4))
+    make_run(key("tolokers_gadbench_gcn", 1), metrics(0.9, 0.9))  # no trial 0: nothing was chosen
+    make_run(Key("tolokers_40pct_mlp", 0, "held_out", "paper"), metrics(0.9, 0.9))
+    arguments = ["--runs", str(tmp_path / "runs"), "--folder", str(tmp_path / "gadbench")]
+    assert main(arguments) == 0
+    features, known = (tmp_path / "gadbench/table.md").read_text().split("known labels\n", 1)
+    assert "| ET, encoded input | 1 | 2 | 56.5 ± 2.1 | 80.0 ± 0.0 | 25.0 ± 0.0 |  |" in features
+    assert "| MLP | 2 | 2 | 55.0 ± 7.1 | 80.0 ± 0.0 | 25.0 ± 0.0 | 1 of 2 |" in features
+    assert "| ET, encoded input | 1 | 1 | 40.0 |" in known and "GCN" not in features + known
+    capsys.readouterr()
+    assert main([*arguments, "--left"]) == 0
+    left = [line for line in capsys.readouterr().out.splitlines() if "tolokers_gadbench_mlp" in line]
+    assert left == [
+        "python train.py --multirun experiment=tolokers_gadbench_mlp protocol=gadbench fidelity=paper "
+        "'model.hidden=128' 'seed=choice(2,3,4,5,6,7,8,9)'"
+    ]
+
+
+def test_the_committed_table_is_rendered_from_the_committed_records():
+    found = collect(lines=[FOLDER / "results.jsonl"])
+    assert not found.problems
+    assert (FOLDER / "table.md").read_text() == render(rows(found.runs.values()))
