@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import runpy
 import signal
@@ -26,12 +25,6 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 FIXTURES = Path(__file__).parent / "fixtures"
-
-
-def pytest_collection_finish() -> None:
-    """Let the garbage collector pass over what the imports made: a million objects that stay."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="session")

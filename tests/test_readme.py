@@ -52,7 +52,7 @@ def run_in(clone: Path, *command: str) -> subprocess.CompletedProcess:
 # Each line in a process of its own, forked from one that has imported the libraries, which takes as long as a run.
 RUN_EACH = """
 import os, runpy, shlex, sys
-import matplotlib.pyplot, pandas, pytorch_lightning, sklearn, torch_geometric
+import pandas, pytorch_lightning, sklearn
 
 lines = sys.argv[1:]
 for line in lines:
