@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,11 +15,13 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra._internal.defaults_list import create_defaults_list
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -110,10 +113,30 @@ def _compose_groups(overrides: tuple[str, ...]) -> DictConfig:
             return compose("train", list(overrides))
 
 
+class _Files(CachingConfigRepository):
+    """The configuration files of one composition. Each is read once per process, which takes as long as all else."""
+
+    read: dict[tuple[str, ...], ConfigResult] = {}
+
+    def __init__(self, repository: ConfigRepository):
+        self.delegate, self.cache = repository, {}
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        if config_path not in self.cache:
+            key = (*(source.path for source in self.get_sources()), config_path)
+            found = self.read.get(key) or self.delegate.load_config(config_path)
+            if found is not None:
+                self.read[key] = found
+                found = copy(found)
+                found.config = deepcopy(found.config)  # composition changes it
+            self.cache[config_path] = found
+        return self.cache[config_path]
+
+
 def _compose_own(overrides: list[str]) -> DictConfig:
     """As ``hydra.compose``, which also composes Hydra's own section, half of all files, to leave it out at the end."""
     loader = GlobalHydra.instance().config_loader()
-    parsed, files = loader._parse_overrides_and_create_caching_repo("train", overrides)
+    parsed, files = OverridesParser.create().parse_overrides(overrides), _Files(loader.repository)
     loader.validate_sweep_overrides_legal(parsed, RunMode.RUN, from_shell=False)
     root = files.load_config("train")
     root.defaults_list = [entry for entry in root.defaults_list if not entry.is_override()]  # of Hydra's logging
