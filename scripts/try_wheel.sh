@@ -41,10 +41,35 @@ PYTHON
 # An experiment without a file: composed by the Hydra plugin of the wheel.
 "$folder/venv/bin/et-train" --cfg job experiment=demo_graphs_gin >"$folder/composed"
 grep --quiet '^name: demo_graphs_gin$' "$folder/composed"
-"$folder/venv/bin/et-train" experiment=demo_graphs trainer.max_epochs=1 trainer.accelerator=cpu callbacks.progress=false | tee "$folder/trained"
+for command in et-evaluate et-complete et-tables; do
+    "$folder/venv/bin/$command" --help >/dev/null
+done
+# What these commands call, in one process: importing the libraries takes longer than the work.
+"$folder/venv/bin/python" - <<'PYTHON' | tee "$folder/trained"
+import glob
+import os
+import sys
+
+from hydra.core.global_hydra import GlobalHydra
+
+from et import commands
+
+
+def run(command, *arguments):
+    sys.argv = [f"et-{command.__name__}", *arguments]
+    try:
+        command()
+    except SystemExit as end:
+        assert not end.code, (sys.argv, end.code)
+    GlobalHydra.instance().clear()
+
+
+run(commands.train, "experiment=demo_graphs", "trainer.max_epochs=1", "trainer.accelerator=cpu", "callbacks.progress=false")
+(result,) = glob.glob("runs/demo_graphs/*/result.json")
+run(commands.evaluate, f"run={os.path.dirname(result)}", "device=cpu", "progress=false")
+run(commands.tables, "2", "--runs", "runs")
+PYTHON
 grep --quiet "^  et-evaluate run=runs/demo_graphs/" "$folder/trained"
-"$folder/venv/bin/et-evaluate" run="$(dirname runs/demo_graphs/*/result.json)" device=cpu progress=false
-"$folder/venv/bin/et-tables" 2 --runs runs
 test -f experiments/table02/table.md
 
 list >"$folder/after"

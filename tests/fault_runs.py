@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import runpy
+import sys
+from pathlib import Path
 
 import torch
 
 from et.training import launched
 from et.training.run import train
-from tests.configs import compose_config
+from tests.configs import ROOT, compose_config
 
 
 def context() -> multiprocessing.context.BaseContext:
@@ -24,6 +27,15 @@ def run(overrides: tuple[str, ...]) -> None:
     """Train what ``overrides`` say."""
     torch.set_num_threads(1)
     train(compose_config("callbacks.progress=false", *overrides))
+
+
+def run_command(arguments: tuple[str, ...], environment: dict[str, str], output: Path) -> None:
+    """``python train.py ARGUMENTS`` with ``environment``; what it prints goes to the file ``output``."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), 1)
+    sys.argv = ["train.py", *arguments]
+    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
 
 
 class Forked:

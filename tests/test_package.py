@@ -88,7 +88,8 @@ def test_a_missing_library_is_told_in_a_sentence(capsys, monkeypatch):
         commands._run(broken)
 
 
-@pytest.mark.parametrize("arguments", ("--help", "--multirun sweep=table16 sweep.dry_run=true"))
+# Experiments that do not exist: the plan of others imports torch.
+@pytest.mark.parametrize("arguments", ("--help", "--multirun sweep=table16 experiment=neither,nor sweep.dry_run=true"))
 def test_a_reader_that_leaves_is_no_error(arguments):
     """``train.py --help | head`` prints no traceback, even if the reader reads nothing."""
     command = f"{sys.executable} {ROOT / 'train.py'} {arguments} | true"

@@ -6,6 +6,8 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,11 +15,15 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
+from hydra._internal.defaults_list import create_defaults_list
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from hydra.plugins.config_source import ConfigResult
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from et.runs.config_check import check_choices, check_config, unknown_key
@@ -98,10 +104,49 @@ def _is_value(override: Override) -> bool:
 
 @cache
 def _compose_groups(overrides: tuple[str, ...]) -> DictConfig:
-    if GlobalHydra.instance().is_initialized():  # inside train.py
-        return compose("train", list(overrides))
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", list(overrides))
+    # Inside train.py Hydra is initialised.
+    started = GlobalHydra.instance().is_initialized()
+    with nullcontext() if started else initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            return _compose_own(list(overrides))
+        except HydraException:  # a choice of Hydra's own section, or what does not compose at all
+            return compose("train", list(overrides))
+
+
+class _Files(CachingConfigRepository):
+    """The configuration files of one composition. Each is read once per process, which takes as long as all else."""
+
+    read: dict[tuple[str, ...], ConfigResult] = {}
+
+    def __init__(self, repository: ConfigRepository):
+        self.delegate, self.cache = repository, {}
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        if config_path not in self.cache:
+            key = (*(source.path for source in self.get_sources()), config_path)
+            found = self.read.get(key) or self.delegate.load_config(config_path)
+            if found is not None:
+                self.read[key] = found
+                found = copy(found)
+                found.config = deepcopy(found.config)  # composition changes it
+            self.cache[config_path] = found
+        return self.cache[config_path]
+
+
+def _compose_own(overrides: list[str]) -> DictConfig:
+    """As ``hydra.compose``, which also composes Hydra's own section, half of all files, to leave it out at the end."""
+    loader = GlobalHydra.instance().config_loader()
+    parsed, files = OverridesParser.create().parse_overrides(overrides), _Files(loader.repository)
+    loader.validate_sweep_overrides_legal(parsed, RunMode.RUN, from_shell=False)
+    root = files.load_config("train")
+    root.defaults_list = [entry for entry in root.defaults_list if not entry.is_override()]  # of Hydra's logging
+    chosen = create_defaults_list(files, "train", parsed, prepend_hydra=False, skip_missing=False)
+    cfg = loader._compose_config_from_defaults_list(chosen.defaults, files)
+    OmegaConf.set_struct(cfg, True)
+    loader._apply_overrides_to_config(chosen.config_overrides, cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
 
 
 def check_overrides(overrides: Iterable[str], config: Mapping[str, Any]) -> None:
@@ -203,21 +248,31 @@ def resolve(cfg: DictConfig, source: str | None = None) -> dict[str, Any]:
         UserError: A mandatory value is missing, an interpolation does not resolve, or a class is not trusted.
     """
     try:
-        missing = [key for key in OmegaConf.missing_keys(cfg) if not key.startswith("hydra.")]
-        if missing:
-            raise UserError(f"the configuration lacks {', '.join(sorted(missing))}: choose experiment=NAME or set them")
-        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        config: Any = _to_plain(cfg)
         if source is not None:  # before fill_counts, which builds the data module
             check_targets(config, source)
         filled = fill_counts(cfg)
         if filled is not cfg:
-            config = OmegaConf.to_container(filled, resolve=True)
+            config = _to_plain(filled)
     except OmegaConfBaseException as error:
         check_choices(cfg)  # other values are looked up by these
         other = "; the data are of another task: choose data=NAME" if "key 'data." in str(error) else ""
         raise UserError(f"the configuration does not resolve: {_first_line(error)}{other}") from error
     config.pop("hydra", None)
     return config
+
+
+def _to_plain(cfg: DictConfig) -> Any:
+    try:
+        config = OmegaConf.to_container(cfg, resolve=True)
+        if "???" not in flatten(config).values():  # looking for missing keys resolves everything again
+            return config
+    except OmegaConfBaseException:
+        config = None
+    missing = [key for key in OmegaConf.missing_keys(cfg) if not key.startswith("hydra.")]
+    if missing:
+        raise UserError(f"the configuration lacks {', '.join(sorted(missing))}: choose experiment=NAME or set them")
+    return config or OmegaConf.to_container(cfg, resolve=True)
 
 
 def key_of(config: Mapping[str, Any]) -> Key:

@@ -84,11 +84,11 @@ def assert_blocks_agree(kernels: ModuleType, edges: SortedEdges, size: int, clam
     assert_relative([u, torch.cat(v)], expected, 1e-12 if dtype == torch.float64 else 1e-5)
 
 
-def assert_nan_is_kept(backend: str, edges: SortedEdges, clamp: float | None) -> None:
+def assert_nan_is_kept(backend: str, edges: SortedEdges, clamp: float | None, heads: int = 3) -> None:
     """NaN in one query, one key or one score makes the same rows NaN as in the reference: no kernel hides it."""
     kernels, limit = sparse.select_backend(backend, torch.empty(0)), math.inf if clamp is None else clamp
     for place in range(3):
-        q, k, beta = (x.detach() for x in operands(edges))
+        q, k, beta = (x.detach() for x in operands(edges, heads))
         if place < 2:
             (q, k)[place][-1] = torch.nan
         else:  # infinity - infinity in the inner products of one query

@@ -35,6 +35,8 @@ KEY = Key("demo_inpainting", 3, "held_out", "paper")
         ["experiment=tu_mutag_gin", "data.fold=3", "protocol=released", "fidelity=released", "model.hidden=16"],
         ["experiment=demo_anomaly", "+tags=[a,b]", "data.path='x y'", "deterministic=warn", "~data.root"],
         ["task=graphs", "data=mutag", "name=mine", "callbacks=[graphs,early_stopping]", "logger=[csv,tensorboard]"],
+        ["experiment=yelp_1pct_bwgnn", "sweep=table01", "protocol=released"],
+        ["experiment=tolokers_gadbench", "sweep=search_anomaly", "hydra/launcher=slurm"],  # in Hydra's own section
         ["experiment=demo_graphs", "debug=fast", "+callbacks.x={_target_: a.B, y: [1, null]}", "++data.z=1e-3"],
     ],
 )

@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
-import sys
+import time
 
 import pytest
 import yaml
@@ -21,6 +20,7 @@ from et.sweeps.cells import jobs
 from et.utils.errors import UserError
 from et.utils.paths import CONF, ROOT
 from hydra_plugins.energy_transformer.optuna_sweeper import read_overrides
+from tests import fault_runs
 from tests.configs import TINY
 
 SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("table*.yaml"))
@@ -196,19 +196,16 @@ def test_an_experiment_that_does_not_exist_does_not_keep_the_others_from_running
 @pytest.mark.slow
 def test_a_killed_sweep_runs_only_what_is_missing(run_sweep, tmp_path):
     """kill -9 after the first of two cells; the second start runs the second one."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    arguments = ["--multirun", "sweep=table16", ONE, *SMALL, "seed=0,1"]
-    process = subprocess.Popen(
-        [sys.executable, "train.py", *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True,
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        for line in process.stdout:
-            if line.startswith("-- ") and "seed=1" in line:
-                break
-    finally:
-        process.kill()
-        process.wait()
+    arguments, printed = ("--multirun", "sweep=table16", ONE, *SMALL, "seed=0,1"), tmp_path / "printed"
+    process = fault_runs.context().Process(
+        target=fault_runs.run_command, args=(arguments, dict(os.environ), printed), daemon=True
+    )
+    process.start()
+    while not (printed.exists() and any("seed=1" in line for line in started(printed.read_text()))):
+        assert process.exitcode is None
+        time.sleep(0.01)
+    process.kill()
+    process.join()
     (result,) = (tmp_path / "runs/demo_inpainting").glob("*/result.json")
     written = result.stat().st_mtime_ns
     status, printed = run_sweep(*arguments[1:])

@@ -35,12 +35,12 @@ def test_kill_9_ten_times_at_random_moments(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     context, moments = fault_runs.context(), random.Random(0)
     settings = (
-        *TINY, "trainer.max_epochs=24", "trainer.check_val_every_n_epoch=8", "data.source.crops_per_epoch=16",
+        *TINY, "trainer.max_epochs=12", "trainer.check_val_every_n_epoch=4", "data.source.crops_per_epoch=16",
         "+trainer.limit_val_batches=1", "+trainer.limit_test_batches=1",
     )  # fmt: skip
 
-    def life(runs, seconds=None):
-        process = context.Process(target=fault_runs.run, args=((*settings, f"paths.runs={runs}"),))
+    def life(runs, seconds=None, *more):
+        process = context.Process(target=fault_runs.run, args=((*settings, f"paths.runs={runs}", *more),))
         process.start()
         process.join(seconds)
         if process.exitcode is None:
@@ -48,7 +48,8 @@ def test_kill_9_ten_times_at_random_moments(tmp_path, monkeypatch):
             process.join()
         return process.exitcode
 
-    assert life(tmp_path / "warm_up") == 0  # the server imports everything for its first process
+    # The server imports everything for its first process.
+    assert life(tmp_path / "warm_up", None, "trainer.max_epochs=1") == 0
     started = time.monotonic()
     assert life(tmp_path / "whole") == 0
     longest = time.monotonic() - started
@@ -64,7 +65,7 @@ def test_kill_9_ten_times_at_random_moments(tmp_path, monkeypatch):
             kills += code != 0
             resumable += code != 0 and (folder / "checkpoints" / "last.ckpt").exists()
         assert read_result(folder)["metrics"] == read_result(whole)["metrics"]
-        assert read_result(folder)["steps"] == 48
+        assert read_result(folder)["steps"] == 24
         for name, value in weights(whole).items():
             assert torch.equal(value, weights(folder)[name]), name
     assert resumable >= 2, "hardly a life was long enough for a checkpoint"
@@ -179,9 +180,10 @@ def test_a_file_system_that_is_read_only(tiny, small_disk):
 
 @pytest.mark.slow
 def test_of_two_processes_on_one_run_one_wins_and_the_other_says_so(tiny, tmp_path):
-    overrides = (*TINY, "trainer.max_epochs=60", f"paths.runs={tmp_path}/runs")
-    cfg = tiny("trainer.max_epochs=60")
-    winner = fault_runs.context().Process(target=fault_runs.run, args=(overrides,))
+    overrides = ("trainer.max_epochs=40", "+trainer.limit_val_batches=1", "+trainer.limit_test_batches=1")
+    cfg = tiny(*overrides)
+    process = (*TINY, *overrides, f"paths.runs={tmp_path}/runs")
+    winner = fault_runs.context().Process(target=fault_runs.run, args=(process,))
     winner.start()
     folder = tmp_path / "runs" / "demo_inpainting" / run_id(resolve(cfg))
     while not (folder / "checkpoints" / "last.ckpt").exists():
@@ -190,7 +192,7 @@ def test_of_two_processes_on_one_run_one_wins_and_the_other_says_so(tiny, tmp_pa
     with pytest.raises(UserError, match="another process is running"):
         train(cfg)
     winner.join()
-    assert winner.exitcode == 0 and read_result(folder)["epochs"] == 60
+    assert winner.exitcode == 0 and read_result(folder)["epochs"] == 40
 
 
 @pytest.mark.parametrize("epoch", [0, 1])

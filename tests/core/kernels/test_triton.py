@@ -61,7 +61,7 @@ def test_blocks_of_rows_with_shared_heads_agree_with_the_reference(triton_runs, 
 @pytest.mark.parametrize("clamp", [None, 0.5])
 def test_nan_is_kept(triton_runs, monkeypatch, clamp, split):
     monkeypatch.setattr("et.core.kernels.triton_runtime.SPLIT", split)
-    assert_nan_is_kept("triton", SortedEdges.from_edge_index(random_graph(4, 9), 4), clamp)
+    assert_nan_is_kept("triton", SortedEdges.from_edge_index(random_graph(4, 9), 4), clamp, heads=1)
 
 
 @pytest.mark.parametrize("to_keys", [False, True])
@@ -87,7 +87,7 @@ def test_hubs_are_cut_into_pieces_and_half_precision_sums_in_float32(triton_runs
     monkeypatch.setattr(triton_runtime, "SPLIT", split)
     edges = SortedEdges.from_edge_index(torch.cat([star(9), star(9)[:, :5], random_graph(4, 6)], 1) + 1, 12)
     assert all((triton_runtime.pieces_of(edges, by_key).slots > 2) == (split == 4) for by_key in (False, True))
-    inputs = operands(edges, heads=2, dtype=dtype)
+    inputs = operands(edges, heads=1 if dtype in (torch.float32, torch.float16) else 2, dtype=dtype)
     inputs[2] = inputs[2].detach().to(torch.promote_types(dtype, torch.float32)).requires_grad_()
     actual = outputs_and_gradients(sparse.attention, inputs, edges, backend="triton")
     assert [x.dtype for x in actual] == [dtype] * 4 + [inputs[2].dtype]
