@@ -20,7 +20,7 @@ import numpy as np
 from et.results.collect import Run, append, collect, relative
 from et.utils.errors import exit_on_user_error
 from et.utils.files import write_atomically
-from et.utils.paths import EXPERIMENTS
+from et.utils.paths import EXPERIMENTS, command
 
 FOLDER = EXPERIMENTS / "gadbench"
 SCORE = "val/average_precision"
@@ -77,7 +77,7 @@ class Row:
         settings = run.overrides[len(run.key.overrides()) :]
         own = [o for o in run.key.overrides() if not o.startswith("seed=")]
         seeds = f"'seed=choice({','.join(missing)})'"
-        return " ".join(["python train.py --multirun", *own, *(f"'{setting}'" for setting in settings), seeds])
+        return " ".join([command("train"), "--multirun", *own, *(f"'{setting}'" for setting in settings), seeds])
 
 
 def rows(runs: Iterable[Run]) -> list[Row]:
