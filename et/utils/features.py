@@ -116,7 +116,9 @@ def piecewise_linear(features: Tensor, known: Tensor, bins: int) -> Tensor:
         known: Rows that the bins are fitted on, (n, F).
         bins: Number of bins.
     """
-    edges = torch.quantile(known.double(), torch.linspace(0, 1, bins + 1, dtype=torch.float64), dim=0)  # (bins + 1, F)
+    shares = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+    # One column at a time: torch.quantile refuses more than 2^24 numbers.
+    edges = torch.stack([torch.quantile(column, shares) for column in known.double().T], dim=1)  # (bins + 1, F)
     encoded = torch.empty(len(features), bins, features.shape[1])
     for bin in range(bins):
         width = edges[bin + 1] - edges[bin]

@@ -355,7 +355,7 @@ def test_two_processes_train_as_one_on_two_subgraphs(small_config, forked_proces
     from et.training.run import train
 
     settings = (
-        "model.head_dim=8", "model.num_memories=8", "model.steps=1", "trainer.max_epochs=5", "data.sample_ratio=0.5",
+        "model.head_dim=8", "model.num_memories=8", "model.steps=1", "trainer.max_epochs=2", "data.sample_ratio=0.5",
         "+data.subgraphs=2", "model.dropout=0", "callbacks.progress=false",
     )  # fmt: skip
     alone = train(small_config("amazon_upu_40pct", *settings, f"paths.runs={tmp_path}/alone"))
