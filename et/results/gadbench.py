@@ -17,14 +17,18 @@ from pathlib import Path
 
 import numpy as np
 
+from et.results.cells import paired
 from et.results.collect import Run, append, collect, relative
+from et.results.formats import signed
+from et.results.paper import Metric
 from et.utils.errors import exit_on_user_error
 from et.utils.files import write_atomically
 from et.utils.paths import EXPERIMENTS, command
 
 FOLDER = EXPERIMENTS / "gadbench"
 SCORE = "val/average_precision"
-COLUMNS = {"AUPRC": "test/average_precision", "AUROC": "test/auc", "Rec@K": "test/recall_at_k"}
+AUPRC = Metric("average_precision", "AUPRC", "test/average_precision", "%", "max", scale=100)
+COLUMNS = {"AUPRC": AUPRC.key, "AUROC": "test/auc", "Rec@K": "test/recall_at_k"}
 TRIALS = 10
 KNOWN_LABELS = "_labels"  # how an experiment with known labels ends
 # Names of the methods by the suffix of their experiments; any other suffix is shown as it is.
@@ -109,21 +113,21 @@ def render(table: Sequence[Row]) -> str:
     lines = [
         "# Anomalous nodes under GADBench's protocol",
         "",
-        "Mean ± standard deviation over trials on test nodes, in %. *Settings* is the number of settings that a random",
-        "search tried on trial 0; the one with the best validation AUPRC is shown. *Wins* counts the trials that the",
-        "method and the best ET both have, and on how many of them ET has the higher AUPRC.",
+        "Mean ± standard deviation over trials, test nodes, in %. *Settings* counts what was tried on trial 0: the defaults",
+        "and a random search. The setting with the best validation AUPRC is shown. The last column is the difference in AUPRC",
+        "of the better ET on the trials that both have, with p of a paired t-test.",
         "Rendered by `python -m et.results.gadbench`.",
     ]
     for data, known in sorted({(row.data, row.known_labels) for row in table}):
         those = [row for row in table if (row.data, row.known_labels) == (data, known)]
         lines += ["", f"## {data}, {'known labels' if known else 'features only'}", ""]
-        lines += [f"| method | settings | trials | {' | '.join(COLUMNS)} | wins of ET |"]
+        lines += [f"| method | settings | trials | {' | '.join(COLUMNS)} | ET ahead by |"]
         lines += [f"|---|{'---:|' * (3 + len(COLUMNS))}"]
         best = next((row for row in those if row.method in ("", "encoded")), None)
         for row in those:
             numbers = [_mean(list(row.values(key).values())) for key in COLUMNS.values()]
             cells = [METHODS.get(row.method, row.method), str(row.searched), str(len(row.runs)), *numbers]
-            lines.append(f"| {' | '.join([*cells, _wins(best, row)])} |")
+            lines.append(f"| {' | '.join([*cells, _lead(best, row)])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -131,13 +135,15 @@ def _mean(values: Sequence[float]) -> str:
     return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
 
-def _wins(best: Row | None, row: Row) -> str:
-    """How often the best ET is ahead of ``row`` on the trials of both."""
+def _lead(best: Row | None, row: Row) -> str:
+    """How far the AUPRC of ``best`` is ahead of that of ``row`` on the trials of both."""
     if best is None or best is row:
         return ""
-    ours, theirs = (r.values(COLUMNS["AUPRC"]) for r in (best, row))
-    both = ours.keys() & theirs.keys()
-    return f"{sum(ours[seed] > theirs[seed] for seed in both)} of {len(both)}" if both else ""
+    comparison = paired(best.runs, row.runs, AUPRC, row.method)
+    if comparison is None:
+        return ""
+    p = "" if comparison.p_value is None else f"p = {comparison.p_value:.2g}, "
+    return f"{signed(comparison.difference, 1)} ({p}n = {comparison.n})"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -340,6 +340,9 @@ def explain(error: Exception, overrides: Sequence[str], config_name: str = "trai
     if refused is None or added == list(overrides):
         return _first_line(error)
     key = refused[1]
+    swept = [parsed.key_or_group for parsed in map(_parsed, overrides) if parsed.is_sweep_override()]
+    if swept:  # Hydra composes once without their values, which may bring the key
+        return f"{key} has no value until {', '.join(swept)} has one: in a multirun write '{key}=choice(VALUE)'"
     if config_name != "train":
         known = [name for name in OmegaConf.load(CONF / f"{config_name}.yaml") if name not in ("defaults", "hydra")]
         return unknown_key("", key, known, {})

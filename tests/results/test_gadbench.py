@@ -32,7 +32,7 @@ def test_the_winner_of_trial_0_is_shown_on_all_its_trials(make_run, tmp_path, ca
     assert main(arguments) == 0
     features, known = (tmp_path / "gadbench/table.md").read_text().split("known labels\n", 1)
     assert "| ET, encoded input | 1 | 2 | 56.5 ± 2.1 | 80.0 ± 0.0 | 25.0 ± 0.0 |  |" in features
-    assert "| MLP | 2 | 2 | 55.0 ± 7.1 | 80.0 ± 0.0 | 25.0 ± 0.0 | 1 of 2 |" in features
+    assert "| MLP | 2 | 2 | 55.0 ± 7.1 | 80.0 ± 0.0 | 25.0 ± 0.0 | +1.5 (n = 2) |" in features
     assert "| ET, encoded input | 1 | 1 | 40.0 |" in known and "GCN" not in features + known
     capsys.readouterr()
     assert main([*arguments, "--left"]) == 0

@@ -151,6 +151,20 @@ def test_a_configuration_that_does_not_compose_is_told_in_a_sentence(overrides, 
         config_of(overrides)
 
 
+def test_a_multirun_says_how_to_set_what_only_its_experiments_have(monkeypatch, capsys):
+    """Hydra composes once without the swept values, where the key is missing."""
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    arguments = ["--multirun", "experiment=demo_anomaly_mlp,demo_anomaly_trees", "data.drop_features=[1]"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    try:
+        with pytest.raises(SystemExit):
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    finally:
+        GlobalHydra.instance().clear()
+    told = "data.drop_features has no value until experiment has one: in a multirun write "
+    assert capsys.readouterr().err == f"error: {told}'data.drop_features=choice(VALUE)'\n"
+
+
 def test_a_mistyped_option_of_evaluation_is_told_with_the_right_one(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "run=x", "chekpoint=best"])
     try:
