@@ -113,9 +113,9 @@ def render(table: Sequence[Row]) -> str:
     lines = [
         "# Anomalous nodes under GADBench's protocol",
         "",
-        "Mean ± standard deviation over trials, test nodes, in %. *Settings* counts what was tried on trial 0: the defaults",
-        "and a random search. The setting with the best validation AUPRC is shown. The last column is the difference in AUPRC",
-        "of the better ET on the trials that both have, with p of a paired t-test.",
+        "Mean ± standard deviation over trials, test nodes, in %. *Settings* counts what was tried on trial 0:",
+        "the defaults and a random search. The setting with the best validation AUPRC is shown. The last column is",
+        "the difference in AUPRC of the better ET on the trials that both have, with p of a paired t-test.",
         "Rendered by `python -m et.results.gadbench`.",
     ]
     for data, known in sorted({(row.data, row.known_labels) for row in table}):
