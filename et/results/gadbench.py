@@ -67,9 +67,9 @@ class Row:
     searched: int
     runs: tuple[Run, ...]
 
-    def values(self, key: str) -> dict[int, float]:
+    def values(self, key: str) -> list[float]:
         """A metric of every trial, in percent."""
-        return {run.key.seed: 100 * run.record["metrics"][key] for run in self.runs}
+        return [100 * run.record["metrics"][key] for run in self.runs]
 
     def commands(self) -> str | None:
         """Command that runs the missing trials; None if there are none."""
@@ -84,12 +84,16 @@ class Row:
         return " ".join([command("train"), "--multirun", *own, *(f"'{setting}'" for setting in settings), seeds])
 
 
+def compared(run: Run) -> bool:
+    """Whether a run belongs to the comparison."""
+    return run.key.protocol == "gadbench" and "_gadbench" in run.key.experiment
+
+
 def rows(runs: Iterable[Run]) -> list[Row]:
     """A row for every experiment with a finished trial 0, sorted by data, regime and mean AUPRC."""
     found: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        if run.key.protocol == "gadbench" and "_gadbench" in run.key.experiment:
-            found[run.key.experiment][run.label].append(run)
+    for run in filter(compared, runs):
+        found[run.key.experiment][run.label].append(run)
     table = []
     for experiment, settings in found.items():
         first = {
@@ -104,8 +108,7 @@ def rows(runs: Iterable[Run]) -> list[Row]:
         data, _, method = experiment.partition("_gadbench")
         name, known = method.removesuffix(KNOWN_LABELS).lstrip("_"), method.endswith(KNOWN_LABELS)
         table.append(Row(data, name, known, len(first), tuple(sorted(winner, key=lambda run: run.key.seed))))
-    mean = {id(row): np.mean(list(row.values(COLUMNS["AUPRC"]).values())) for row in table}
-    return sorted(table, key=lambda row: (row.data, row.known_labels, -mean[id(row)]))
+    return sorted(table, key=lambda row: (row.data, row.known_labels, -np.mean(row.values(AUPRC.key))))
 
 
 def render(table: Sequence[Row]) -> str:
@@ -125,7 +128,7 @@ def render(table: Sequence[Row]) -> str:
         lines += [f"|---|{'---:|' * (3 + len(COLUMNS))}"]
         best = next((row for row in those if row.method in ("", "encoded")), None)
         for row in those:
-            numbers = [_mean(list(row.values(key).values())) for key in COLUMNS.values()]
+            numbers = [_mean(row.values(key)) for key in COLUMNS.values()]
             cells = [METHODS.get(row.method, row.method), str(row.searched), str(len(row.runs)), *numbers]
             lines.append(f"| {' | '.join([*cells, _lead(best, row)])} |")
     return "\n".join(lines) + "\n"
@@ -154,14 +157,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--left", action="store_true", help="only print the commands of missing trials")
     options = parser.parse_args(arguments)
     file = options.folder / "results.jsonl"
-    new = collect(options.runs)
-    if not options.left:
-        count, problems = append(new.runs.values(), file)
-        print(f"{count} runs written to {relative(file)}", *new.problems, *problems, sep="\n")
-    table = rows(collect(options.runs, [file]).runs.values())
     if options.left:
-        print(*filter(None, (row.commands() for row in table)), sep="\n")
+        print(*filter(None, (row.commands() for row in rows(collect(options.runs, [file]).runs.values()))), sep="\n")
         return 0
+    new = collect(options.runs)
+    count, problems = append(filter(compared, new.runs.values()), file)
+    print(f"{count} runs written to {relative(file)}", *new.problems, *problems, sep="\n")
+    table = rows(collect(lines=[file]).runs.values())
     write_atomically(options.folder / "table.md", render(table))
     print(f"{len(table)} methods in {relative(options.folder / 'table.md')}")
     return 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from et.results.collect import collect
 from et.results.gadbench import COLUMNS, FOLDER, SCORE, main, render, rows
 from et.runs.identity import Key
+from et.utils.paths import ROOT
 
 AUPRC = COLUMNS["AUPRC"]
 
@@ -30,6 +33,9 @@ def test_the_winner_of_trial_0_is_shown_on_all_its_trials(make_run, tmp_path, ca
     make_run(Key("tolokers_40pct_mlp", 0, "held_out", "paper"), metrics(0.9, 0.9))
     arguments = ["--runs", str(tmp_path / "runs"), "--folder", str(tmp_path / "gadbench")]
     assert main(arguments) == 0
+    assert '"held_out"' not in (tmp_path / "gadbench/results.jsonl").read_text(), (
+        "runs of other protocols are not recorded"
+    )
     features, known = (tmp_path / "gadbench/table.md").read_text().split("known labels\n", 1)
     assert "| ET, encoded input | 1 | 2 | 56.5 ± 2.1 | 80.0 ± 0.0 | 25.0 ± 0.0 |  |" in features
     assert "| MLP | 2 | 2 | 55.0 ± 7.1 | 80.0 ± 0.0 | 25.0 ± 0.0 | +1.5 (n = 2) |" in features
@@ -47,3 +53,10 @@ def test_the_committed_table_is_rendered_from_the_committed_records():
     found = collect(lines=[FOLDER / "results.jsonl"])
     assert not found.problems
     assert (FOLDER / "table.md").read_text() == render(rows(found.runs.values()))
+
+
+def test_the_numbers_of_the_page_are_in_the_tables():
+    page = (ROOT / "docs/how-to/anomaly.md").read_text()
+    tables = FOLDER.joinpath("table.md").read_text() + (FOLDER.parent / "table01/table.md").read_text()
+    numbers = re.findall(r"[\d.]+ ± [\d.]+", page)
+    assert len(numbers) > 70 and set(numbers) <= set(re.findall(r"[\d.]+ ± [\d.]+", tables))
