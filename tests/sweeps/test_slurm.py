@@ -165,7 +165,8 @@ def test_a_killed_job_is_reported_and_the_next_submission_resumes_it(local_slurm
     assert status == 1
     assert f"1 x UserError: Slurm job {job} ended (" in printed and "without a result; its log is" in printed
     (folder,) = runs.glob("demo_inpainting/*")
-    assert read_result(folder) is None and (folder / "checkpoints" / "last.ckpt").exists()
+    assert read_result(folder) is None
+    assert any(folder.glob("checkpoints/*.ckpt")), "last.ckpt, or previous.ckpt where the kill came between the two"
 
     status, printed = run_sweep(*arguments)
     assert status == 0 and "1 finished" in printed, printed
