@@ -297,8 +297,13 @@ def edge_outer_convolution(x: Tensor, kernel: Tensor, edges: SortedEdges, first:
     Returns:
         (E, H), in the order of ``edges``.
     """
-    shifted = shifted_tokens(at_least_float32(x), first, last)
-    products = (_CrossProducts.apply if _has_kernels(shifted) else _cross_products)(shifted, edges).flatten(1)
+    return edge_mixed_products(shifted_tokens(at_least_float32(x), first, last), kernel, edges)
+
+
+def edge_mixed_products(x: Tensor, kernel: Tensor, edges: SortedEdges) -> Tensor:
+    """sum over a, b of kernel[a, b] x_C[a] . x_B[b] at the edges: (N, R, D), (R, R, H) -> (E, H), at least float32."""
+    x = at_least_float32(x)
+    products = (_CrossProducts.apply if _has_kernels(x) else _cross_products)(x, edges).flatten(1)
     return products @ kernel.flatten(0, 1).to(products.dtype)
 
 

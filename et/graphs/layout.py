@@ -13,8 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from et.core import Topology
-from et.core.sparse import SortedEdges
-from et.core.weighted import WeightedEdges, WeightedPairs, edge_outer_convolution, outer_convolution
+from et.core.precision import at_least_float32
+from et.core.sparse import SortedEdges, edge_aggregate
+from et.core.weighted import (
+    WeightedEdges,
+    WeightedPairs,
+    edge_mixed_products,
+    edge_outer_convolution,
+    outer_convolution,
+)
 from et.graphs.batch import GraphBatch
 
 
@@ -29,9 +36,18 @@ class Layout(Protocol):
     def cls(self) -> Tensor:
         """Indices of the CLS tokens along the layout's token axis."""
 
-    def adjacency(self, x: Tensor, projection: nn.Linear, kernel: Tensor | None) -> Tensor:
-        """Parameterised adjacency ahat = Conv3x3(X X^T) * A' (eq. 24), or A' if ``kernel`` is None; A' projects the
-        edge features.
+    def adjacency(self, x: Tensor, projection: nn.Linear) -> Tensor:
+        """A' of eq. 24, the projection of the edge features: a value for each head, of pairs or of edges."""
+
+    def convolution(self, x: Tensor, kernel: Tensor) -> Tensor:
+        """Conv3x3(X X^T) of eq. 24, in the shape of :meth:`adjacency`; ``kernel`` is (3, 3, H)."""
+
+    def walk_convolution(self, x: Tensor, kernel: Tensor) -> Tensor:
+        """sum over a, b of kernel[a, b] (P^a X)_C . (P^b X)_B, in the shape of :meth:`adjacency`.
+
+        P is a step of a random walk: the mean over a node's neighbours. CLS and nodes without neighbours stay. This is
+        the convolution of eq. 24 with the shifts along node indices replaced by a, b = 0, 1, 2 steps, so it does not
+        depend on the order of the nodes.
         """
 
     def attention(self, ahat: Tensor, head_mix: Tensor | None) -> Topology:
@@ -88,12 +104,24 @@ class SparseLayout:
     def cls(self) -> Tensor:
         return self.batch.cls_tokens
 
-    def adjacency(self, x: Tensor, projection: nn.Linear, kernel: Tensor | None) -> Tensor:
-        """ahat on the edges, (E + 2N + G, H). Pairs without an edge stay without one, even if the projection has a
+    def adjacency(self, x: Tensor, projection: nn.Linear) -> Tensor:
+        """A' on the edges, (E + 2N + G, H). Pairs without an edge stay without one, even if the projection has a
         bias.
         """
-        projected = projection(self.features.to(projection.weight.dtype))
-        return projected if kernel is None else edge_outer_convolution(x, kernel, self.edges, *self.ends) * projected
+        return projection(self.features.to(projection.weight.dtype))
+
+    def convolution(self, x: Tensor, kernel: Tensor) -> Tensor:
+        return edge_outer_convolution(x, kernel, self.edges, *self.ends)
+
+    def walk_convolution(self, x: Tensor, kernel: Tensor) -> Tensor:
+        own = (self.edges.order < self.batch.num_edges).to(x.dtype)
+        degree = own.new_zeros(len(x)).index_add(0, self.edges.query, own)
+        weights = own / degree.clamp(min=1)[self.edges.query]
+        steps = [at_least_float32(x)]
+        for _ in range(len(kernel) - 1):
+            moved = edge_aggregate(weights[:, None], steps[-1][:, None], self.edges)[:, 0]
+            steps.append(torch.where(degree[:, None] > 0, moved, steps[-1]))
+        return edge_mixed_products(torch.stack(steps, 1), kernel, self.edges)
 
     def attention(self, ahat: Tensor, head_mix: Tensor | None) -> WeightedEdges:
         return WeightedEdges(self.edges, ahat, head_mix=head_mix)
@@ -148,8 +176,8 @@ class PaddedLayout:
     def cls(self) -> Tensor:
         return self.position[:1]  # the first token of each graph
 
-    def adjacency(self, x: Tensor, projection: nn.Linear, kernel: Tensor | None) -> Tensor:
-        """ahat of all pairs, (G, n, n, H), n the number of tokens of the largest graph. A bias in ``projection``
+    def adjacency(self, x: Tensor, projection: nn.Linear) -> Tensor:
+        """A' of all pairs, (G, n, n, H), n the number of tokens of the largest graph. A bias in ``projection``
         reaches non-edges.
         """
         features = self.features.to(projection.weight.dtype).movedim(-1, 1)
@@ -159,8 +187,24 @@ class PaddedLayout:
             projected = projected + projection.bias[:, None, None]
             if not self.sinks:
                 projected = projected * (self.real[:, None, :, None] & self.real[:, None, None])
-        projected = projected.movedim(1, -1)
-        return projected if kernel is None else outer_convolution(x, kernel) * projected
+        return projected.movedim(1, -1)
+
+    def convolution(self, x: Tensor, kernel: Tensor) -> Tensor:
+        return outer_convolution(x, kernel)
+
+    def walk_convolution(self, x: Tensor, kernel: Tensor) -> Tensor:
+        x = at_least_float32(x)
+        own = tuple(index[: self.batch.num_edges] for index in self.edges)
+        walk = x.new_zeros(len(x), self.width, self.width).index_put(own, x.new_ones(()))
+        degree = walk.sum(-1, keepdim=True)
+        walk = torch.where(
+            degree > 0, walk / degree.clamp(min=1), torch.eye(self.width, dtype=x.dtype, device=x.device)
+        )
+        steps = [x]
+        for _ in range(len(kernel) - 1):
+            steps.append(walk @ steps[-1])
+        tokens = torch.stack(steps, 2)  # (G, n, 3, D)
+        return torch.einsum("gcad,gbed->gcbae", tokens, tokens).flatten(-2) @ kernel.flatten(0, 1).to(x.dtype)
 
     def attention(self, ahat: Tensor, head_mix: Tensor | None) -> WeightedPairs:
         return WeightedPairs(ahat, head_mix)

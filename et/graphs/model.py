@@ -28,7 +28,8 @@ class GraphEnergyTransformer(nn.Module):
 
     The convolution runs over the node indices of the file. With it the output depends on the order of a graph's nodes,
     which the paper does not state: ``python -m et.graphs.node_order`` measures the effect. With ``conv="none"`` (ahat =
-    A') the output does not depend on the order, given the eigenvectors. Paper: https://arxiv.org/abs/2302.07253
+    A') or ``conv="random_walk"`` (:meth:`et.graphs.layout.Layout.walk_convolution`) the output does not depend on the
+    order, given the eigenvectors. Paper: https://arxiv.org/abs/2302.07253
 
     Args:
         in_features: Number of node features F.
@@ -43,7 +44,7 @@ class GraphEnergyTransformer(nn.Module):
         num_eigenvectors: k of eq. 23.
         flips: Random signs of the eigenvectors in training: ``vectors`` or ``entries`` (see
             :func:`et.graphs.positional.flip_signs`). If None, signs are kept.
-        conv: ``3x3`` (eq. 24) or ``none``.
+        conv: First factor of ahat: ``3x3`` (eq. 24), ``random_walk`` or ``none``. Padded sinks have no random walk.
         head_mix: If True, mix the scores over the heads by a matrix (H, H) in each block (released code).
         adjacency_bias: If True, the projection A' has a bias. In the padded layout it turns non-edges into edges.
         layout: ``sparse`` or ``padded`` (see :mod:`et.graphs.layout`).
@@ -78,7 +79,7 @@ class GraphEnergyTransformer(nn.Module):
         step_size: float = 0.01,
         noise_std: float = 0.02,
         num_eigenvectors: int = 15,
-        conv: Literal["3x3", "none"] = "3x3",
+        conv: Literal["3x3", "random_walk", "none"] = "3x3",
         head_mix: bool = False,
         adjacency_bias: bool = False,
         layout: Literal["sparse", "padded"] = "sparse",
@@ -97,8 +98,10 @@ class GraphEnergyTransformer(nn.Module):
         super().__init__()
         if readout not in ("cls", "nodes"):
             raise ValueError(f"readout must be 'cls' or 'nodes', not {readout!r}")
-        if conv not in ("3x3", "none"):
-            raise ValueError(f"conv must be '3x3' or 'none', not {conv!r}")
+        if conv not in ("3x3", "random_walk", "none"):
+            raise ValueError(f"conv must be '3x3', 'random_walk' or 'none', not {conv!r}")
+        if conv == "random_walk" and sink_padding:
+            raise ValueError("conv='random_walk' needs sink_padding=False: padded tokens have no neighbours to walk to")
         if flips not in ("vectors", "entries", None):
             raise ValueError(f"flips must be 'vectors', 'entries' or null, not {flips!r}")
         if edge_reconstruction and not edge_features:
@@ -115,7 +118,8 @@ class GraphEnergyTransformer(nn.Module):
         self.cls = nn.Parameter(torch.empty(dim))
         self._reset_cls()
         self.adjacency = ScaledLinear(edge_features or 1, num_heads, bias=adjacency_bias)
-        self.kernel = nn.Parameter(torch.empty(num_heads, 3, 3)) if conv == "3x3" else None
+        self.conv = conv
+        self.kernel = None if conv == "none" else nn.Parameter(torch.empty(num_heads, 3, 3))
         self._reset_kernel()
         self.blocks = nn.ModuleList(
             EnergyTransformerBlock(
@@ -226,8 +230,11 @@ class GraphEnergyTransformer(nn.Module):
             # Padding is encoded like a node without features. Its eigenvectors are zero here; the released code takes
             # them from the padded adjacency, batch by batch (docs/explanation/paper.md).
             x = layout.place(tokens, self.encoder.bias + self.position.bias)
-            kernel = None if self.kernel is None else self.kernel.permute(1, 2, 0)
-            return x, layout, layout.adjacency(x, self.adjacency, kernel)
+            ahat = layout.adjacency(x, self.adjacency)
+            if self.kernel is not None:
+                convolve = layout.convolution if self.conv == "3x3" else layout.walk_convolution
+                ahat = convolve(x, self.kernel.permute(1, 2, 0)) * ahat
+            return x, layout, ahat
 
     def read_out(self, batch: GraphBatch) -> tuple[Tensor, Layout, Tensor]:
         """Input of the head after all blocks (eq. 27), (G, D) or (N, D), the layout, and ahat."""

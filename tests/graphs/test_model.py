@@ -48,7 +48,10 @@ def test_released_parameter_counts(config, experiment, count):
     assert block == 196_608 + 65_536 + 144 + 12 + 129 == 262_429
 
 
-@pytest.mark.parametrize("changes", [{}, {"edge_features": 2}, {"conv": "none"}, {"readout": "nodes", "steps": 3}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"edge_features": 2}, {"conv": "none"}, {"conv": "random_walk"}, {"readout": "nodes", "steps": 3}],
+)
 def test_sparse_is_dense(make_graphs, changes):
     batch = make_graphs(edge_features=changes.get("edge_features", 0))
     sparse, padded = tiny(**changes), tiny(layout="padded", **changes)
@@ -114,7 +117,7 @@ def test_forward_is_the_equations_spelled_out_for_one_graph(make_graphs):
 
 
 @pytest.mark.parametrize("released", [{}, RELEASED | {"sink_padding": False}])
-@pytest.mark.parametrize("conv", ["3x3", "none"])
+@pytest.mark.parametrize("conv", ["3x3", "random_walk", "none"])
 def test_a_graphs_result_does_not_depend_on_its_batch(make_graphs, conv, released):
     """Nor on its padding, unless padded tokens take part; not even where a bias turns non-edges into edges."""
     graphs, model = make_graphs(), tiny(conv=conv, **released)
@@ -164,12 +167,31 @@ def test_a_step_on_a_graph_of_dd_s_size_has_no_tensor_of_pairs_or_of_edges_times
     assert max(2 * tokens * heads * width, 9 * along) < min(along * heads * width, tokens**2) / 3
 
 
-def test_without_convolution_node_order_does_not_matter_and_with_it_does(make_graphs):
+def test_node_order_matters_with_the_convolution_of_the_paper_alone(make_graphs):
     graphs = make_graphs()
     permuted = graphs.permute_nodes(torch.Generator().manual_seed(0))
-    without, with_it = tiny(conv="none"), tiny()
-    assert torch.allclose(without(graphs), without(permuted), rtol=0, atol=1e-10)
+    for conv in ("none", "random_walk"):
+        model = tiny(conv=conv)
+        assert torch.allclose(model(graphs), model(permuted), rtol=0, atol=1e-10)
+    with_it = tiny()
     assert (with_it(graphs) - with_it(permuted)).abs().max() > 1e-4
+
+
+def test_random_walk_convolution_by_its_definition(make_graphs):
+    """ahat of every edge from powers of the row-normalised adjacency matrix; CLS and isolated nodes stay."""
+    batch, model = make_graphs(), tiny(conv="random_walk")
+    x, layout, ahat = model.initial(batch)
+    key, query = batch.node_tokens[batch.edge_index]
+    walk = torch.zeros(len(x), len(x), dtype=x.dtype).index_put((query, key), torch.tensor(1.0, dtype=x.dtype), True)
+    alone = walk.sum(1) == 0
+    assert alone[batch.cls_tokens].all()
+    walk[alone, alone] = 1.0
+    walk = walk / walk.sum(1, keepdim=True)
+    steps = torch.stack([x, walk @ x, walk @ walk @ x])
+    convolution = torch.einsum("acd,bed,hab->ceh", steps, steps, model.kernel)
+    edges = layout.edges
+    expected = convolution[edges.query, edges.key] * layout.adjacency(x, model.adjacency)
+    assert torch.allclose(ahat, expected, rtol=0, atol=1e-10)
 
 
 def test_energy_falls_within_every_block(make_graphs):
@@ -262,6 +284,7 @@ def test_wrong_options_are_named():
     for changes, message in (
         ({"readout": "mean"}, "readout"),
         ({"conv": "5x5"}, "conv"),
+        ({"conv": "random_walk", "layout": "padded", "sink_padding": True}, "random_walk"),
         ({"edge_reconstruction": True}, "edge features"),
     ):
         with pytest.raises(ValueError, match=message):
