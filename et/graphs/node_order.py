@@ -1,6 +1,6 @@
 """How much a trained model's score depends on the order in which the nodes of a graph are numbered.
 
-The convolution of eq. 24 runs over positions in the file, so it depends; conv=none does not.
+The convolution of eq. 24 runs over positions in the file, so it depends; conv=random_walk and conv=none do not.
 
     python -m et.graphs.node_order run=runs/tu_mutag/<run_id> [orders=20]
 """
