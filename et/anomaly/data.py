@@ -24,7 +24,7 @@ from et.anomaly.graph import (
     neighbourhoods,
     reverse_cuthill_mckee_order,
 )
-from et.anomaly.masks import masked_split
+from et.anomaly.masks import masked_split, read_masks
 from et.anomaly.sources import PUBLISHED, existing_file, graph_path, load_graph
 from et.anomaly.splits import Split, few_anomalies, make_split
 from et.core import EdgeTopology
@@ -150,6 +150,15 @@ class NodeDataModule(pl.LightningDataModule):
             raise UserError("data.inductive=true trains on all training nodes at once: set data.sample_ratio=null")
         if self.inductive and self.neighbour_hops:
             raise UserError("data.neighbour_hops takes means over the whole graph: set data.inductive=false")
+        if self.inductive and self.standardize == "all":
+            raise UserError(
+                "data.standardize=all scales by test nodes, which data.inductive=true hides: set it to train"
+            )
+        if self.inductive and self.protocol == "released":
+            raise UserError(
+                "protocol=released scores the training step's graph, which data.inductive=true keeps small: "
+                "set protocol=held_out"
+            )
         graph = self._read()
         split = self._make_split(graph)
         edges = neighbourhoods(graph, self.merge, self.self_loops, self.repeated_edges)
@@ -203,6 +212,13 @@ class NodeDataModule(pl.LightningDataModule):
             raise UserError(f"{self.source} is not a file and has no masks: set data.split=drawn")
         return masked_split(path, labels, self.seed, self.semi_supervised)
 
+    def _unused_masks(self) -> list[str]:
+        """A warning if the user's own file has masks that a drawn split does not take."""
+        if self.split == "masks" or self.source != "file":
+            return []
+        masks = sorted(read_masks(Path(self.path)))
+        return [f"{self.path} has {', '.join(masks)}, unused: data.split=masks takes its parts"] if masks else []
+
     def _counts_of(self, graph: NodeGraph) -> dict[str, int]:
         num_features, num_relations = graph.features.shape[1], 1 if self.merge else len(graph.relations)
         if self.neighbour_hops:
@@ -228,9 +244,9 @@ class NodeDataModule(pl.LightningDataModule):
 
     def _describe(self, graph: NodeGraph, split: Split, edges: dict[str, Tensor]) -> dict[str, Any]:
         labelled = graph.labels[graph.labels >= 0]
-        few = few_anomalies(graph.labels.numpy(), split)
+        found = few_anomalies(graph.labels.numpy(), split) + self._unused_masks()
         return {
-            **({"warnings": few} if few else {}),
+            **({"warnings": found} if found else {}),
             "name": graph.name,
             "variant": graph.variant,
             "sha256": self._data_sha256(graph, split),

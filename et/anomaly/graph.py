@@ -55,14 +55,16 @@ def check_graph(graph: NodeGraph) -> None:
     """Check everything that would otherwise surface later as NaN, an index error or a wrong number.
 
     Raises:
-        UserError: A shape is wrong; features are not finite; labels are outside {0, 1, -1} or of one class; there is no
-            relation, or one that is empty or has a node index out of range.
+        UserError: A shape is wrong; there are no features, or not finite ones; labels are outside {0, 1, -1} or of one
+            class; there is no relation, or one that is empty or has a node index out of range.
     """
     features, labels, where = graph.features, graph.labels, f"the graph {graph.name!r}"
     if features.dim() != 2 or labels.shape != features.shape[:1]:
         raise UserError(
             f"{where} needs features (N, F) and labels (N,), but has {tuple(features.shape)} and {tuple(labels.shape)}"
         )
+    if features.shape[1] == 0:
+        raise UserError(f"{where} has no features: save at least one column, such as the degree of each node")
     bad = ~torch.isfinite(features).all(dim=1)
     if bad.any():
         raise UserError(

@@ -223,8 +223,8 @@ class AnomalyTask(Task):
 class FittedTask(AnomalyTask):
     """The same protocols for a network that is fitted at once instead of by gradient steps (trees).
 
-    The only training step fits it. A checkpoint does not hold the fitted trees: a resumed run fits them again when it
-    scores, with the same result.
+    The only training step fits it. A checkpoint does not hold the fitted trees: a resumed or evaluated run fits them
+    again when it scores, on the same nodes and with the same result.
 
     Args:
         network: Has ``fit(features, topologies, labels, train)`` and ``fitted``. With known labels it is fitted and
@@ -251,8 +251,14 @@ class FittedTask(AnomalyTask):
 
     def log_odds(self, batch: NodeBatch, known: Tensor | None = None) -> Tensor:
         if not self.network.fitted:
-            self.network.fit(batch.features, batch.topologies, batch.labels, batch.train)
+            of = self._training_batch(batch)
+            self.network.fit(of.features, of.topologies, of.labels, of.train)
         return super().log_odds(batch, known)
+
+    def _training_batch(self, batch: NodeBatch) -> NodeBatch:
+        """The graph to fit on: in inductive mode that of the training nodes, whatever graph ``batch`` is."""
+        data = None if self._trainer is None else self.trainer.datamodule
+        return data.train_dataloader().dataset[0] if data is not None and data.inductive else batch
 
     def open_in_training(self, batch: NodeBatch) -> tuple[Tensor, Tensor | None]:
         return batch.train, open_labels(batch.labels, batch.train) if self.known_labels else None

@@ -80,6 +80,7 @@ PUBLISHED = {
         "reddit.pt",
         "https://github.com/pygod-team/data (reddit.pt.zip)",
         variant="exact (a data set the paper does not have)",
+        sha256="c9e72d87eabd0d8735f360bf995a0383b50d3a53519706f35face83c9845213c",
     ),
     "tsocial_synthetic": Published(
         "tsocial_synthetic.npz",

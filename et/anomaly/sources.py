@@ -212,12 +212,11 @@ def read_dgl(path: Path) -> Parts:
     for key in ("feature", "label"):
         if key not in graph.ndata:
             raise UserError(f"{path} lacks the node data {key!r}; it has {', '.join(graph.ndata) or 'none'}")
-    labels = graph.ndata["label"]
-    labels = labels.argmax(1) if labels.dim() == 2 and labels.shape[1] == 2 else labels
+    labels = labels_of(graph.ndata["label"])
     if "mark" in graph.ndata:  # GADBench's mark of the labelled nodes; the others have label 0
         labels = torch.where(graph.ndata["mark"].bool(), labels, UNLABELLED)
     relations = {relation: torch.stack(graph.edges(etype=relation)) for relation in graph.etypes}
-    return features_of(graph.ndata["feature"]), labels_of(labels), relations
+    return features_of(graph.ndata["feature"]), labels, relations
 
 
 def breast_cancer(neighbours: int) -> NodeGraph:
@@ -251,8 +250,18 @@ def edges_of(array: np.ndarray | Tensor) -> Tensor:
 
 
 def labels_of(array: np.ndarray | Tensor) -> Tensor:
-    """(N,) int64; labels that are not integers are left to :func:`et.anomaly.graph.check_graph`."""
-    labels = as_tensor(array).reshape(-1)
+    """(N,) int64, from (N,), or one-hot from (N, 2). Labels other than 0, 1 and -1 are left to
+    :func:`et.anomaly.graph.check_graph`.
+
+    Raises:
+        UserError: A label is a text, complex or not whole.
+    """
+    texts = array.dtype.kind in "USO" if isinstance(array, np.ndarray) else not isinstance(array, Tensor)
+    if texts and isinstance(np.ravel(array)[0] if np.size(array) else 0, str):
+        raise UserError(f"a label is 0, 1 or -1 (unlabelled), but the file has the text {str(np.ravel(array)[0])!r}")
+    labels = as_tensor(array)
+    one_hot = labels.dim() == 2 and labels.shape[1] == 2 and len(labels) != 2
+    labels = labels.argmax(1) if one_hot and bool((labels.sum(1) == 1).all()) else labels.reshape(-1)
     if labels.is_complex():
         raise UserError("a label is 0, 1 or -1 (unlabelled), but the file has complex numbers")
     if labels.is_floating_point():

@@ -194,6 +194,8 @@ def stratified_split(labels: np.ndarray, train_ratio: float | str, seed: int, pr
     from sklearn.model_selection import train_test_split
 
     _check_ratio(train_ratio)
+    if seed < 0:
+        raise UserError(f"seed={seed}: seeds of splits start at 0")
     state, test_share = (RELEASED_STATE, RELEASED_TEST_SHARE) if protocol == "released" else (seed, 2 / 3)
     nodes = np.flatnonzero(labels != UNLABELLED)
     try:

@@ -17,7 +17,7 @@ from tests.anomaly.conftest import save_npz
 
 SIZES = ["model.head_dim=8", "model.num_memories=16", "model.steps=2"]
 COUNTS = "model.label_counts=true"
-BASELINES = ["mlp", "gt", "bwgnn", "gcn", "pmp", "trees", "rfgraph"]
+BASELINES = ["mlp", "gt", "bwgnn", "gcn", "sage", "gin", "gat", "pmp", "trees", "rfgraph"]
 
 
 def task_of(cfg):
@@ -113,13 +113,14 @@ def homophilous_graph() -> NodeGraph:
 
 
 @pytest.mark.slow
-def test_labels_tell_and_permuted_ones_do_not(small_config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("extra", [[], [COUNTS]])
+def test_labels_tell_and_permuted_ones_do_not(small_config, tmp_path, monkeypatch, extra):
     path = save_npz(homophilous_graph(), tmp_path / "alike.npz")
     common = [f"data.path={path}", "data.num_nodes=300", "model.position_embedding=false", "trainer.max_epochs=60"]
     common += [*SIZES, "optim.optimizer.lr=0.01", "trainer.check_val_every_n_epoch=10"]
 
-    def auc(experiment: str) -> float:
-        cfg = small_config(experiment, *common)
+    def auc(experiment: str, *more: str) -> float:
+        cfg = small_config(experiment, *common, *more)
         cfg.force = True
         return train(cfg).record["metrics"]["test/auc"]
 
@@ -129,9 +130,9 @@ def test_labels_tell_and_permuted_ones_do_not(small_config, tmp_path, monkeypatc
         known[nodes] = labels[nodes[order]]
         return known
 
-    without, with_known = auc("amazon_upu_40pct"), auc("amazon_upu_40pct_labels")
+    without, with_known = auc("amazon_upu_40pct"), auc("amazon_upu_40pct_labels", *extra)
     monkeypatch.setattr(lit, "open_labels", permuted)
-    shuffled = auc("amazon_upu_40pct_labels")
+    shuffled = auc("amazon_upu_40pct_labels", *extra)
     assert with_known > 0.8 > 0.65 > max(without, shuffled)
     assert abs(shuffled - without) < 0.15
 

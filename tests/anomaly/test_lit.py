@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from sklearn.metrics import f1_score, roc_auc_score
 
@@ -11,8 +12,10 @@ from et.anomaly.data import NodeDataModule
 from et.anomaly.lit import MEASURES, AnomalyTask, weighted_cross_entropy
 from et.runs.identity import fill_counts
 from et.runs.loading import load_run
+from et.training.evaluation import evaluate
 from et.training.run import build_network, train
 from et.utils.errors import UserError
+from tests.configs import ROOT
 
 TINY = ["model.head_dim=8", "model.num_memories=16", "trainer.max_epochs=6"]
 
@@ -280,6 +283,16 @@ def test_trees_and_et_learn_the_small_graph(small_config):
         ("amazon_upu_40pct_trees", []),
     ):
         assert train(small_config(experiment, *overrides)).record["metrics"]["test/auc"] > 0.8
+
+
+def test_trees_are_fitted_on_the_training_graph_again_when_evaluated(small_config):
+    """A checkpoint has no trees; in inductive mode the graph that is scored is not the one to fit on."""
+    outcome = train(small_config("amazon_upu_40pct_trees", "data.inductive=true", "model.hops=2"))
+    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        again = evaluate(compose("evaluate", [f"run={outcome.folder}"]))
+    assert again["metrics"] == {key: outcome.record["metrics"][key] for key in again["metrics"]}
+    whole = train(small_config("amazon_upu_40pct_trees", "model.hops=2"))
+    assert whole.record["metrics"] != outcome.record["metrics"]  # it can fail
 
 
 def test_trees_are_not_fitted_on_samples(small_config):

@@ -101,7 +101,11 @@ def test_masks_of_a_dgl_file(tmp_path, graph, monkeypatch):
         ({"val_mask": None}, "lacks val_mask, which data.split=masks takes; of masks it has test_mask, train_mask"),
         ({"val_mask": np.ones(199, bool)}, r"val_mask of .* is \(199,\), but the graph has 200 nodes"),
         ({"val_mask": np.ones(200, bool)}, "nodes are in both the train and the val part, for example node"),
-        ({"val_mask": np.arange(200)}, "must be boolean, but is int64: a list of node ids is not a mask"),
+        (
+            {"val_mask": np.arange(200)},
+            "must hold true and false, but holds other torch.int64: node ids are not a mask",
+        ),
+        ({"val_mask": np.full(200, 0.5)}, "must hold true and false, but holds other torch.float64"),
         ({"test_mask": np.zeros(200, bool)}, "the test part holds no benign node that is labelled"),
         ({"test_mask": np.arange(200) < 0, "val_mask": np.arange(200) < 0}, "the val part holds no"),
     ],
@@ -110,6 +114,40 @@ def test_masks_that_cannot_be_meant_are_errors(tmp_path, graph, changes, message
     found = {key: value for key, value in (masks() | changes).items() if value is not None}
     with pytest.raises(UserError, match=message):
         masked_split(saved(tmp_path, graph, **found), graph.labels.numpy(), 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+def test_masks_of_zeros_and_ones_are_masks(tmp_path, graph, dtype):
+    found = {key: torch.as_tensor(value[:, 0]) for key, value in masks().items()}
+    split = masked_split(saved(tmp_path, graph, **found), graph.labels.numpy(), 0)
+    numbers = {key: value.to(dtype) for key, value in found.items()}
+    assert vars(masked_split(saved(tmp_path, graph, **numbers), graph.labels.numpy(), 0)).keys() == vars(split).keys()
+    assert masked_split(tmp_path / "mine.pt", graph.labels.numpy(), 0).sha256(200) == split.sha256(200)
+
+
+def test_masks_that_are_no_arrays_are_errors(tmp_path, graph):
+    ragged = {"x": graph.features, "y": graph.labels, "edge_index": graph.relations["first"]}
+    torch.save(ragged | {f"{name}_mask": [[True], [True, False]] for name in PARTS}, tmp_path / "a.pt")
+    objects = {f"{name}_mask": np.array([True, None] * 100, dtype=object) for name in PARTS}
+    for path in (tmp_path / "a.pt", save_npz(graph, tmp_path / "a.npz", **objects)):
+        with pytest.raises(UserError, match=r"is no array of true and false|holds Python objects"):
+            masked_split(path, graph.labels.numpy(), 0)
+
+
+def test_one_mask_has_no_semi_supervised_half(tmp_path, graph):
+    path = saved(tmp_path, graph, **{key: value[:, 0] for key, value in masks().items()})
+    with pytest.raises(UserError, match=r"has 1 columns; data\.semi_supervised=true needs the 20 of GADBench"):
+        masked_split(path, graph.labels.numpy(), 0, semi_supervised=True)
+
+
+def test_masks_that_a_drawn_split_does_not_take_are_told(tmp_path, graph):
+    path = saved(tmp_path, graph, **masks())
+    data = NodeDataModule("file", "", path=path)
+    with pytest.warns(
+        UserWarning, match="has test_mask, train_mask, val_mask, unused: data.split=masks takes its parts"
+    ):
+        data.setup()
+    assert any("unused" in warning for warning in data.describe()["warnings"])
 
 
 def test_a_part_without_anomalies_is_an_error(tmp_path, graph):

@@ -255,6 +255,21 @@ def test_a_label_that_is_no_whole_number_is_an_error(tmp_path, graph):
         load_graph("file", "", path)
 
 
+def test_labels_may_be_one_hot_but_not_texts(tmp_path, graph):
+    one_hot = torch.nn.functional.one_hot(graph.labels).numpy()
+    found = load_graph("file", "", save_npz(graph, tmp_path / "a.npz", labels=one_hot))
+    assert torch.equal(found.labels, graph.labels)
+    texts = np.where(graph.labels == 1, "fraud", "benign")
+    with pytest.raises(UserError, match=r"a label is 0, 1 or -1 .*, but the file has the text 'benign'"):
+        load_graph("file", "", save_npz(graph, tmp_path / "b.npz", labels=texts))
+
+
+def test_a_graph_without_features_is_an_error(tmp_path, graph):
+    path = save_npz(graph, tmp_path / "a.npz", features=np.zeros((200, 0)))
+    with pytest.raises(UserError, match="has no features: save at least one column"):
+        check_graph(load_graph("file", "", path))
+
+
 def test_breast_cancer_is_undirected_and_labelled():
     graph = load_graph("breast_cancer", "", neighbours=5)
     check_graph(graph)
@@ -272,6 +287,7 @@ def test_breast_cancer_is_undirected_and_labelled():
         ("amazon_upu", 10224, 25, 693, {"upu": 351216}),
         ("yelp_reviewers", 23831, 32, 1217, {"rur": 98630, "rtr": 324742}),
         ("tolokers", 11758, 10, 2566, {"edges": 1038000}),
+        ("reddit", 10984, 64, 366, {"edge_index": 168016}),
     ],
 )
 def test_real_files_have_the_sizes_they_are_known_for(data_root, name, nodes, features, anomalies, edges):
