@@ -30,7 +30,11 @@ SCORE = "val/average_precision"
 AUPRC = Metric("average_precision", "AUPRC", "test/average_precision", "%", "max", scale=100)
 COLUMNS = {"AUPRC": AUPRC.key, "AUROC": "test/auc", "Rec@K": "test/recall_at_k"}
 TRIALS = 10
-KNOWN_LABELS = "_labels"  # how an experiment with known labels ends
+SEMI, KNOWN_LABELS = "_semi", "_labels"  # how experiments with few labels go on, and those with known labels end
+# What a search may vary of the data. Any other override of the data makes another comparison, with a table of its own.
+OF_A_METHOD = tuple(
+    f"data.{key}=" for key in ("standardize", "scaling", "self_loops", "neighbour_hops", "encoding_bins")
+)
 # Names of the methods by the suffix of their experiments; any other suffix is shown as it is.
 METHODS = {
     "": "ET",
@@ -55,9 +59,11 @@ class Row:
     """A method on a data set: the winner of its search.
 
     Attributes:
-        data, method: Name of the data set and suffix of the experiment.
+        data: Name of the data set, with what else the methods of a table share.
+        method: Suffix of the experiment.
         known_labels: Whether the method reads labels of training nodes.
         searched: Number of settings that were run on trial 0.
+        validation: Validation AUPRC of the winner on trial 0.
         runs: Runs of the winner, one per trial.
     """
 
@@ -65,6 +71,7 @@ class Row:
     method: str
     known_labels: bool
     searched: int
+    validation: float
     runs: tuple[Run, ...]
 
     def values(self, key: str) -> list[float]:
@@ -89,13 +96,23 @@ def compared(run: Run) -> bool:
     return run.key.protocol == "gadbench" and "_gadbench" in run.key.experiment
 
 
+def place(run: Run) -> tuple[str, str, bool]:
+    """Data, method and regime of a run: its table and its row."""
+    _, _, tail = run.key.experiment.partition("_gadbench")
+    few, tail = tail.startswith(SEMI), tail.removeprefix(SEMI)
+    own = [setting for setting in run.overrides[len(run.key.overrides()) :] if setting.startswith("data")]
+    shared = [setting for setting in own if not setting.startswith(OF_A_METHOD)]
+    data = ", ".join([run.record["dataset"]["name"], *["semi-supervised"] * few, *shared])
+    return data, tail.removesuffix(KNOWN_LABELS).lstrip("_"), tail.endswith(KNOWN_LABELS)
+
+
 def rows(runs: Iterable[Run]) -> list[Row]:
-    """A row for every experiment with a finished trial 0, sorted by data, regime and mean AUPRC."""
-    found: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    """A row for every method with a finished trial 0, sorted by data, regime and mean AUPRC."""
+    found: dict[tuple[str, str, bool], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in filter(compared, runs):
-        found[run.key.experiment][run.label].append(run)
+        found[place(run)][run.label].append(run)
     table = []
-    for experiment, settings in found.items():
+    for where, settings in found.items():
         first = {
             label: run.record["metrics"][SCORE]
             for label, those in settings.items()
@@ -104,10 +121,9 @@ def rows(runs: Iterable[Run]) -> list[Row]:
         }
         if not first:
             continue
-        winner = settings[max(first, key=first.__getitem__)]
-        data, _, method = experiment.partition("_gadbench")
-        name, known = method.removesuffix(KNOWN_LABELS).lstrip("_"), method.endswith(KNOWN_LABELS)
-        table.append(Row(data, name, known, len(first), tuple(sorted(winner, key=lambda run: run.key.seed))))
+        winner = max(first, key=first.__getitem__)
+        trials = tuple(sorted(settings[winner], key=lambda run: run.key.seed))
+        table.append(Row(*where, len(first), first[winner], trials))
     return sorted(table, key=lambda row: (row.data, row.known_labels, -np.mean(row.values(AUPRC.key))))
 
 
@@ -118,7 +134,8 @@ def render(table: Sequence[Row]) -> str:
         "",
         "Mean ± standard deviation over trials, test nodes, in %. *Settings* counts what was tried on trial 0:",
         "the defaults and a random search. The setting with the best validation AUPRC is shown. The last column is",
-        "the difference in AUPRC of the better ET on the trials that both have, with p of a paired t-test.",
+        "the difference in AUPRC of the ET with the better validation AUPRC on the trials that both have, with p of a",
+        "paired t-test.",
         "Rendered by `python -m et.results.gadbench`.",
     ]
     for data, known in sorted({(row.data, row.known_labels) for row in table}):
@@ -126,7 +143,9 @@ def render(table: Sequence[Row]) -> str:
         lines += ["", f"## {data}, {'known labels' if known else 'features only'}", ""]
         lines += [f"| method | settings | trials | {' | '.join(COLUMNS)} | ET ahead by |"]
         lines += [f"|---|{'---:|' * (3 + len(COLUMNS))}"]
-        best = next((row for row in those if row.method in ("", "encoded")), None)
+        best = max(
+            (row for row in those if row.method in ("", "encoded")), key=lambda row: row.validation, default=None
+        )
         for row in those:
             numbers = [_mean(row.values(key)) for key in COLUMNS.values()]
             cells = [METHODS.get(row.method, row.method), str(row.searched), str(len(row.runs)), *numbers]

@@ -49,6 +49,31 @@ def test_the_winner_of_trial_0_is_shown_on_all_its_trials(make_run, tmp_path, ca
     ]
 
 
+def test_other_data_splits_and_few_labels_have_tables_of_their_own(make_run, tmp_path):
+    """A search may vary the scale of the features, and not the graph or the labels."""
+    make_run(key("reddit_gadbench", 0), metrics(0.5, 0.5))
+    make_run(key("reddit_gadbench", 0), metrics(0.4, 0.4), "data.scaling=quantiles")
+    make_run(key("reddit_gadbench", 0), metrics(0.9, 0.9), "data.inductive=true")
+    make_run(key("reddit_gadbench", 0), metrics(0.9, 0.9), "data.source=gadbench_weibo")
+    make_run(key("reddit_gadbench_semi_mlp", 0), metrics(0.9, 0.9))
+    runs = collect([tmp_path / "runs"]).runs.values()
+    found = {(row.data.partition(", ")[2], row.method): row.searched for row in rows(runs)}
+    assert found == {
+        ("", ""): 2,
+        ("data.inductive=true", ""): 1,
+        ("data.source=gadbench_weibo", ""): 1,
+        ("semi-supervised", "mlp"): 1,
+    }
+
+
+def test_et_is_chosen_by_validation_as_everything_is(make_run, tmp_path):
+    make_run(key("reddit_gadbench", 0), metrics(0.3, 0.9))
+    make_run(key("reddit_gadbench_encoded", 0), metrics(0.5, 0.5))
+    make_run(key("reddit_gadbench_mlp", 0), metrics(0.5, 0.4))
+    table = render(rows(collect([tmp_path / "runs"]).runs.values()))
+    assert "| MLP | 1 | 1 | 40.0 | 80.0 | 25.0 | +10.0 (n = 1) |" in table
+
+
 def test_the_committed_table_is_rendered_from_the_committed_records():
     found = collect(lines=[FOLDER / "results.jsonl"])
     assert not found.problems
