@@ -31,10 +31,8 @@ AUPRC = Metric("average_precision", "AUPRC", "test/average_precision", "%", "max
 COLUMNS = {"AUPRC": AUPRC.key, "AUROC": "test/auc", "Rec@K": "test/recall_at_k"}
 TRIALS = 10
 SEMI, KNOWN_LABELS = "_semi", "_labels"  # how experiments with few labels go on, and those with known labels end
-# What a search may vary of the data. Any other override of the data makes another comparison, with a table of its own.
-OF_A_METHOD = tuple(
-    f"data.{key}=" for key in ("standardize", "scaling", "self_loops", "neighbour_hops", "encoding_bins")
-)
+# Settings of the data that change the task: runs with another one have a table of their own.
+OF_THE_TASK = tuple(f"data.{key}=" for key in ("inductive", "merge", "drop_features", "train_ratio", "one_way_edges"))
 # Names of the methods by the suffix of their experiments; any other suffix is shown as it is.
 METHODS = {
     "": "ET",
@@ -100,8 +98,7 @@ def place(run: Run) -> tuple[str, str, bool]:
     """Data, method and regime of a run: its table and its row."""
     _, _, tail = run.key.experiment.partition("_gadbench")
     few, tail = tail.startswith(SEMI), tail.removeprefix(SEMI)
-    own = [setting for setting in run.overrides[len(run.key.overrides()) :] if setting.startswith("data")]
-    shared = [setting for setting in own if not setting.startswith(OF_A_METHOD)]
+    shared = [setting for setting in run.overrides if setting.startswith(OF_THE_TASK)]
     data = ", ".join([run.record["dataset"]["name"], *["semi-supervised"] * few, *shared])
     return data, tail.removesuffix(KNOWN_LABELS).lstrip("_"), tail.endswith(KNOWN_LABELS)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
+from omegaconf import OmegaConf
+
 from et.results.collect import collect
-from et.results.gadbench import COLUMNS, FOLDER, SCORE, main, render, rows
+from et.results.gadbench import COLUMNS, FOLDER, METHODS, SCORE, main, render, rows
 from et.runs.identity import Key
 from et.utils.paths import ROOT
 
@@ -54,16 +56,27 @@ def test_other_data_splits_and_few_labels_have_tables_of_their_own(make_run, tmp
     make_run(key("reddit_gadbench", 0), metrics(0.5, 0.5))
     make_run(key("reddit_gadbench", 0), metrics(0.4, 0.4), "data.scaling=quantiles")
     make_run(key("reddit_gadbench", 0), metrics(0.9, 0.9), "data.inductive=true")
-    make_run(key("reddit_gadbench", 0), metrics(0.9, 0.9), "data.source=gadbench_weibo")
+    make_run(key("reddit_gadbench", 0), metrics(0.9, 0.9), "data.seed=1", dataset={"name": "gadbench_weibo"})
     make_run(key("reddit_gadbench_semi_mlp", 0), metrics(0.9, 0.9))
     runs = collect([tmp_path / "runs"]).runs.values()
-    found = {(row.data.partition(", ")[2], row.method): row.searched for row in rows(runs)}
+    found = {(row.data, row.method): row.searched for row in rows(runs)}
     assert found == {
-        ("", ""): 2,
-        ("data.inductive=true", ""): 1,
-        ("data.source=gadbench_weibo", ""): 1,
-        ("semi-supervised", "mlp"): 1,
+        ("amazon", ""): 2,
+        ("amazon, data.inductive=true", ""): 1,
+        ("gadbench_weibo", ""): 1,
+        ("amazon, semi-supervised", "mlp"): 1,
     }
+
+
+def test_the_sweep_has_every_method():
+    """Ten trials of each on Reddit and Tolokers, on features only and with known labels."""
+    sweep = OmegaConf.load(ROOT / "conf/sweep/gadbench.yaml").hydra.sweeper.params
+    found = sweep.experiment.replace("\n", " ").replace(" ", "").split(",")
+    for data in ("reddit", "tolokers"):
+        features = {"_".join(filter(None, (f"{data}_gadbench", method))) for method in METHODS if method != "pmp"}
+        known = {"_".join(filter(None, (f"{data}_gadbench", method, "labels"))) for method in METHODS}
+        assert {name for name in found if name.startswith(data)} == features | known
+    assert len(found) == len(set(found))
 
 
 def test_et_is_chosen_by_validation_as_everything_is(make_run, tmp_path):
