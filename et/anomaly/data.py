@@ -24,7 +24,7 @@ from et.anomaly.graph import (
     neighbourhoods,
     reverse_cuthill_mckee_order,
 )
-from et.anomaly.masks import masked_split, read_masks
+from et.anomaly.masks import masked_split, split_masks
 from et.anomaly.sources import PUBLISHED, existing_file, graph_path, load_graph
 from et.anomaly.splits import Split, few_anomalies, make_split
 from et.core import EdgeTopology
@@ -213,10 +213,10 @@ class NodeDataModule(pl.LightningDataModule):
         return masked_split(path, labels, self.seed, self.semi_supervised)
 
     def _unused_masks(self) -> list[str]:
-        """A warning if the user's own file has masks that a drawn split does not take."""
+        """A warning if the user's own file has masks of a split that a drawn one does not take."""
         if self.split == "masks" or self.source != "file":
             return []
-        masks = sorted(read_masks(Path(self.path)))
+        masks = split_masks(Path(self.path))
         return [f"{self.path} has {', '.join(masks)}, unused: data.split=masks takes its parts"] if masks else []
 
     def _counts_of(self, graph: NodeGraph) -> dict[str, int]:

@@ -33,7 +33,7 @@ def masked_split(path: Path, labels: np.ndarray, seed: int, semi_supervised: boo
     Raises:
         UserError: Masks are missing, of another length, not boolean or overlap; no such column; a part without a class.
     """
-    found = read_masks(path)
+    found = _read_masks(path)
     parts = []
     for part in PARTS:
         key = next((key for key in (f"{part}_mask", f"{part}_masks") if found.get(key) is not None), None)
@@ -58,8 +58,11 @@ def _column(values: Any, num_nodes: int, seed: int, semi_supervised: bool, what:
         mask = as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{what} is no array of true and false ({error})") from error
-    if not ((mask == 0) | (mask == 1)).all():
-        raise UserError(f"{what} must hold true and false, but holds other {mask.dtype}: node ids are not a mask")
+    other = mask[(mask != 0) & (mask != 1)]
+    if len(other):
+        raise UserError(
+            f"{what} must hold true and false, or 0 and 1, but holds {other[0].item()}: node ids are no mask"
+        )
     mask = np.squeeze(mask.bool().numpy())
     if mask.ndim == 2 and mask.shape[0] != num_nodes:
         mask = mask.T
@@ -77,7 +80,22 @@ def _column(values: Any, num_nodes: int, seed: int, semi_supervised: bool, what:
     return mask[:, seed + (GADBENCH_TRIALS if semi_supervised else 0)]
 
 
-def read_masks(path: Path) -> dict[str, Any]:
+def split_masks(path: Path) -> list[str]:
+    """The keys of the masks of a file that has one for each part; empty if it lacks one."""
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            keys = set(file.files)
+    elif path.suffix == ".mat":
+        from scipy.io import whosmat
+
+        keys = {name for name, _, _ in whosmat(path)}
+    else:
+        keys = {key for key, value in _read_masks(path).items() if value is not None}
+    found = [[key for key in (f"{part}_mask", f"{part}_masks") if key in keys] for part in PARTS]
+    return [keys[0] for keys in found] if all(found) else []
+
+
+def _read_masks(path: Path) -> dict[str, Any]:
     """What the file holds under keys with "mask".
 
     Raises:

@@ -257,11 +257,15 @@ def labels_of(array: np.ndarray | Tensor) -> Tensor:
         UserError: A label is a text, complex or not whole.
     """
     texts = array.dtype.kind in "USO" if isinstance(array, np.ndarray) else not isinstance(array, Tensor)
-    if texts and isinstance(np.ravel(array)[0] if np.size(array) else 0, str):
-        raise UserError(f"a label is 0, 1 or -1 (unlabelled), but the file has the text {str(np.ravel(array)[0])!r}")
+    if texts and isinstance(np.ravel(array)[0] if np.size(array) else 0, str | bytes):
+        text = np.ravel(array)[:1].astype(str)[0]
+        raise UserError(f"a label is 0, 1 or -1 (unlabelled), but the file has the text '{text}'")
     labels = as_tensor(array)
-    one_hot = labels.dim() == 2 and labels.shape[1] == 2 and len(labels) != 2
-    labels = labels.argmax(1) if one_hot and bool((labels.sum(1) == 1).all()) else labels.reshape(-1)
+    if labels.dim() == 2 and labels.shape[1] == 2 and len(labels) > 2:
+        is_one, is_zero = labels == 1, labels == 0
+        if bool((is_one ^ is_one.flip(1)).all() and (is_one | is_zero).all()):  # one-hot
+            labels = is_one[:, 1]
+    labels = labels.reshape(-1)
     if labels.is_complex():
         raise UserError("a label is 0, 1 or -1 (unlabelled), but the file has complex numbers")
     if labels.is_floating_point():

@@ -114,10 +114,11 @@ class SparseLayout:
         return edge_outer_convolution(x, kernel, self.edges, *self.ends)
 
     def walk_convolution(self, x: Tensor, kernel: Tensor) -> Tensor:
+        x = at_least_float32(x)
         own = (self.edges.order < self.batch.num_edges).to(x.dtype)
         degree = own.new_zeros(len(x)).index_add(0, self.edges.query, own)
         weights = own / degree.clamp(min=1)[self.edges.query]
-        steps = [at_least_float32(x)]
+        steps = [x]
         for _ in range(len(kernel) - 1):
             moved = edge_aggregate(weights[:, None], steps[-1][:, None], self.edges)[:, 0]
             steps.append(torch.where(degree[:, None] > 0, moved, steps[-1]))

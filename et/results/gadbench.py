@@ -32,7 +32,8 @@ COLUMNS = {"AUPRC": AUPRC.key, "AUROC": "test/auc", "Rec@K": "test/recall_at_k"}
 TRIALS = 10
 SEMI, KNOWN_LABELS = "_semi", "_labels"  # how experiments with few labels go on, and those with known labels end
 # Settings of the data that change the task: runs with another one have a table of their own.
-OF_THE_TASK = tuple(f"data.{key}=" for key in ("inductive", "merge", "drop_features", "train_ratio", "one_way_edges"))
+OF_THE_TASK = tuple(f"data.{key}=" for key in ("inductive", "merge", "drop_features", "train_ratio"))
+OF_THE_TASK += ("data.one_way_edges=keep",)
 # Names of the methods by the suffix of their experiments; any other suffix is shown as it is.
 METHODS = {
     "": "ET",
@@ -97,7 +98,7 @@ def compared(run: Run) -> bool:
 def place(run: Run) -> tuple[str, str, bool]:
     """Data, method and regime of a run: its table and its row."""
     _, _, tail = run.key.experiment.partition("_gadbench")
-    few, tail = tail.startswith(SEMI), tail.removeprefix(SEMI)
+    few, tail = run.record["dataset"].get("semi_supervised", False), tail.removeprefix(SEMI)
     shared = [setting for setting in run.overrides if setting.startswith(OF_THE_TASK)]
     data = ", ".join([run.record["dataset"]["name"], *["semi-supervised"] * few, *shared])
     return data, tail.removesuffix(KNOWN_LABELS).lstrip("_"), tail.endswith(KNOWN_LABELS)

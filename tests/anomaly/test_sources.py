@@ -257,8 +257,13 @@ def test_a_label_that_is_no_whole_number_is_an_error(tmp_path, graph):
 
 def test_labels_may_be_one_hot_but_not_texts(tmp_path, graph):
     one_hot = torch.nn.functional.one_hot(graph.labels).numpy()
-    found = load_graph("file", "", save_npz(graph, tmp_path / "a.npz", labels=one_hot))
-    assert torch.equal(found.labels, graph.labels)
+    for dtype in (np.int64, np.float32, np.uint16, bool):
+        found = load_graph("file", "", save_npz(graph, tmp_path / "a.npz", labels=one_hot.astype(dtype)))
+        assert torch.equal(found.labels, graph.labels)
+    with pytest.raises(UserError, match=r"the file has 0\.9"):
+        load_graph("file", "", save_npz(graph, tmp_path / "a.npz", labels=np.where(one_hot, 0.9, 0.1)))
+    with pytest.raises(UserError, match="has the text 'fraud'"):
+        load_graph("file", "", save_npz(graph, tmp_path / "a.npz", labels=np.full(200, b"fraud")))
     texts = np.where(graph.labels == 1, "fraud", "benign")
     with pytest.raises(UserError, match=r"a label is 0, 1 or -1 .*, but the file has the text 'benign'"):
         load_graph("file", "", save_npz(graph, tmp_path / "b.npz", labels=texts))

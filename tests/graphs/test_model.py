@@ -177,6 +177,20 @@ def test_node_order_matters_with_the_convolution_of_the_paper_alone(make_graphs)
     assert (with_it(graphs) - with_it(permuted)).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("layout", ["sparse", "padded"])
+def test_random_walk_convolution_of_a_hub_in_half_precision(layout):
+    """A sum of ones in bfloat16 stops at 256."""
+    leaves = 600
+    star = torch.stack([torch.zeros(leaves, dtype=torch.long), torch.arange(1, leaves + 1)])
+    counts = torch.tensor([leaves + 1]), torch.tensor([2 * leaves])
+    batch = pack(*counts, torch.randn(leaves + 1, 3), torch.cat([star, star.flip(0)], 1), None, torch.tensor([1]))
+    batch = replace(batch, pe=torch.randn(leaves + 2, 4))
+    exact, rounded = tiny(conv="random_walk", layout=layout).float(), tiny(conv="random_walk", layout=layout).bfloat16()
+    rounded.load_state_dict(exact.state_dict())
+    ahat, close = exact.initial(batch)[2], rounded.initial(batch)[2]
+    assert (close - ahat).abs().max() < 0.05 * ahat.abs().max()
+
+
 def test_random_walk_convolution_by_its_definition(make_graphs):
     """ahat of every edge from powers of the row-normalised adjacency matrix; CLS and isolated nodes stay."""
     batch, model = make_graphs(), tiny(conv="random_walk")
@@ -184,7 +198,6 @@ def test_random_walk_convolution_by_its_definition(make_graphs):
     key, query = batch.node_tokens[batch.edge_index]
     walk = torch.zeros(len(x), len(x), dtype=x.dtype).index_put((query, key), torch.tensor(1.0, dtype=x.dtype), True)
     alone = walk.sum(1) == 0
-    assert alone[batch.cls_tokens].all()
     walk[alone, alone] = 1.0
     walk = walk / walk.sum(1, keepdim=True)
     steps = torch.stack([x, walk @ x, walk @ walk @ x])

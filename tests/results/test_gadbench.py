@@ -57,14 +57,16 @@ def test_other_data_splits_and_few_labels_have_tables_of_their_own(make_run, tmp
     make_run(key("reddit_gadbench", 0), metrics(0.4, 0.4), "data.scaling=quantiles")
     make_run(key("reddit_gadbench", 0), metrics(0.9, 0.9), "data.inductive=true")
     make_run(key("reddit_gadbench", 0), metrics(0.9, 0.9), "data.seed=1", dataset={"name": "gadbench_weibo"})
-    make_run(key("reddit_gadbench_semi_mlp", 0), metrics(0.9, 0.9))
+    few = {"semi_supervised": True}
+    make_run(key("reddit_gadbench_semi_mlp", 0), metrics(0.9, 0.9), dataset=few)
+    make_run(key("reddit_gadbench_mlp", 0), metrics(0.8, 0.8), "data.semi_supervised=true", dataset=few)
     runs = collect([tmp_path / "runs"]).runs.values()
     found = {(row.data, row.method): row.searched for row in rows(runs)}
     assert found == {
         ("amazon", ""): 2,
         ("amazon, data.inductive=true", ""): 1,
         ("gadbench_weibo", ""): 1,
-        ("amazon, semi-supervised", "mlp"): 1,
+        ("amazon, semi-supervised", "mlp"): 2,
     }
 
 
