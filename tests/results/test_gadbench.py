@@ -98,5 +98,5 @@ def test_the_committed_table_is_rendered_from_the_committed_records():
 def test_the_numbers_of_the_page_are_in_the_tables():
     page = (ROOT / "docs/how-to/anomaly.md").read_text()
     tables = FOLDER.joinpath("table.md").read_text() + (FOLDER.parent / "table01/table.md").read_text()
-    numbers = re.findall(r"[\d.]+ ± [\d.]+", page)
-    assert len(numbers) > 70 and set(numbers) <= set(re.findall(r"[\d.]+ ± [\d.]+", tables))
+    numbers = re.findall(r"\d+\.\d ± \d+\.\d", page)
+    assert len(numbers) > 70 and set(numbers) <= set(re.findall(r"\d+\.\d ± \d+\.\d", tables))
