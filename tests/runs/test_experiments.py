@@ -46,6 +46,13 @@ def test_an_experiment_on_a_data_file_has_baselines_and_labels():
     assert config_of(["experiment=reddit_gadbench_semi_xgbgraph"])["data"]["semi_supervised"]
 
 
+@pytest.mark.parametrize("method", ["gcn", "sage", "gin", "gat", "gt_labels"])
+def test_networks_of_one_graph_get_merged_relations(method):
+    """These raise on more than one relation; the others keep those of the experiment apart."""
+    assert config_of([f"experiment=yelp_reviewers_gadbench_{method}"])["data"]["merge"]
+    assert not config_of(["experiment=yelp_reviewers_gadbench_bwgnn"])["data"]["merge"]
+
+
 def test_variants_are_listed_where_some_are_of_data_files():
     assert {"xgbgraph", "gcn", "labels", "mlp"} <= set(experiments.variants_of("reddit_40pct"))
     assert "xgbgraph" not in experiments.variants_of("tu_mutag")
