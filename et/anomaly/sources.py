@@ -256,10 +256,9 @@ def labels_of(array: np.ndarray | Tensor) -> Tensor:
     Raises:
         UserError: A label is a text, complex or not whole.
     """
-    texts = array.dtype.kind in "USO" if isinstance(array, np.ndarray) else not isinstance(array, Tensor)
-    if texts and isinstance(np.ravel(array)[0] if np.size(array) else 0, str | bytes):
-        text = np.ravel(array)[:1].astype(str)[0]
-        raise UserError(f"a label is 0, 1 or -1 (unlabelled), but the file has the text '{text}'")
+    first = np.empty(0) if isinstance(array, Tensor) else np.ravel(array)[:1]
+    if len(first) and isinstance(first[0], str | bytes):
+        raise UserError(f"a label is 0, 1 or -1 (unlabelled), but the file has the text '{first.astype(str)[0]}'")
     labels = as_tensor(array)
     if labels.dim() == 2 and labels.shape[1] == 2 and len(labels) > 2:
         is_one, is_zero = labels == 1, labels == 0
