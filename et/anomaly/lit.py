@@ -28,14 +28,16 @@ def weighted_cross_entropy(log_odds: Tensor, labels: Tensor, anomaly_weight: flo
     The equations are sums with the wrong sign. The weighted mean is the released code's.
 
     Args:
-        log_odds: Log-odds of an anomaly, (n,).
+        log_odds: Log-odds of an anomaly, (n,), or of each of k networks, (n, k).
         labels: Labels 0 or 1, (n,).
         anomaly_weight: Weight omega.
 
     Returns:
-        The loss, () in at least float32.
+        The loss, () in at least float32. Of k networks, the sum of their losses.
     """
     log_odds = at_least_float32(log_odds)  # the sum of the weights is more than float16 can hold
+    if log_odds.dim() > 1:
+        return sum(weighted_cross_entropy(of_one, labels, anomaly_weight) for of_one in log_odds.unbind(1))
     anomalous = (labels == 1).to(log_odds.dtype)
     weight = 1 + (anomaly_weight - 1) * anomalous
     return F.binary_cross_entropy_with_logits(log_odds, anomalous, weight, reduction="sum") / weight.sum()
@@ -59,7 +61,7 @@ class AnomalyTask(Task):
 
     Args:
         network: Maps (features (n, F), topologies, node ids (n,)) to log-odds (n,). With known labels, its fourth
-            argument is the open labels (n,).
+            argument is the open labels (n,). In training, an ensemble of k returns those of each, (n, k).
         optim: Configuration of the optimizer and its schedule.
         protocol: ``held_out``, ``released`` or ``gadbench``.
         balance: Exponent of omega in the loss. 1 gives eq. 12, and 0 gives all nodes the same weight.
@@ -131,6 +133,7 @@ class AnomalyTask(Task):
         return weights / self.all_gather(weights).mean()
 
     def _measure_training_step(self, log_odds: Tensor, batch: NodeBatch) -> None:
+        log_odds = log_odds.mean(1) if log_odds.dim() > 1 else log_odds
         val, threshold = self._measure(log_odds, batch, batch.val)
         self.latest_val.copy_(val)
         if val[0] > self.best_val[0]:

@@ -23,7 +23,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from et.runs.config_schema import CHOICES, FIDELITIES, GIVEN, HANDED_ON, NODE, REPLACED, REQUIRED, TOP, Section
-from et.utils.errors import ArgumentsOf, UserError, accepted_keys, constructor_of, key_not_taken
+from et.utils.errors import (
+    UserError,
+    accepted_keys,
+    constructor_of,
+    handed_on_to,
+    key_not_taken,
+    keywords_go_to,
+)
 
 OF_HYDRA = ("_target_", "_args_", "_recursive_", "_partial_", "_convert_")
 
@@ -147,7 +154,7 @@ def _check_node(value: Any, path: str, config: Mapping[str, Any], classes: bool)
             _check_choice(child, CHOICES[target, key], below)
         elif key in hints:
             _check_hint(child, hints[key], below)
-        inner = _handed_on_to(hints.get(key))
+        inner = handed_on_to(hints.get(key))
         if inner is not None and isinstance(child, Mapping):
             _check_arguments(child, inner, below)
         else:
@@ -233,11 +240,6 @@ def _literals(hint: Any) -> Iterator[Any]:
             yield from get_args(kind)
 
 
-def _handed_on_to(hint: Any) -> str | None:
-    """What takes the content of an argument that is a mapping, by :class:`et.utils.errors.ArgumentsOf`."""
-    return next((mark.target for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, ArgumentsOf)), None)
-
-
 def _members(hint: Any) -> Iterator[Any]:
     """The types that a union is of; any other type is its own only member."""
     if get_origin(hint) is Annotated:
@@ -259,7 +261,8 @@ def _hints(target: str) -> dict[str, Any]:
             found = {**get_type_hints(source, include_extras=True), **found}
         except Exception:  # an annotation of somebody else's that does not resolve here says nothing
             continue
-    return found
+    inner = keywords_go_to(call)
+    return found if inner is None else {**_hints(inner), **found}
 
 
 def unknown_key(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from hydra.errors import InstantiationException
 from omegaconf.errors import OmegaConfBaseException
@@ -138,7 +138,8 @@ def constructor_of(target: str) -> tuple[Any, Any]:
 def accepted_keys(target: str) -> tuple[str, ...] | None:
     """Argument names of a class or function; None if it accepts any.
 
-    ``**kwargs`` of a constructor are replaced by the arguments of the class they are passed on to.
+    ``**kwargs`` of a constructor are replaced by the arguments of the class they are passed on to: the next base class,
+    or the target of :class:`ArgumentsOf`.
 
     Raises:
         ImportError: The name does not exist.
@@ -152,9 +153,24 @@ def accepted_keys(target: str) -> tuple[str, ...] | None:
     for source in (*calls, *(c.__init__ for c in classes)):
         parameters = list(inspect.signature(source).parameters.values())
         names |= {p.name: None for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        if (inner := keywords_go_to(source)) is not None:
+            return (*names, *(accepted_keys(inner) or ()))
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             return tuple(name for name in names if name not in ("self", "cls"))
     return None
+
+
+def handed_on_to(hint: Any) -> str | None:
+    """The target of the :class:`ArgumentsOf` in an annotation."""
+    return next((mark.target for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, ArgumentsOf)), None)
+
+
+def keywords_go_to(call: Callable[..., Any]) -> str | None:
+    """What takes the ``**kwargs`` of ``call``, if :class:`ArgumentsOf` annotates them."""
+    rest = [p for p in inspect.signature(call).parameters.values() if p.kind is p.VAR_KEYWORD]
+    if not rest or "ArgumentsOf" not in str(rest[0].annotation):
+        return None
+    return handed_on_to(get_type_hints(call, include_extras=True)[rest[0].name])
 
 
 def key_not_taken(section: str, key: str, target: str, taken: Sequence[str]) -> str:

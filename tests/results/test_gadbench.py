@@ -89,6 +89,17 @@ def test_et_is_chosen_by_validation_as_everything_is(make_run, tmp_path):
     assert "| MLP | 1 | 1 | 40.0 | 80.0 | 25.0 | +10.0 (n = 1) |" in table
 
 
+def test_an_ensemble_shares_the_search_of_its_single_network(make_run, tmp_path):
+    setting = "optim.optimizer.lr=0.005"
+    make_run(key("reddit_gadbench_encoded", 0), metrics(0.4, 0.4))
+    make_run(key("reddit_gadbench_encoded", 0), metrics(0.5, 0.5), setting)
+    make_run(key("reddit_gadbench_encoded_ensemble", 0), metrics(0.6, 0.6), setting)
+    make_run(key("reddit_gadbench_encoded_mlp", 0), metrics(0.5, 0.5), setting)
+    make_run(key("reddit_gadbench_encoded_mlp_ensemble", 0), metrics(0.6, 0.6))  # not the setting of its network
+    found = {row.method: row.searched for row in rows(collect([tmp_path / "runs"]).runs.values())}
+    assert found == {"encoded": 2, "encoded_ensemble": 2, "encoded_mlp": 1, "encoded_mlp_ensemble": 1}
+
+
 def test_the_committed_table_is_rendered_from_the_committed_records():
     found = collect(lines=[FOLDER / "results.jsonl"])
     assert not found.problems
