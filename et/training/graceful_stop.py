@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
@@ -97,6 +98,10 @@ class StopOnSignal(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.restore_handlers()
+        if self.signum is not None and isinstance(exception, Exception):
+            # The state could not be saved. Raised on, the error would let a sweep go on with its next run.
+            print(f"error: {exception}", file=sys.stderr, flush=True)
+            leave(self.signum, None)
 
     def restore_handlers(self) -> None:
         """Put back the handlers of before training."""

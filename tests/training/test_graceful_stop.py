@@ -10,6 +10,7 @@ import torch
 
 from et.graphs.lit import GraphTask
 from et.inpainting.lit import InpaintingTask
+from et.training.callbacks import Checkpoints
 from et.training.graceful_stop import SIGNALS, StopOnSignal, generator_state, set_generators
 from et.training.run import train
 from et.utils.errors import Interrupted, UserError
@@ -118,6 +119,19 @@ def test_a_signal_during_the_test_leaves_the_training_done(config, monkeypatch):
         patched.setattr(InpaintingTask, "test_step", step)
         train(config(*TINY))
     assert train(config(*TINY)).record["epochs"] == 3
+
+
+def test_a_stop_that_cannot_save_ends_a_sweep_too(config, monkeypatch, capfd):
+    """A failed run does not end a sweep, and a signal does."""
+
+    def full(self, trainer):
+        raise UserError("cannot write last.ckpt: the disk is full")
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit) as left:
+        signal_at(patched, InpaintingTask, 0, 0, signal.SIGTERM)
+        patched.setattr(Checkpoints, "save_last", full)
+        train(config(*TINY))
+    assert left.value.code == 143 and "the disk is full" in capfd.readouterr().err
 
 
 def test_generators_come_back():
