@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -49,7 +50,7 @@ class NodeGNN(nn.Module):
             raise UserError(f"model.kind must be {', '.join(KINDS)}, not {kind!r}")
         if kind == "gat" and hidden % num_heads:
             raise UserError(f"model.hidden {hidden} must be a multiple of model.num_heads {num_heads}")
-        self.takes_known_labels = known_labels
+        self.kind, self.takes_known_labels = kind, known_labels
         widths = [in_features + 2 * known_labels] + [hidden] * layers
         make = layer_maker(kind, aggregate, num_heads)
         self.layers = nn.ModuleList(make(before, after) for before, after in pairwise(widths))
@@ -70,12 +71,28 @@ class NodeGNN(nn.Module):
         """
         if len(topologies) != 1:
             raise UserError("this network runs on one merged graph: set data.merge=true")
-        edges = topologies[0].edges
-        edge_index = torch.stack([edges.key.long(), edges.query.long()])
+        edges = self.edges(topologies[0], features)
         x = with_label_counts(features, topologies, known, self.takes_known_labels)
         for number, layer in enumerate(self.layers):
-            x = layer(self.dropout(x) if number else x, edge_index).relu()
+            x = layer(self.dropout(x) if number else x, edges).relu()
         return self.head(x)[:, 0]
+
+    def edges(self, topology: EdgeTopology, features: Tensor) -> Tensor:
+        """The graph as the layers take it: on a CPU the adjacency as a sparse matrix (query, key), else an edge index.
+
+        The product of a sparse matrix needs no row per edge. ``gat`` weights each edge, and torch_geometric takes no
+        maximum over a sparse matrix on a GPU; there, and in half precision, the layers gather along the edges.
+        """
+        edges = topology.edges
+        plain = features.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        if self.kind == "gat" or not plain or features.dtype not in (torch.float32, torch.float64):
+            return torch.stack([edges.key.long(), edges.query.long()])
+        ones = features.new_ones(edges.num_edges)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+            return torch.sparse_csr_tensor(
+                edges.row_start.long(), edges.key.long(), ones, (edges.num_nodes,) * 2, check_invariants=False
+            )
 
 
 def layer_maker(kind: str, aggregate: str, num_heads: int) -> Callable[[int, int], nn.Module]:

@@ -136,6 +136,29 @@ class TestNodeGNN:
             found = network.head(expected(network.layers[0]).relu())[:, 0]
             torch.testing.assert_close(network(features, [topology]), found)
 
+    @pytest.mark.parametrize("aggregate", ["mean", "sum", "max"])
+    @pytest.mark.parametrize("kind", ["gcn", "sage", "gin"])
+    def test_a_sparse_matrix_stands_for_the_edges(self, kind, aggregate):
+        """Directed edges, some of them several times, and nodes without any: output and gradients."""
+        torch.manual_seed(0)
+        network = NodeGNN(F, kind, 8, layers=2, aggregate=aggregate).double()
+        edge_index = torch.randint(0, N - 2, (2, 60))
+        edge_index = torch.cat([edge_index, edge_index[:, :8], torch.arange(4).expand(2, -1)], dim=1)
+        topology = EdgeTopology(edge_index, N)
+        assert network.edges(topology, torch.zeros(N, F)).layout == torch.sparse_csr
+
+        def values_and_gradients() -> list[torch.Tensor]:
+            features = torch.randn(N, F, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+            features.requires_grad_()
+            out = network(features, [topology])
+            inputs = [features, *network.parameters()]
+            return [out, *torch.autograd.grad(out.sigmoid().log().mean(), inputs)]
+
+        sparse = values_and_gradients()
+        network.edges = lambda topology, features: edge_index
+        for found, expected in zip(sparse, values_and_gradients(), strict=True):
+            torch.testing.assert_close(found, expected)
+
     def test_wrong_settings(self):
         features, topology, _ = graph()
         with pytest.raises(UserError, match=r"model\.kind must be gcn, sage, gin, gat, not 'pna'"):
