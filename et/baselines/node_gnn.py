@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -88,11 +87,7 @@ class NodeGNN(nn.Module):
         if self.kind == "gat" or not plain or features.dtype not in (torch.float32, torch.float64):
             return torch.stack([edges.key.long(), edges.query.long()])
         ones = features.new_ones(edges.num_edges)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
-            return torch.sparse_csr_tensor(
-                edges.row_start.long(), edges.key.long(), ones, (edges.num_nodes,) * 2, check_invariants=False
-            )
+        return torch.sparse_csr_tensor(edges.row_start.long(), edges.key.long(), ones, (edges.num_nodes,) * 2)
 
 
 def layer_maker(kind: str, aggregate: str, num_heads: int) -> Callable[[int, int], nn.Module]:

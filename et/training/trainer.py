@@ -116,6 +116,7 @@ def quiet_libraries() -> None:
     logging.getLogger("lightning_fabric.utilities.distributed").setLevel(logging.WARNING)
     logging.getLogger("pytorch_lightning.accelerators.cuda").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message="Sparse (CSR tensor support is in beta|invariant checks are)")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")  # nothing validates
