@@ -28,16 +28,14 @@ def weighted_cross_entropy(log_odds: Tensor, labels: Tensor, anomaly_weight: flo
     The equations are sums with the wrong sign. The weighted mean is the released code's.
 
     Args:
-        log_odds: Log-odds of an anomaly, (n,), or of each of k networks, (n, k).
+        log_odds: Log-odds of an anomaly, (n,).
         labels: Labels 0 or 1, (n,).
         anomaly_weight: Weight omega.
 
     Returns:
-        The loss, () in at least float32. Of k networks, the sum of their losses.
+        The loss, () in at least float32.
     """
     log_odds = at_least_float32(log_odds)  # the sum of the weights is more than float16 can hold
-    if log_odds.dim() > 1:
-        return sum(weighted_cross_entropy(of_one, labels, anomaly_weight) for of_one in log_odds.unbind(1))
     anomalous = (labels == 1).to(log_odds.dtype)
     weight = 1 + (anomaly_weight - 1) * anomalous
     return F.binary_cross_entropy_with_logits(log_odds, anomalous, weight, reduction="sum") / weight.sum()
@@ -59,16 +57,21 @@ class AnomalyTask(Task):
 
     A network whose ``takes_known_labels`` is True sees training labels (see :mod:`et.anomaly.known_labels`).
 
+    A network with ``fitted`` and ``fit(features, topologies, labels, train)`` has trees in it. They are fitted when it
+    is first called. A checkpoint does not hold them: a resumed or evaluated run fits them again, on the same nodes and
+    with the same result.
+
     Args:
         network: Maps (features (n, F), topologies, node ids (n,)) to log-odds (n,). With known labels, its fourth
-            argument is the open labels (n,). In training, an ensemble of k returns those of each, (n, k).
+            argument is the open labels (n,).
         optim: Configuration of the optimizer and its schedule.
         protocol: ``held_out``, ``released`` or ``gadbench``.
         balance: Exponent of omega in the loss. 1 gives eq. 12, and 0 gives all nodes the same weight.
         masked_share: Share of the training labels that a step masks and predicts, with known labels.
 
     Raises:
-        UserError: ``protocol`` or ``masked_share`` has no such value.
+        UserError: ``protocol`` or ``masked_share`` has no such value, or the data of a network with trees are subgraphs
+            (when training starts).
     """
 
     family = "anomaly"
@@ -97,6 +100,13 @@ class AnomalyTask(Task):
             self.register_buffer(name, torch.zeros(len(MEASURES)))
 
     def on_fit_start(self) -> None:
+        if hasattr(self.network, "fitted"):
+            if self.trainer.datamodule.sample_ratio is not None:
+                raise UserError("this network is fitted once, on the whole graph: set data.sample_ratio=null")
+            if self.protocol == "released" and self.automatic_optimization:
+                raise UserError(
+                    "protocol=released scores a training step, in which the trees have no part: set protocol=held_out"
+                )
         # The released scores of an epoch are those of its training step: they cost nothing to look at, and every epoch
         # is a candidate, however seldom the whole graph is scored under `held_out`.
         if self.protocol == "released":
@@ -104,8 +114,19 @@ class AnomalyTask(Task):
 
     def log_odds(self, batch: NodeBatch, known: Tensor | None = None) -> Tensor:
         """Log-odds of every node of the batch, (n,). If ``known`` (n,) is None, no label is open."""
+        self._fit_trees(batch)
         inputs = (batch.features, batch.topologies, batch.nodes)
         return self.network(*inputs) if known is None else self.network(*inputs, known)
+
+    def _fit_trees(self, batch: NodeBatch) -> None:
+        """Fit the trees of a network, unless it has none or they are: in inductive mode on the training nodes' graph,
+        whatever graph ``batch`` is.
+        """
+        if getattr(self.network, "fitted", True):
+            return
+        data = None if self._trainer is None else self.trainer.datamodule
+        of = data.train_dataloader().dataset[0] if data is not None and data.inductive else batch
+        self.network.fit(of.features, of.topologies, of.labels, of.train)
 
     def training_step(self, batch: NodeBatch, batch_index: int) -> Tensor:
         predicted, known = self.open_in_training(batch)
@@ -133,7 +154,6 @@ class AnomalyTask(Task):
         return weights / self.all_gather(weights).mean()
 
     def _measure_training_step(self, log_odds: Tensor, batch: NodeBatch) -> None:
-        log_odds = log_odds.mean(1) if log_odds.dim() > 1 else log_odds
         val, threshold = self._measure(log_odds, batch, batch.val)
         self.latest_val.copy_(val)
         if val[0] > self.best_val[0]:
@@ -194,6 +214,7 @@ class AnomalyTask(Task):
 
     def _score(self, batch: NodeBatch, known: Tensor | None) -> Tensor:
         """Log-odds, (n,). A network with ``score`` processes a large graph in blocks."""
+        self._fit_trees(batch)
         in_pieces = getattr(self.network, "score", None)
         if in_pieces is None:
             return self.log_odds(batch, known)
@@ -226,16 +247,12 @@ class AnomalyTask(Task):
 class FittedTask(AnomalyTask):
     """The same protocols for a network that is fitted at once instead of by gradient steps (trees).
 
-    The only training step fits it. A checkpoint does not hold the fitted trees: a resumed or evaluated run fits them
-    again when it scores, on the same nodes and with the same result.
+    The only training step fits it.
 
     Args:
         network: Has ``fit(features, topologies, labels, train)`` and ``fitted``. With known labels it is fitted and
             scores with all training labels open, so a row of its input must not depend on the node's own label.
         *args, **kwargs: The other arguments of :class:`AnomalyTask`. The optimizer is ignored.
-
-    Raises:
-        UserError: The data are subgraphs (when training starts).
     """
 
     repeat_tolerance = 1e-6  # neither the order of the nodes nor that of sums matters to trees
@@ -246,22 +263,6 @@ class FittedTask(AnomalyTask):
 
     def configure_optimizers(self) -> None:
         return None
-
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        if self.trainer.datamodule.sample_ratio is not None:
-            raise UserError("this network is fitted once, on the whole graph: set data.sample_ratio=null")
-
-    def log_odds(self, batch: NodeBatch, known: Tensor | None = None) -> Tensor:
-        if not self.network.fitted:
-            of = self._training_batch(batch)
-            self.network.fit(of.features, of.topologies, of.labels, of.train)
-        return super().log_odds(batch, known)
-
-    def _training_batch(self, batch: NodeBatch) -> NodeBatch:
-        """The graph to fit on: in inductive mode that of the training nodes, whatever graph ``batch`` is."""
-        data = None if self._trainer is None else self.trainer.datamodule
-        return data.train_dataloader().dataset[0] if data is not None and data.inductive else batch
 
     def open_in_training(self, batch: NodeBatch) -> tuple[Tensor, Tensor | None]:
         return batch.train, open_labels(batch.labels, batch.train) if self.known_labels else None

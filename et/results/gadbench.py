@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,18 +31,19 @@ AUPRC = Metric("average_precision", "AUPRC", "test/average_precision", "%", "max
 COLUMNS = {"AUPRC": AUPRC.key, "AUROC": "test/auc", "Rec@K": "test/recall_at_k"}
 TRIALS = 10
 SEMI, KNOWN_LABELS = "_semi", "_labels"  # how experiments with few labels go on, and those with known labels end
-ENSEMBLE = "_ensemble"  # how methods end that are several networks of another method
+BLEND = "_blend"  # how methods end that are another method with trees
+OF_THE_INPUT = ("model.hops=", "model.degrees=")  # settings of trees that say what they read
 # Settings of the data that change the task: runs with another one have a table of their own.
 OF_THE_TASK = tuple(f"data.{key}=" for key in ("inductive", "merge", "drop_features", "train_ratio"))
 OF_THE_TASK += ("data.one_way_edges=keep",)
-ETS = ("", "encoded", "encoded_ensemble")
+ETS = ("", "encoded", "encoded_blend")
 # Names of the methods by the suffix of their experiments; any other suffix is shown as it is.
 METHODS = {
     "": "ET",
     "encoded": "ET, encoded input",
     "encoded_mlp": "MLP, encoded input",
-    "encoded_ensemble": "five ETs, encoded input",
-    "encoded_mlp_ensemble": "five MLPs, encoded input",
+    "encoded_blend": "ET and boosted trees",
+    "encoded_mlp_blend": "MLP and boosted trees",
     "mlp": "MLP",
     "gcn": "GCN",
     "sage": "GraphSAGE",
@@ -65,8 +66,7 @@ class Row:
         data: Name of the data set, with what else the methods of a table share.
         method: Suffix of the experiment.
         known_labels: Whether the method reads labels of training nodes.
-        searched: Number of settings that were run on trial 0. For an ensemble with the winning setting of its single
-            network, the number of those of that network.
+        searched: Number of settings that were run on trial 0. For a blend of two winners, those of both.
         validation: Validation AUPRC of the winner on trial 0.
         runs: Runs of the winner, one per trial.
     """
@@ -78,25 +78,46 @@ class Row:
     validation: float
     runs: tuple[Run, ...]
 
+    @property
+    def settings(self) -> list[str]:
+        """Overrides beyond experiment, seed, protocol and fidelity."""
+        run = self.runs[0]
+        return list(run.overrides[len(run.key.overrides()) :])
+
     def values(self, key: str) -> list[float]:
         """A metric of every trial, in percent."""
         return [100 * run.record["metrics"][key] for run in self.runs]
 
-    def commands(self) -> str | None:
+    def command(self) -> str | None:
         """Command that runs the missing trials; None if there are none."""
         there = {run.key.seed for run in self.runs}
-        missing = [str(seed) for seed in range(TRIALS) if seed not in there]
-        if not missing:
-            return None
-        run, settings = self.runs[0], _settings(self.runs[0])
-        own = [o for o in run.key.overrides() if not o.startswith("seed=")]
-        seeds = f"'seed=choice({','.join(missing)})'"
-        return " ".join([command("train"), "--multirun", *own, *(f"'{setting}'" for setting in settings), seeds])
+        return _command(self.runs[0].key.experiment, self.settings, [t for t in range(TRIALS) if t not in there])
 
 
-def _settings(run: Run) -> list[str]:
-    """Overrides of a run beyond its experiment, seed, protocol and fidelity."""
-    return list(run.overrides[len(run.key.overrides()) :])
+def _command(experiment: str, settings: Sequence[str], trials: Sequence[int]) -> str | None:
+    if not trials:
+        return None
+    own = [f"experiment={experiment}", "protocol=gadbench", "fidelity=paper"]
+    seeds = f"'seed=choice({','.join(map(str, trials))})'"
+    return " ".join([command("train"), "--multirun", *own, *(f"'{setting}'" for setting in settings), seeds])
+
+
+def commands_left(table: Sequence[Row]) -> list[str]:
+    """Commands that run the missing trials of all rows, and the blends of two winners that have no row."""
+    found = [row.command() for row in table]
+    of = {(row.data, row.method, row.known_labels): row for row in table}
+    for (data, method, known), row in of.items():
+        blend, trees = method + BLEND, of.get((data, "trees", known))
+        if blend in METHODS and (data, blend, known) not in of and trees is not None:
+            experiment = row.runs[0].key.experiment.removesuffix(KNOWN_LABELS) + BLEND + known * KNOWN_LABELS
+            found.append(_command(experiment, blended(row, trees), range(TRIALS)))
+    return [command for command in found if command is not None]
+
+
+def blended(network: Row, trees: Row) -> list[str]:
+    """Settings of a blend of two methods. Its trees take the input of the network, so that they have no hops."""
+    of_trees = [s for s in trees.settings if s.startswith("model.") and not s.startswith(OF_THE_INPUT)]
+    return [*network.settings, *(s.replace("model.", "model.trees.", 1) for s in of_trees)]
 
 
 def compared(run: Run) -> bool:
@@ -119,7 +140,7 @@ def rows(runs: Iterable[Run]) -> list[Row]:
     for run in filter(compared, runs):
         found[place(run)][run.label].append(run)
     table: dict[tuple[str, str, bool], Row] = {}
-    for where, settings in sorted(found.items()):  # an ensemble after its single network
+    for where, settings in sorted(found.items(), key=lambda item: BLEND in item[0][1]):
         first = {
             label: run.record["metrics"][SCORE]
             for label, those in settings.items()
@@ -130,11 +151,11 @@ def rows(runs: Iterable[Run]) -> list[Row]:
             continue
         winner = max(first, key=first.__getitem__)
         trials = tuple(sorted(settings[winner], key=lambda run: run.key.seed))
-        searched = len(first)
-        single = table.get((where[0], where[1].removesuffix(ENSEMBLE), where[2]))
-        if single is not None and _settings(single.runs[0]) == _settings(trials[0]):
-            searched = single.searched
-        table[where] = Row(*where, searched, first[winner], trials)
+        row = Row(*where, len(first), first[winner], trials)
+        parts = [table.get((where[0], part, where[2])) for part in (where[1].removesuffix(BLEND), "trees")]
+        if where[1].endswith(BLEND) and None not in parts and set(row.settings) == set(blended(*parts)):
+            row = replace(row, searched=sum(part.searched for part in parts))
+        table[where] = row
     return sorted(table.values(), key=lambda row: (row.data, row.known_labels, -np.mean(row.values(AUPRC.key))))
 
 
@@ -144,9 +165,9 @@ def render(table: Sequence[Row]) -> str:
         "# Anomalous nodes under GADBench's protocol",
         "",
         "Mean ± standard deviation over trials, test nodes, in %. *Settings* counts what was tried on trial 0:",
-        "the defaults and a random search. The setting with the best validation AUPRC is shown. Ensembles have the",
-        "winning setting of their single network. The last column is the difference in AUPRC of the ET with the best",
-        "validation AUPRC on the trials that both have, with p of a paired t-test.",
+        "the defaults and a random search. The setting with the best validation AUPRC is shown. A network *and boosted",
+        "trees* is the mean of the log-odds of two winners. The last column is the difference in AUPRC of the ET with",
+        "the best validation AUPRC on the trials that both have, with p of a paired t-test.",
         "Rendered by `python -m et.results.gadbench`.",
     ]
     for data, known in sorted({(row.data, row.known_labels) for row in table}):
@@ -186,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     file = options.folder / "results.jsonl"
     if options.left:
-        print(*filter(None, (row.commands() for row in rows(collect(options.runs, [file]).runs.values()))), sep="\n")
+        print(*commands_left(rows(collect(options.runs, [file]).runs.values())), sep="\n")
         return 0
     new = collect(options.runs)
     count, problems = append(filter(compared, new.runs.values()), file)

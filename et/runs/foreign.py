@@ -27,8 +27,8 @@ TRUSTED = "ET_TRUSTED_TARGETS"
 TARGETS = frozenset(
     {
         "et.anomaly.data.NodeDataModule",
-        "et.anomaly.ensemble.Ensemble.of_et",
-        "et.anomaly.ensemble.Ensemble.of_mlp",
+        "et.anomaly.blend.Blend.of_et",
+        "et.anomaly.blend.Blend.of_mlp",
         "et.anomaly.lit.AnomalyTask",
         "et.anomaly.lit.FittedTask",
         "et.anomaly.model.AnomalyTransformer",

@@ -89,15 +89,28 @@ def test_et_is_chosen_by_validation_as_everything_is(make_run, tmp_path):
     assert "| MLP | 1 | 1 | 40.0 | 80.0 | 25.0 | +10.0 (n = 1) |" in table
 
 
-def test_an_ensemble_shares_the_search_of_its_single_network(make_run, tmp_path):
-    setting = "optim.optimizer.lr=0.005"
-    make_run(key("reddit_gadbench_encoded", 0), metrics(0.4, 0.4))
-    make_run(key("reddit_gadbench_encoded", 0), metrics(0.5, 0.5), setting)
-    make_run(key("reddit_gadbench_encoded_ensemble", 0), metrics(0.6, 0.6), setting)
-    make_run(key("reddit_gadbench_encoded_mlp", 0), metrics(0.5, 0.5), setting)
-    make_run(key("reddit_gadbench_encoded_mlp_ensemble", 0), metrics(0.6, 0.6))  # not the setting of its network
-    found = {row.method: row.searched for row in rows(collect([tmp_path / "runs"]).runs.values())}
-    assert found == {"encoded": 2, "encoded_ensemble": 2, "encoded_mlp": 1, "encoded_mlp_ensemble": 1}
+def test_a_blend_is_of_the_winners_and_counts_the_settings_of_both(make_run, tmp_path, capsys):
+    make_run(key("reddit_gadbench_encoded_labels", 0), metrics(0.4, 0.4))
+    make_run(key("reddit_gadbench_encoded_labels", 0), metrics(0.5, 0.5), "optim.optimizer.lr=0.005")
+    for rounds in (50, 200):
+        make_run(key("reddit_gadbench_trees_labels", 0), metrics(rounds / 1000, 0.5), f"model.rounds={rounds}")
+    make_run(key("reddit_gadbench_trees_labels", 0), metrics(0.3, 0.5), "model.rounds=400", "model.hops=3")
+    arguments = ["--runs", str(tmp_path / "runs"), "--folder", str(tmp_path / "gadbench")]
+    assert main([*arguments, "--left"]) == 0
+    [left] = [line for line in capsys.readouterr().out.splitlines() if "blend" in line]
+    assert left == (
+        "python train.py --multirun experiment=reddit_gadbench_encoded_blend_labels protocol=gadbench fidelity=paper "
+        "'optim.optimizer.lr=0.005' 'model.trees.rounds=400' 'seed=choice(0,1,2,3,4,5,6,7,8,9)'"
+    )
+    blend = key("reddit_gadbench_encoded_blend_labels", 0)
+    make_run(blend, metrics(0.6, 0.6), "optim.optimizer.lr=0.005", "model.trees.rounds=400")
+
+    def searched() -> int:
+        return {row.method: row.searched for row in rows(collect([tmp_path / "runs"]).runs.values())}["encoded_blend"]
+
+    assert searched() == 2 + 3
+    make_run(blend, metrics(0.7, 0.6), "model.trees.rounds=50")  # not of the winners: its own two settings count
+    assert searched() == 2
 
 
 def test_the_committed_table_is_rendered_from_the_committed_records():

@@ -1,0 +1,88 @@
+"""A network blended with trees: what it scores and what it learns from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from et.anomaly.blend import Blend
+from et.anomaly.known_labels import open_labels
+from et.core import EdgeTopology
+from et.runs.config_check import check_config
+from et.training.evaluation import evaluate
+from et.training.run import train
+from et.utils.errors import UserError
+from tests.anomaly.test_known_labels import task_of, with_labels
+from tests.configs import ROOT
+
+SMALL = ["model.trees.rounds=5", "model.trees.min_samples_leaf=5", "trainer.max_epochs=2", "data.num_features=null"]
+
+
+def blend_on_a_graph() -> tuple[Blend, tuple]:
+    torch.manual_seed(0)
+    features, edges, labels = torch.randn(60, 5), torch.randint(0, 60, (2, 90)), torch.arange(60) % 2
+    topology = EdgeTopology(torch.cat([edges, edges.flip(0)], dim=1), 60)
+    sizes = {"dim": 8, "num_heads": 2, "head_dim": 4, "num_memories": 6, "steps": 1, "position_embedding": False}
+    blend = Blend.of_et({"rounds": 5, "min_samples_leaf": 2}, in_features=5, known_labels=True, **sizes)
+    train = torch.arange(40)
+    blend.fit(features, [topology], labels, train)
+    return blend, (features, [topology], None, open_labels(labels, train))
+
+
+def test_the_score_is_the_mean_and_the_network_learns_alone():
+    blend, inputs = blend_on_a_graph()
+    of_network, of_trees = blend.network(*inputs), blend.trees(*inputs)
+    assert blend.takes_known_labels and blend.trees.takes_known_labels
+    torch.testing.assert_close(blend(*inputs), of_network)
+    blend.eval()
+    torch.testing.assert_close(blend(*inputs), (of_network + of_trees) / 2)
+    torch.testing.assert_close(blend.score(*inputs), (of_network + of_trees) / 2)
+    assert not torch.allclose(of_network, of_trees)
+
+
+@pytest.mark.parametrize("suffix", ["encoded_blend_labels", "encoded_mlp_blend"])
+def test_a_checkpoint_scores_as_the_run_did(small_config, suffix):
+    """It holds no trees: they are fitted again."""
+    outcome = train(small_config(f"amazon_upu_gadbench_{suffix}", *SMALL))
+    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        again = evaluate(compose("evaluate", [f"run={outcome.folder}"]))
+    for name in ("test/auc", "test/average_precision"):
+        assert again["metrics"][name] == pytest.approx(outcome.record["metrics"][name], rel=1e-6)
+
+
+def test_no_label_reaches_its_own_score(small_config):
+    """As :mod:`tests.anomaly.test_known_labels` has it for other networks; the trees stay as they were fitted."""
+    task, batch = task_of(small_config("amazon_upu_gadbench_encoded_blend_labels", *SMALL))
+    before = task.score(batch)
+    for node in batch.train[:4].tolist():
+        assert task.score(with_labels(batch, node))[node] == before[node]
+    hidden = torch.cat([batch.val, batch.test])
+    assert torch.equal(task.score(with_labels(batch, hidden)), before)
+    assert not torch.equal(task.score(with_labels(batch, batch.train)), before)
+
+
+def test_where_trees_have_no_place_a_blend_is_refused(small_config):
+    for override, message in (
+        ("protocol=released", "the trees have no part"),
+        ("data.sample_ratio=0.5", "fitted once, on the whole graph"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(small_config("amazon_upu_gadbench_encoded_blend", *SMALL, override))
+
+
+def test_keys_and_values_of_both_parts_are_checked(small_config):
+    def check(*overrides: str) -> None:
+        cfg = small_config("amazon_upu_gadbench_encoded_blend", *overrides)
+        check_config(OmegaConf.to_container(cfg, resolve=True))
+
+    check("model.dim=8", "model.trees.rounds=8")
+    for override, message in (
+        ("+model.dimm=8", r"Blend takes no dimm; did you mean model\.dim"),
+        ("model.combine=sum", r"model\.combine must be"),
+        ("+model.trees.round=8", r"did you mean model\.trees\.rounds"),
+        ("model.trees.rounds=many", r"model\.trees\.rounds must be"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check(override)
