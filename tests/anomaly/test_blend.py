@@ -40,6 +40,8 @@ def test_the_score_is_the_mean_and_the_network_learns_alone():
     torch.testing.assert_close(blend(*inputs), (of_network + of_trees) / 2)
     torch.testing.assert_close(blend.score(*inputs), (of_network + of_trees) / 2)
     assert not torch.allclose(of_network, of_trees)
+    others = (*inputs[:3], open_labels(torch.zeros(60).long(), torch.arange(40)))
+    torch.testing.assert_close(blend(*others), (blend.network(*others) + blend.trees(*others)) / 2)
 
 
 @pytest.mark.parametrize("suffix", ["encoded_blend_labels", "encoded_mlp_blend"])
