@@ -16,7 +16,8 @@ KINDS = ("gcn", "sage", "gin", "gat")
 
 
 class NodeGNN(nn.Module):
-    """Layers of one kind with ReLU after each and a linear head; the defaults are GADBench's.
+    """Layers of one kind with ReLU after each and a linear head. The defaults are GADBench's, but for GraphSAGE's
+    aggregator (``pool`` there).
 
     Args:
         in_features: F.

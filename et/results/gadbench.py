@@ -3,7 +3,7 @@
 ``python -m et.results.gadbench --runs RUNS`` appends the runs below RUNS to experiments/gadbench/results.jsonl and
 renders table.md beside it. A search is the runs of one experiment on trial 0 (``seed=0``). The setting with the best
 validation AUPRC is its winner, and the row of the table is the winner on all trials that were run. ``--left`` prints
-the commands of the winners' missing trials.
+the commands of the winners' missing trials. Their runs go below RUNS too.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ OF_THE_INPUT = ("model.hops=", "model.degrees=")  # settings of trees that say w
 # Settings of the data that change the task: runs with another one have a table of their own.
 OF_THE_TASK = tuple(f"data.{key}=" for key in ("inductive", "merge", "drop_features", "train_ratio"))
 OF_THE_TASK += ("data.one_way_edges=keep",)
-ETS = ("", "encoded", "encoded_blend")
+ETS = ("", "encoded")
 # Names of the methods by the suffix of their experiments; any other suffix is shown as it is.
 METHODS = {
     "": "ET",
     "encoded": "ET, encoded input",
     "encoded_mlp": "MLP, encoded input",
+    "encoded_no_attention": "ET without attention, encoded input",
     "encoded_blend": "ET and boosted trees",
     "encoded_mlp_blend": "MLP and boosted trees",
     "mlp": "MLP",
@@ -166,20 +167,22 @@ def render(table: Sequence[Row]) -> str:
         "",
         "Mean ± standard deviation over trials, test nodes, in %. *Settings* counts what was tried on trial 0:",
         "the defaults and a random search. The setting with the best validation AUPRC is shown. A network *and boosted",
-        "trees* is the mean of the log-odds of two winners. The last column is the difference in AUPRC of the ET with",
-        "the best validation AUPRC on the trials that both have, with p of a paired t-test.",
+        "trees* is the mean of the log-odds of that network and of trees on its input, with the winning settings of",
+        "both. The last columns are the differences in AUPRC of the ET with the better validation AUPRC, and of ET and",
+        "boosted trees, on the trials that both have, with p of a paired t-test.",
         "Rendered by `python -m et.results.gadbench`.",
     ]
     for data, known in sorted({(row.data, row.known_labels) for row in table}):
         those = [row for row in table if (row.data, row.known_labels) == (data, known)]
         lines += ["", f"## {data}, {'known labels' if known else 'features only'}", ""]
-        lines += [f"| method | settings | trials | {' | '.join(COLUMNS)} | ET ahead by |"]
-        lines += [f"|---|{'---:|' * (3 + len(COLUMNS))}"]
+        lines += [f"| method | settings | trials | {' | '.join(COLUMNS)} | ET ahead by | ET and trees ahead by |"]
+        lines += [f"|---|{'---:|' * (4 + len(COLUMNS))}"]
         best = max((row for row in those if row.method in ETS), key=lambda row: row.validation, default=None)
+        blend = next((row for row in those if row.method == "encoded_blend"), None)
         for row in those:
             numbers = [_mean(row.values(key)) for key in COLUMNS.values()]
             cells = [METHODS.get(row.method, row.method), str(row.searched), str(len(row.runs)), *numbers]
-            lines.append(f"| {' | '.join([*cells, _lead(best, row)])} |")
+            lines.append(f"| {' | '.join([*cells, _lead(best, row), _lead(blend, row)])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -207,7 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     file = options.folder / "results.jsonl"
     if options.left:
-        print(*commands_left(rows(collect(options.runs, [file]).runs.values())), sep="\n")
+        into = f" paths.runs={options.runs[0]}" if options.runs else ""
+        print(*(f"{line}{into}" for line in commands_left(rows(collect(options.runs, [file]).runs.values()))), sep="\n")
         return 0
     new = collect(options.runs)
     count, problems = append(filter(compared, new.runs.values()), file)

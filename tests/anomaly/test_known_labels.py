@@ -17,7 +17,7 @@ from tests.anomaly.conftest import save_npz
 
 SIZES = ["model.head_dim=8", "model.num_memories=16", "model.steps=2"]
 COUNTS = "model.label_counts=true"
-BASELINES = ["mlp", "gt", "bwgnn", "gcn", "sage", "gin", "gat", "pmp", "trees", "rfgraph"]
+BASELINES = ["mlp", "gt", "bwgnn", "gcn", "sage", "gin", "gat", "pmp", "trees", "rfgraph", "xgbgraph"]
 
 
 def task_of(cfg):
@@ -71,6 +71,8 @@ EXPERIMENTS += [("pmp_labels", ["model.layers=2"])]  # over two layers labels co
 @pytest.mark.parametrize("loops", [False, True], ids=["", "self-loops"])
 @pytest.mark.parametrize(("suffix", "extra"), EXPERIMENTS)
 def test_no_label_reaches_its_own_score(small_config, suffix, extra, loops):
+    if suffix == "xgbgraph_labels":
+        pytest.importorskip("xgboost")
     sizes = SIZES if suffix == "labels" else []
     task, batch = task_of(small_config(f"amazon_upu_40pct_{suffix}", *sizes, *extra, f"data.self_loops={loops}"))
     before = task.score(batch)
