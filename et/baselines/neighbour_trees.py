@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from et.anomaly.aggregates import AGGREGATES, neighbour_features
-from et.anomaly.known_labels import label_counts, open_labels
+from et.anomaly.known_labels import MASKED, label_counts, open_labels
 from et.core import EdgeTopology
 from et.core.arguments import check_sizes
 from et.utils.errors import UserError
@@ -68,11 +68,12 @@ class NeighbourTrees(nn.Module):
         return self.trees is not None
 
     def inputs(self, features: Tensor, topologies: Sequence[EdgeTopology], known: Tensor | None = None) -> Tensor:
-        """Inputs of the trees: :func:`neighbour_features`, and with ``known`` (n,), open labels, 2 R columns of their
-        counts.
+        """Inputs of the trees: :func:`neighbour_features`, and with known labels 2 R columns of their counts. If
+        ``known`` (n,) is None, no label is open.
         """
         inputs = neighbour_features(features, topologies, self.hops, self.aggregate, self.degrees)
-        if self.takes_known_labels and known is not None:
+        if self.takes_known_labels:
+            known = torch.full((len(features),), MASKED, device=features.device) if known is None else known
             inputs = torch.cat([inputs, label_counts(known, topologies).to(features)], dim=1)
         return inputs
 
@@ -96,7 +97,13 @@ class NeighbourTrees(nn.Module):
         nodes: Tensor | None = None,
         known: Tensor | None = None,
     ) -> Tensor:
-        """Log-odds (n,); requires :meth:`fit`."""
+        """Log-odds (n,).
+
+        Raises:
+            RuntimeError: :meth:`fit` has not been called.
+        """
+        if not self.fitted:
+            raise RuntimeError("the trees are not fitted: call fit first. A checkpoint does not hold them")
         return torch.from_numpy(self.raw_scores(self.inputs(features, topologies, known).cpu().numpy())).to(features)
 
     def raw_scores(self, inputs: np.ndarray) -> np.ndarray:

@@ -80,11 +80,12 @@ class NodeGNN(nn.Module):
     def edges(self, topology: EdgeTopology, features: Tensor) -> Tensor:
         """The graph as the layers take it: on a CPU the adjacency as a sparse matrix (query, key), else an edge index.
 
-        The product of a sparse matrix needs no row per edge. ``gat`` weights each edge, and torch_geometric takes no
-        maximum over a sparse matrix on a GPU; there, and in half precision, the layers gather along the edges.
+        The product of a sparse matrix needs no row per edge. ``gat`` weights each edge. On a GPU torch_geometric takes
+        no maximum over a sparse matrix, and gathering is fast. Training needs products that only MKL has.
         """
         edges = topology.edges
         plain = features.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        plain = plain and torch.backends.mkl.is_available()
         if self.kind == "gat" or not plain or features.dtype not in (torch.float32, torch.float64):
             return torch.stack([edges.key.long(), edges.query.long()])
         ones = features.new_ones(edges.num_edges)

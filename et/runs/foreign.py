@@ -27,11 +27,11 @@ TRUSTED = "ET_TRUSTED_TARGETS"
 TARGETS = frozenset(
     {
         "et.anomaly.data.NodeDataModule",
-        "et.anomaly.blend.Blend.of_et",
-        "et.anomaly.blend.Blend.of_mlp",
         "et.anomaly.lit.AnomalyTask",
         "et.anomaly.lit.FittedTask",
         "et.anomaly.model.AnomalyTransformer",
+        "et.baselines.blend.Blend.of_et",
+        "et.baselines.blend.Blend.of_mlp",
         "et.baselines.bwgnn.BWGNN",
         "et.baselines.graph_networks.GAT",
         "et.baselines.graph_networks.GIN",

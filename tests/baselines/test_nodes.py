@@ -145,6 +145,8 @@ class TestNodeGNN:
         edge_index = torch.randint(0, N - 2, (2, 60))
         edge_index = torch.cat([edge_index, edge_index[:, :8], torch.arange(4).expand(2, -1)], dim=1)
         topology = EdgeTopology(edge_index, N)
+        if not torch.backends.mkl.is_available():
+            pytest.skip("needs torch with MKL")
         assert network.edges(topology, torch.zeros(N, F)).layout == torch.sparse_csr
 
         def values_and_gradients() -> list[torch.Tensor]:

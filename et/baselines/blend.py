@@ -12,27 +12,33 @@ from et.anomaly.model import AnomalyTransformer
 from et.baselines.neighbour_trees import NeighbourTrees
 from et.baselines.node_mlp import NodeMLP
 from et.core import EdgeTopology
-from et.utils.errors import ArgumentsOf
+from et.utils.errors import ArgumentsOf, UserError
 
 OfTrees = Annotated[Mapping[str, Any] | None, ArgumentsOf("et.baselines.neighbour_trees.NeighbourTrees")]
 
 
 class Blend(nn.Module):
-    """A network that is trained by gradient steps and trees that are fitted at once, on the same input. The score is
-    the mean of their log-odds; the epoch of the network is the one with the best mean on the validation nodes.
+    """A network that is trained by gradient steps and trees that are fitted in one go, on the same input.
+
+    The score is the mean of their log-odds. The epoch is the one whose mean scores best on the validation nodes.
 
     Args:
         network: Maps (features, topologies, nodes, known) to log-odds (n,).
         trees: Settings of :class:`NeighbourTrees`. If None, its defaults. The trees read known labels if ``network``
             does.
+
+    Raises:
+        UserError: ``trees`` sets ``known_labels``.
     """
 
     def __init__(self, network: nn.Module, trees: Mapping[str, Any] | None = None):
         super().__init__()
+        if trees is not None and "known_labels" in trees:
+            raise UserError("model.trees.known_labels: the trees read what the network reads; set model.known_labels")
         self.takes_known_labels = network.takes_known_labels
         self.network = network
-        self.trees = NeighbourTrees(**{**(trees or {}), "known_labels": network.takes_known_labels})
-        self._latest: tuple[Tensor, Tensor | None, Tensor] | None = None  # features, known and log-odds of the trees
+        self.trees = NeighbourTrees(**(trees or {}), known_labels=network.takes_known_labels)
+        self._latest: tuple[Any, ...] | None = None  # what the trees read last, and their log-odds
 
     @classmethod
     def of_et(
@@ -64,14 +70,15 @@ class Blend(nn.Module):
         nodes: Tensor | None = None,
         known: Tensor | None = None,
     ) -> Tensor:
-        """Log-odds (n,): of the network alone in training mode, so that it does not learn to correct the trees.
+        """Log-odds (n,). In training mode those of the network alone, so that it does not learn to correct the trees.
 
         Args:
             features, topologies, nodes, known: As of the network's ``forward``.
         """
         log_odds = self.network(features, topologies, nodes, known)
-        return log_odds if self.training else self._mean(log_odds, features, topologies, known)
+        return log_odds if self.training else (log_odds + self._of_trees(features, topologies, known)) / 2
 
+    @torch.no_grad()
     def score(
         self,
         features: Tensor,
@@ -79,17 +86,20 @@ class Blend(nn.Module):
         nodes: Tensor | None = None,
         known: Tensor | None = None,
     ) -> Tensor:
-        """:meth:`forward` in evaluation mode, (n,). A network that has ``score`` processes a large graph in blocks."""
+        """The mean without gradients, (n,). A network that has ``score`` processes a large graph in blocks."""
         score = getattr(self.network, "score", self.network)
-        return self._mean(score(features, topologies, nodes=nodes, known=known), features, topologies, known)
+        of_network = score(features, topologies, nodes=nodes, known=known)
+        return (of_network + self._of_trees(features, topologies, known)) / 2
 
-    def _mean(
-        self, log_odds: Tensor, features: Tensor, topologies: Sequence[EdgeTopology], known: Tensor | None
-    ) -> Tensor:
-        # The trees say the same after every epoch.
-        if self._latest is None or self._latest[0] is not features or not _equal(self._latest[1], known):
-            self._latest = features, known, self.trees(features, topologies, known=known)
-        return (log_odds + self._latest[2]) / 2
+    def _of_trees(self, features: Tensor, topologies: Sequence[EdgeTopology], known: Tensor | None) -> Tensor:
+        """Log-odds of the trees, (n,): kept, since validation asks for the same ones after every epoch."""
+        if self._latest is not None:
+            *inputs, log_odds = self._latest
+            if inputs[0] is features and inputs[1] is topologies and _equal(inputs[2], known):
+                return log_odds
+        log_odds = self.trees(features, topologies, known=known)
+        self._latest = features, topologies, known, log_odds
+        return log_odds
 
 
 def _equal(one: Tensor | None, other: Tensor | None) -> bool:

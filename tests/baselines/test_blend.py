@@ -7,8 +7,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from et.anomaly.blend import Blend
 from et.anomaly.known_labels import open_labels
+from et.baselines.blend import Blend
 from et.core import EdgeTopology
 from et.runs.config_check import check_config
 from et.training.evaluation import evaluate
@@ -35,13 +35,37 @@ def test_the_score_is_the_mean_and_the_network_learns_alone():
     blend, inputs = blend_on_a_graph()
     of_network, of_trees = blend.network(*inputs), blend.trees(*inputs)
     assert blend.takes_known_labels and blend.trees.takes_known_labels
+    assert not torch.allclose(of_network, of_trees)
     torch.testing.assert_close(blend(*inputs), of_network)
     blend.eval()
     torch.testing.assert_close(blend(*inputs), (of_network + of_trees) / 2)
     torch.testing.assert_close(blend.score(*inputs), (of_network + of_trees) / 2)
-    assert not torch.allclose(of_network, of_trees)
-    others = (*inputs[:3], open_labels(torch.zeros(60).long(), torch.arange(40)))
-    torch.testing.assert_close(blend(*others), (blend.network(*others) + blend.trees(*others)) / 2)
+    assert not blend.score(*inputs).requires_grad
+
+
+def test_trees_answer_anew_where_their_input_is_another(monkeypatch):
+    blend, (features, topologies, nodes, known) = blend_on_a_graph()
+    calls, of_trees = [], blend.trees.raw_scores
+    monkeypatch.setattr(blend.trees, "raw_scores", lambda inputs: calls.append(1) or of_trees(inputs))
+    others = [EdgeTopology(torch.tensor([[0, 1], [1, 0]]), 60)]
+    blend.eval()
+    for inputs, expected in (
+        ((features, topologies, nodes, known), 1),
+        ((features, topologies, nodes, known.clone()), 1),
+        ((features, topologies, nodes, None), 2),
+        ((features, others, nodes, None), 3),
+        ((features + 1, others, nodes, None), 4),
+    ):
+        found = blend(*inputs)
+        assert len(calls) == expected
+        torch.testing.assert_close(found, (blend.network(*inputs) + blend.trees(*inputs)) / 2)
+        calls.pop()  # the one that this test made
+
+
+def test_trees_that_are_not_fitted_say_so():
+    blend = Blend.of_mlp(in_features=5).eval()
+    with pytest.raises(RuntimeError, match="call fit first"):
+        blend(torch.zeros(3, 5), [EdgeTopology(torch.zeros(2, 0).long(), 3)])
 
 
 @pytest.mark.parametrize("suffix", ["encoded_blend_labels", "encoded_mlp_blend"])
@@ -88,3 +112,5 @@ def test_keys_and_values_of_both_parts_are_checked(small_config):
     ):
         with pytest.raises(UserError, match=message):
             check(override)
+    with pytest.raises(UserError, match=r"set model\.known_labels"):
+        Blend.of_mlp({"known_labels": True}, in_features=5)
