@@ -14,6 +14,7 @@ from torch import Tensor
 from et.anomaly.batch import NodeBatch
 from et.anomaly.data import NodeDataModule
 from et.anomaly.dynamics import PaperDynamics
+from et.anomaly.known_labels import open_labels
 from et.anomaly.model import AnomalyTransformer
 from et.core import EdgeTopology, EnergyTransformerBlock, descend
 from et.core.sparse import edge_scores, segment_softmax
@@ -54,11 +55,13 @@ class NodesSeen:
 
 @torch.no_grad()
 def final_state(network: AnomalyTransformer, batch: NodeBatch, relation: int = 0) -> NodesSeen:
-    """Descend on the whole graph and record the final state."""
+    """Descend on the whole graph, with all training labels open if the network reads them, and record the final
+    state.
+    """
     dynamics, topology = network.dynamics, batch.topologies[relation]
-    x = descend(
-        dynamics.block, network.tokens(batch.features, batch.nodes), dynamics.steps, dynamics.step_size, topology
-    )
+    known = open_labels(batch.labels, batch.train) if network.takes_known_labels else None
+    tokens = network.tokens(network.inputs(batch.features, batch.topologies, known), batch.nodes, known)
+    x = descend(dynamics.block, tokens, dynamics.steps, dynamics.step_size, topology)
     block, g = dynamics.block, dynamics.block.norm(x.x)
     energies = {}
     if block.attention is not None:
@@ -156,11 +159,13 @@ def draw_energies(seen: NodesSeen, labels: Tensor, numbers: dict[str, Any], path
 
 
 def draw_figures(network: torch.nn.Module, data: NodeDataModule, folder: Path) -> dict[str, Any]:
-    """Draw neighbours.png and energies.png of the first relation; returns :func:`figure_summary`.
+    """Draw neighbours.png and energies.png of the first relation, of a blend those of its ET; returns
+    :func:`figure_summary`.
 
     Raises:
         UserError: The network has no energy: a baseline, or the released model.
     """
+    network = getattr(network, "network", network)
     if not isinstance(getattr(network, "dynamics", None), PaperDynamics):
         raise UserError("only an Energy Transformer with fidelity=paper has an energy to draw")
     folder.mkdir(parents=True, exist_ok=True)

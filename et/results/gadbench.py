@@ -3,7 +3,7 @@
 ``python -m et.results.gadbench --runs RUNS`` appends the runs below RUNS to experiments/gadbench/results.jsonl and
 renders table.md beside it. A search is the runs of one experiment on trial 0 (``seed=0``). The setting with the best
 validation AUPRC is its winner, and the row of the table is the winner on all trials that were run. ``--left`` prints
-the commands of the winners' missing trials. Their runs go below RUNS too.
+the commands of the winners' missing trials and of their blends with the winning trees. Their runs go below RUNS too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +67,7 @@ class Row:
         data: Name of the data set, with what else the methods of a table share.
         method: Suffix of the experiment.
         known_labels: Whether the method reads labels of training nodes.
-        searched: Number of settings that were run on trial 0. For a blend of two winners, those of both.
+        searched: Number of settings that were run on trial 0. For a blend, those of its network and of the trees.
         validation: Validation AUPRC of the winner on trial 0.
         runs: Runs of the winner, one per trial.
     """
@@ -82,8 +82,7 @@ class Row:
     @property
     def settings(self) -> list[str]:
         """Overrides beyond experiment, seed, protocol and fidelity."""
-        run = self.runs[0]
-        return list(run.overrides[len(run.key.overrides()) :])
+        return _settings(self.runs[0])
 
     def values(self, key: str) -> list[float]:
         """A metric of every trial, in percent."""
@@ -115,6 +114,10 @@ def commands_left(table: Sequence[Row]) -> list[str]:
     return [command for command in found if command is not None]
 
 
+def _settings(run: Run) -> list[str]:
+    return list(run.overrides[len(run.key.overrides()) :])
+
+
 def blended(network: Row, trees: Row) -> list[str]:
     """Settings of a blend of two methods. Its trees take the input of the network, so that they have no hops."""
     of_trees = [s for s in trees.settings if s.startswith("model.") and not s.startswith(OF_THE_INPUT)]
@@ -123,7 +126,7 @@ def blended(network: Row, trees: Row) -> list[str]:
 
 def compared(run: Run) -> bool:
     """Whether a run belongs to the comparison."""
-    return run.key.protocol == "gadbench" and "_gadbench" in run.key.experiment
+    return (run.key.protocol, run.key.fidelity) == ("gadbench", "paper") and "_gadbench" in run.key.experiment
 
 
 def place(run: Run) -> tuple[str, str, bool]:
@@ -136,7 +139,10 @@ def place(run: Run) -> tuple[str, str, bool]:
 
 
 def rows(runs: Iterable[Run]) -> list[Row]:
-    """A row for every method with a finished trial 0, sorted by data, regime and mean AUPRC."""
+    """A row for every method with a finished trial 0, sorted by data, regime and mean AUPRC.
+
+    A blend has a row if it is of the winners; blends with other settings have none.
+    """
     found: dict[tuple[str, str, bool], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in filter(compared, runs):
         found[place(run)][run.label].append(run)
@@ -151,12 +157,17 @@ def rows(runs: Iterable[Run]) -> list[Row]:
         if not first:
             continue
         winner = max(first, key=first.__getitem__)
-        trials = tuple(sorted(settings[winner], key=lambda run: run.key.seed))
-        row = Row(*where, len(first), first[winner], trials)
         parts = [table.get((where[0], part, where[2])) for part in (where[1].removesuffix(BLEND), "trees")]
-        if where[1].endswith(BLEND) and None not in parts and set(row.settings) == set(blended(*parts)):
-            row = replace(row, searched=sum(part.searched for part in parts))
-        table[where] = row
+        if where[1].endswith(BLEND):
+            if None in parts:
+                continue
+            of_winners = [label for label in first if set(_settings(settings[label][0])) == set(blended(*parts))]
+            if not of_winners:
+                continue
+            winner = of_winners[0]
+        trials = tuple(sorted(settings[winner], key=lambda run: run.key.seed))
+        searched = sum(part.searched for part in parts) if where[1].endswith(BLEND) else len(first)
+        table[where] = Row(*where, searched, first[winner], trials)
     return sorted(table.values(), key=lambda row: (row.data, row.known_labels, -np.mean(row.values(AUPRC.key))))
 
 
@@ -206,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m et.results.gadbench", description=main.__doc__)
     parser.add_argument("--runs", nargs="*", default=[], help="run folders to record, searched at any depth")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where results.jsonl and table.md are")
-    parser.add_argument("--left", action="store_true", help="only print the commands of missing trials")
+    parser.add_argument("--left", action="store_true", help="only print the commands of missing trials and blends")
     options = parser.parse_args(arguments)
     file = options.folder / "results.jsonl"
     if options.left:

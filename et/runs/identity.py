@@ -30,7 +30,7 @@ from et.runs.config_check import check_choices, check_config, unknown_key
 from et.runs.config_schema import FIDELITIES, PROTOCOLS
 from et.runs.foreign import check_targets
 from et.runs.record import hashed_config, plain_name, run_id
-from et.utils.errors import UserError, constructor_of, unwrapped
+from et.utils.errors import UserError, constructor_of, keywords_go_to, unwrapped
 from et.utils.paths import CONF
 
 # Counts that the network is built from. If null in the configuration, they are read from the user's data.
@@ -180,7 +180,9 @@ def check_overrides(overrides: Iterable[str], config: Mapping[str, Any]) -> None
 def _unused_by_released(model: Mapping[str, Any]) -> tuple[str, ...]:
     """Keys of a model without effect under ``fidelity=released``, in addition to those of its section ``released``."""
     try:
-        return getattr(constructor_of(model["_target_"])[0], "unused_by_released", ())
+        built, call = constructor_of(model["_target_"])
+        inner = keywords_go_to(call)
+        return getattr(built if inner is None else constructor_of(inner)[0], "unused_by_released", ())
     except Exception:  # whatever an import may raise: check_config says that the class cannot be imported
         return ()
 

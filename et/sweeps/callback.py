@@ -63,6 +63,7 @@ def run_cell(cfg: DictConfig) -> float | None:
         error = unwrapped(error)
         record_failure(folder, error, overrides)
         say(f"   failed: {_first_line(error)}")
+        end_if_told_to(error)
         end_if_others_wait(error)
         return None
     if not outcome.skipped:
@@ -95,8 +96,15 @@ def run_job(cfg: DictConfig, run: Callable[[], float | None]) -> float | None:
         print(f"error: {label_of(overrides)}: {message}", file=sys.stderr, flush=True)
         if folder is not None:
             record_failure(folder, unwrapped(error), overrides)
+        end_if_told_to(error)
         end_if_others_wait(error)
         return None
+
+
+def end_if_told_to(error: Exception) -> None:
+    """End the sweep if a signal had told the failed run to stop."""
+    if getattr(error, "stopped_by", None) is not None:
+        raise SystemExit(1)
 
 
 def end_if_others_wait(error: Exception) -> None:

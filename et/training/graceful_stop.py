@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import signal
-import sys
 import threading
 from types import FrameType
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from et.training.callbacks import Checkpoints
-from et.utils.errors import Interrupted
+from et.utils.errors import Interrupted, UserError
 from et.utils.startup import SIGNALS, leave
 
 
@@ -83,13 +82,11 @@ class StopOnSignal(Callback):
         stepped = progress.current.ready % trainer.accumulate_grad_batches == 0
         if stepped and not progress.is_last_batch and self._told(trainer):
             self.batches, self.generators = progress.current.ready, gathered_generators(trainer.world_size)
-            self.checkpoints.save_last(trainer)
-            self._stop(trainer)
+            self._save_and_stop(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._told(trainer):
-            self.checkpoints.save_last(trainer)
-            self._stop(trainer)
+            self._save_and_stop(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.restore_handlers()
@@ -98,10 +95,6 @@ class StopOnSignal(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.restore_handlers()
-        if self.signum is not None and isinstance(exception, Exception):
-            # The state could not be saved. Raised on, the error would let a sweep go on with its next run.
-            print(f"error: {exception}", file=sys.stderr, flush=True)
-            leave(self.signum, None)
 
     def restore_handlers(self) -> None:
         """Put back the handlers of before training."""
@@ -115,6 +108,14 @@ class StopOnSignal(Callback):
         torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
         self.signum = int(told) or None
         return self.signum is not None
+
+    def _save_and_stop(self, trainer: Trainer) -> None:
+        try:
+            self.checkpoints.save_last(trainer)
+        except UserError as error:
+            error.stopped_by = self.signum
+            raise
+        self._stop(trainer)
 
     def _stop(self, trainer: Trainer | None = None) -> None:
         self.restore_handlers()

@@ -214,7 +214,9 @@ def raise_failure(folder: Path, codes: list[int | None], signum: int | None) -> 
     told = sorted(folder.glob("failure.*.json"), key=lambda path: path.stat().st_mtime_ns)
     failures = [json.loads(path.read_text()) for path in told]
     if failures and failures[0]["user"]:
-        raise UserError(failures[0]["message"])
+        error = UserError(failures[0]["message"])
+        error.stopped_by = signum
+        raise error
     if signum is not None:
         raise Interrupted(signum)
     if failures:

@@ -28,7 +28,13 @@ class UserError(RuntimeError):
     """An error that the user can fix: the message says what is wrong, where, and what to do.
 
     Entry points print it without a traceback and exit with status 1.
+
+    Attributes:
+        stopped_by: The signal that had told the run to stop, if it failed to save its state: a sweep ends with it. None
+            otherwise.
     """
+
+    stopped_by: int | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,8 @@ def accepted_keys(target: str) -> tuple[str, ...] | None:
         parameters = list(inspect.signature(source).parameters.values())
         names |= {p.name: None for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
         if (inner := keywords_go_to(source)) is not None:
-            return (*names, *(accepted_keys(inner) or ()))
+            more = accepted_keys(inner)
+            return None if more is None else tuple(name for name in (*names, *more) if name not in ("self", "cls"))
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             return tuple(name for name in names if name not in ("self", "cls"))
     return None
@@ -166,11 +173,13 @@ def handed_on_to(hint: Any) -> str | None:
 
 
 def keywords_go_to(call: Callable[..., Any]) -> str | None:
-    """What takes the ``**kwargs`` of ``call``, if :class:`ArgumentsOf` annotates them."""
-    rest = [p for p in inspect.signature(call).parameters.values() if p.kind is p.VAR_KEYWORD]
-    if not rest or "ArgumentsOf" not in str(rest[0].annotation):
+    """What takes the ``**kwargs`` of a function or a class, if :class:`ArgumentsOf` annotates them."""
+    call = call.__init__ if inspect.isclass(call) else call
+    try:
+        rest = [p for p in inspect.signature(call).parameters.values() if p.kind is p.VAR_KEYWORD]
+        return handed_on_to(get_type_hints(call, include_extras=True)[rest[0].name]) if rest else None
+    except (ValueError, TypeError, NameError, KeyError):  # builtins have no signature, and others' annotations may fail
         return None
-    return handed_on_to(get_type_hints(call, include_extras=True)[rest[0].name])
 
 
 def key_not_taken(section: str, key: str, target: str, taken: Sequence[str]) -> str:

@@ -54,6 +54,13 @@ def test_figures_of_a_run(small_config):
     assert isinstance(network, AnomalyTransformer) and not network.training
 
 
+@pytest.mark.parametrize("suffix", ["encoded_labels", "encoded_blend_labels"])
+def test_figures_of_a_run_that_reads_labels(small_config, suffix):
+    sizes = ["trainer.max_epochs=2", "model.dim=8", "model.head_dim=8", "data.num_features=null"]
+    output = draw_run(train(small_config(f"amazon_upu_gadbench_{suffix}", *sizes)).folder)
+    assert "total" in json.loads((output / "figures.json").read_text())["energy"]
+
+
 def test_figures_name_nodes_as_the_file_does(graph, tmp_path, monkeypatch):
     """The same panels whatever the order in which a batch has the nodes."""
     from matplotlib.axes import Axes

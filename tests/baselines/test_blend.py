@@ -11,6 +11,7 @@ from et.anomaly.known_labels import open_labels
 from et.baselines.blend import Blend
 from et.core import EdgeTopology
 from et.runs.config_check import check_config
+from et.runs.identity import check_overrides, config_of
 from et.training.evaluation import evaluate
 from et.training.run import train
 from et.utils.errors import UserError
@@ -96,6 +97,12 @@ def test_where_trees_have_no_place_a_blend_is_refused(small_config):
     ):
         with pytest.raises(UserError, match=message):
             train(small_config("amazon_upu_gadbench_encoded_blend", *SMALL, override))
+
+
+def test_what_does_nothing_under_released_is_refused():
+    overrides = ["experiment=reddit_gadbench_encoded_blend", "fidelity=released", "model.step_size=0.5"]
+    with pytest.raises(UserError, match="does nothing under fidelity=released"):
+        check_overrides(overrides, config_of(overrides))
 
 
 def test_keys_and_values_of_both_parts_are_checked(small_config):

@@ -7,7 +7,7 @@ import re
 from omegaconf import OmegaConf
 
 from et.results.collect import collect
-from et.results.gadbench import COLUMNS, FOLDER, METHODS, SCORE, main, render, rows
+from et.results.gadbench import BLEND, COLUMNS, FOLDER, METHODS, SCORE, main, render, rows
 from et.runs.identity import Key
 from et.utils.paths import ROOT
 
@@ -74,7 +74,7 @@ def test_the_sweep_has_every_method():
     """Ten trials of each on Reddit and Tolokers, on features only and with known labels."""
     sweep = OmegaConf.load(ROOT / "conf/sweep/gadbench.yaml").hydra.sweeper.params
     found = sweep.experiment.replace("\n", " ").replace(" ", "").split(",")
-    methods = [method for method in METHODS if not method.endswith("no_attention")]
+    methods = [method for method in METHODS if not method.endswith(("no_attention", BLEND))]
     for data in ("reddit", "tolokers"):
         features = {"_".join(filter(None, (f"{data}_gadbench", method))) for method in methods if method != "pmp"}
         known = {"_".join(filter(None, (f"{data}_gadbench", method, "labels"))) for method in methods}
@@ -107,12 +107,14 @@ def test_a_blend_is_of_the_winners_and_counts_the_settings_of_both(make_run, tmp
     blend = key("reddit_gadbench_encoded_blend_labels", 0)
     make_run(blend, metrics(0.6, 0.6), "optim.optimizer.lr=0.005", "model.trees.rounds=400")
 
-    def searched() -> int:
-        return {row.method: row.searched for row in rows(collect([tmp_path / "runs"]).runs.values())}["encoded_blend"]
-
-    assert searched() == 2 + 3
-    make_run(blend, metrics(0.7, 0.6), "model.trees.rounds=50")  # not of the winners: its own two settings count
-    assert searched() == 2
+    make_run(blend, metrics(0.7, 0.7), "model.trees.rounds=50")  # not of the winners
+    found = {row.method: row for row in rows(collect([tmp_path / "runs"]).runs.values())}
+    assert found["encoded_blend"].searched == 2 + 3 and found["encoded_blend"].values(AUPRC) == [60.0]
+    make_run(key("reddit_gadbench_trees_labels", 0), metrics(0.4, 0.5), "model.rounds=50", "model.l2=1.0")  # wins
+    assert "encoded_blend" not in {row.method for row in rows(collect([tmp_path / "runs"]).runs.values())}
+    main([*arguments, "--left"])
+    [left] = [line for line in capsys.readouterr().out.splitlines() if "encoded_blend" in line]
+    assert "'model.trees.l2=1.0' 'model.trees.rounds=50'" in left
 
 
 def test_the_committed_table_is_rendered_from_the_committed_records():

@@ -10,6 +10,7 @@ import torch
 
 from et.graphs.lit import GraphTask
 from et.inpainting.lit import InpaintingTask
+from et.sweeps.callback import end_if_told_to
 from et.training.callbacks import Checkpoints
 from et.training.graceful_stop import SIGNALS, StopOnSignal, generator_state, set_generators
 from et.training.run import train
@@ -121,17 +122,22 @@ def test_a_signal_during_the_test_leaves_the_training_done(config, monkeypatch):
     assert train(config(*TINY)).record["epochs"] == 3
 
 
-def test_a_stop_that_cannot_save_ends_a_sweep_too(config, monkeypatch, capfd):
-    """A failed run does not end a sweep, and a signal does."""
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_stop_that_cannot_save_says_so_and_ends_a_sweep(config, monkeypatch, signum):
+    """A failed run does not end a sweep, and a signal does. The status is 1: on 75 Slurm would start it again."""
 
     def full(self, trainer):
         raise UserError("cannot write last.ckpt: the disk is full")
 
-    with monkeypatch.context() as patched, pytest.raises(SystemExit) as left:
-        signal_at(patched, InpaintingTask, 0, 0, signal.SIGTERM)
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="the disk is full") as failed:
+        signal_at(patched, InpaintingTask, 0, 0, signum)
         patched.setattr(Checkpoints, "save_last", full)
         train(config(*TINY))
-    assert left.value.code == 143 and "the disk is full" in capfd.readouterr().err
+    assert failed.value.stopped_by == signum
+    with pytest.raises(SystemExit) as left:
+        end_if_told_to(failed.value)
+    assert left.value.code == 1
+    end_if_told_to(UserError("no such file"))  # a failure without a signal ends nothing
 
 
 def test_generators_come_back():

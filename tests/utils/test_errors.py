@@ -1,11 +1,24 @@
 """Which errors are the user's, and what is left of them without Hydra's wrapping."""
 
+from __future__ import annotations
+
+from typing import Annotated, Any
+
 import pytest
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from et.utils.errors import UserError, is_user_error, raise_user_errors, unwrapped, user_message
+from et.utils.errors import (
+    ArgumentsOf,
+    UserError,
+    accepted_keys,
+    is_user_error,
+    keywords_go_to,
+    raise_user_errors,
+    unwrapped,
+    user_message,
+)
 
 
 def wrapped(cause):
@@ -47,6 +60,24 @@ def test_a_mistake_within_a_constructor_stays_what_it_is():
 def test_keys_handed_on_to_the_class_that_is_extended_are_known():
     error = built("et.anomaly.lit.FittedTask", network=None, optim=None, balanc=1)
     assert "did you mean model.balance?" in str(error)
+
+
+class HandsOn:
+    """A class that hands its keywords on to another."""
+
+    def __init__(self, own: int, **more: Annotated[Any, ArgumentsOf("et.baselines.node_mlp.NodeMLP")]):
+        pass
+
+    @classmethod
+    def to_anything(cls, own: int, **more: Annotated[Any, ArgumentsOf("builtins.dict")]) -> HandsOn:
+        return cls(own)
+
+
+def test_annotated_keywords_are_those_of_the_class_they_go_to():
+    assert accepted_keys("tests.utils.test_errors.HandsOn")[:3] == ("own", "in_features", "hidden")
+    assert accepted_keys("tests.utils.test_errors.HandsOn.to_anything") is None
+    assert keywords_go_to(HandsOn) == "et.baselines.node_mlp.NodeMLP"
+    assert keywords_go_to(dict) is None and keywords_go_to(HandsOn.__repr__) is None
 
 
 def test_a_key_that_a_class_does_not_take_is_told_with_those_it_takes():
