@@ -70,8 +70,8 @@ class AnomalyTask(Task):
         masked_share: Share of the training labels that a step masks and predicts, with known labels.
 
     Raises:
-        UserError: ``protocol`` or ``masked_share`` has no such value, or the data of a network with trees are subgraphs
-            (when training starts).
+        UserError: ``protocol`` or ``masked_share`` has no such value, or a network with trees is trained on subgraphs
+            or under ``released`` (when training starts).
     """
 
     family = "anomaly"
@@ -198,7 +198,7 @@ class AnomalyTask(Task):
         return {"probability": probability, "label": label}
 
     def score(self, batch: NodeBatch) -> Tensor:
-        """Log-odds in evaluation mode, (n,). No node's score depends on its own label.
+        """Log-odds in evaluation mode, (n,). No node's label is part of the input of its own score.
 
         With known labels, the training nodes are scored in folds, each with the labels of the other folds open.
         """

@@ -114,7 +114,8 @@ def _key_not_taken(error: InstantiationException, cause: Exception) -> UserError
     section = found[1] if (found := re.search(r"full_key: ([\w.]+)", str(error))) else ""
     lacking = re.search(r"(\w+)\.__init__\(\) missing \d+ required [\w-]+ arguments?: (.+)", str(cause))
     target = re.search(r"target '([\w.]+)'", str(error))
-    if lacking is not None and target is not None and target[1].rpartition(".")[2] == lacking[1]:
+    built_of = (target[1], keywords_go_to(constructor_of(target[1])[1])) if target is not None else ()
+    if lacking is not None and lacking[1] in [name.rpartition(".")[2] for name in built_of if name]:
         return UserError(f"{section or target[1]}: {lacking[1]} needs {lacking[2]}")
     unexpected = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(cause))
     if unexpected is None or target is None:
