@@ -191,13 +191,14 @@ def render(table: Sequence[Row]) -> str:
         best = max((row for row in those if row.method in ETS), key=lambda row: row.validation, default=None)
         blend = next((row for row in those if row.method == "encoded_blend"), None)
         for row in those:
-            numbers = [_mean(row.values(key)) for key in COLUMNS.values()]
+            numbers = [mean(row.values(key)) for key in COLUMNS.values()]
             cells = [METHODS.get(row.method, row.method), str(row.searched), str(len(row.runs)), *numbers]
             lines.append(f"| {' | '.join([*cells, _lead(best, row), _lead(blend, row)])} |")
     return "\n".join(lines) + "\n"
 
 
-def _mean(values: Sequence[float]) -> str:
+def mean(values: Sequence[float]) -> str:
+    """Mean and standard deviation with one decimal; of one value that value."""
     return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
 
