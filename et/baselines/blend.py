@@ -28,11 +28,13 @@ class Blend(nn.Module):
             does.
 
     Raises:
-        UserError: ``trees`` sets ``known_labels``.
+        UserError: ``trees`` are no settings, or set ``known_labels``.
     """
 
     def __init__(self, network: nn.Module, trees: Mapping[str, Any] | None = None):
         super().__init__()
+        if not (trees is None or isinstance(trees, Mapping)):
+            raise UserError(f"model.trees has settings, such as model.trees.rounds=100; it must not be {trees!r}")
         if trees is not None and "known_labels" in trees:
             raise UserError("model.trees.known_labels: the trees read what the network reads; set model.known_labels")
         self.takes_known_labels = network.takes_known_labels

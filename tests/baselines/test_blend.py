@@ -121,3 +121,5 @@ def test_keys_and_values_of_both_parts_are_checked(small_config):
             check(override)
     with pytest.raises(UserError, match=r"set model\.known_labels"):
         Blend.of_mlp({"known_labels": True}, in_features=5)
+    with pytest.raises(UserError, match=r"model\.trees has settings"):
+        Blend.of_mlp(3, in_features=5)
