@@ -214,10 +214,10 @@ class AnomalyTask(Task):
 
     def _score(self, batch: NodeBatch, known: Tensor | None) -> Tensor:
         """Log-odds, (n,). A network with ``score`` processes a large graph in blocks."""
-        self._fit_trees(batch)
         in_pieces = getattr(self.network, "score", None)
         if in_pieces is None:
             return self.log_odds(batch, known)
+        self._fit_trees(batch)
         inputs = (batch.features, batch.topologies, batch.nodes)
         return in_pieces(*inputs) if known is None else in_pieces(*inputs, known=known)
 
