@@ -96,7 +96,13 @@ class TestGADBench:
 
     @pytest.mark.parametrize(
         ("name", "nodes", "anomalies", "counts"),
-        [("reddit", 10984, 366, (4393, 2196, 4395)), ("tolokers", 11758, 2566, (5879, 2939, 2940))],
+        [
+            ("reddit", 10984, 366, (4393, 2196, 4395)),
+            ("weibo", 8405, 868, (3362, 1681, 3362)),
+            ("tolokers", 11758, 2566, (5879, 2939, 2940)),
+            ("questions", 48921, 1460, (24460, 12230, 12231)),
+            ("tfinance", 39357, 1803, (15742, 7871, 15744)),
+        ],
     )
     @pytest.mark.parametrize("trial", [0, 9])
     def test_full_supervision_has_its_ratios_and_seeds(self, name, nodes, anomalies, counts, trial):
@@ -135,6 +141,14 @@ class TestGADBench:
             assert split.train.tolist() == sorted(shuffled[:315])
             assert split.val.tolist() == sorted(shuffled[-45:])
             assert len(split.test) == 90
+
+    @pytest.mark.parametrize(
+        ("name", "nodes", "anomalies", "unlabelled", "counts"),
+        [("amazon", 11944, 821, 3305, (6047, 863, 1729)), ("yelp", 45954, 6677, 0, (32167, 4595, 9192))],
+    )
+    def test_the_parts_of_dgl_s_graphs_have_their_published_sizes(self, name, nodes, anomalies, unlabelled, counts):
+        split = make_split(labels_with(nodes, anomalies, unlabelled), "published", 0, "gadbench", name)
+        assert (len(split.train), len(split.val), len(split.test)) == counts
 
     def test_a_ratio_of_ones_own_leaves_a_third_of_the_rest_for_validation(self):
         split = make_split(labels_with(1000, 200), 0.4, 0, "gadbench", "file")
