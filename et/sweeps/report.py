@@ -6,8 +6,9 @@ import json
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
@@ -17,7 +18,22 @@ from et.sweeps.cells import STATES, Cell
 from et.utils.errors import unwrapped
 from et.utils.paths import EXPERIMENTS
 
-Seconds = Mapping[str, Mapping[str, float]]  # of training: {experiment: {run id: seconds}}
+
+class Past(NamedTuple):
+    """A finished run of which the training time is known.
+
+    Attributes:
+        run_id: Its id.
+        epoch: Seconds of training per epoch. None if it has no epochs, or they had a limited number of batches.
+        device: Where it ran.
+    """
+
+    run_id: str
+    epoch: float | None
+    device: str
+
+
+Paces = Mapping[tuple[str, str], Sequence[Past]]  # by experiment and protocol
 
 
 def report(cells: Sequence[Cell], title: str, runs: Path, verbose: bool) -> None:
@@ -28,8 +44,12 @@ def report(cells: Sequence[Cell], title: str, runs: Path, verbose: bool) -> None
         groups: dict[str, Counter[str]] = defaultdict(Counter)
         for cell in cells:
             groups[cell.group][STATES[cell.state]] += 1
+        recorded = recorded_paces()
         for group, states in groups.items():
-            say(f"  {group}: " + ", ".join(f"{count} {state}" for state, count in states.items()))
+            left = [cell for cell in cells if cell.group == group and cell.state != "done"]
+            seconds, unknown = estimate(left, runs, recorded)
+            time = f", up to {duration(seconds)}" if unknown < len(left) else ""
+            say(f"  {group}: " + ", ".join(f"{count} {state}" for state, count in states.items()) + time)
     reasons: dict[str, list[Cell]] = defaultdict(list)
     for cell in cells:
         if cell.state in ("failed", "invalid"):
@@ -40,45 +60,72 @@ def report(cells: Sequence[Cell], title: str, runs: Path, verbose: bool) -> None
             say(f"      {cell.label}" + (f"  [{cell.folder}]" if cell.folder else ""))
         if len(failed) > 3:
             say(f"      and {len(failed) - 3} more")
-    left = sum(cell.state != "done" for cell in cells)
+    left = [cell for cell in cells if cell.state != "done"]
     if left:
-        recorded = recorded_seconds()
-        seconds, unknown = estimate(cells, runs, recorded)
-        known = f", about {duration(seconds)} of training for {left - unknown} of them" if left > unknown else ""
-        no_guess = f"; {unknown} without an estimate: no run of their experiments is finished yet" if unknown else ""
-        say(f"  left: {left} runs{known}{no_guess}")
-        if count := on_record(cells, recorded):
-            say(f"  {count} of them are on record in experiments/: the tables have their results already")
+        recorded = recorded_paces()
+        say(f"  left: {len(left)} runs{_time_of(left, runs, recorded)}")
+        if known := on_record(left, recorded):
+            rest = [cell for cell in left if cell not in known]
+            others = f"; the other {len(rest)}{_time_of(rest, runs, recorded)}" if rest else ""
+            say(f"  {len(known)} of them are on record in experiments/: the tables have their results already{others}")
 
 
-def recorded_seconds(experiments: Path = EXPERIMENTS) -> Seconds:
-    """Training times of the runs recorded in results.jsonl of the tables' folders."""
-    found: dict[str, dict[str, float]] = defaultdict(dict)
+def _time_of(cells: Sequence[Cell], runs: Path, recorded: Paces) -> str:
+    seconds, unknown = estimate(cells, runs, recorded)
+    some = len(cells) - unknown
+    known = f", up to {duration(seconds)} of training (scoring not counted) for {some} of them" if some else ""
+    no_guess = f"; {unknown} without an estimate: no run of their experiments is finished yet" if unknown else ""
+    return known + no_guess
+
+
+def recorded_paces(experiments: Path = EXPERIMENTS, only: str = "") -> Paces:
+    """Training times of the runs recorded in results.jsonl of the tables' folders; ``only``: of one experiment."""
+    found: dict[tuple[str, str], list[Past]] = defaultdict(list)
     for file in sorted(experiments.glob("*/results.jsonl")):
-        for line in file.read_text().splitlines():
-            try:
-                record = json.loads(line)
-                found[record["experiment"]][record["run_id"]] = float(record["seconds"])
-            except (ValueError, KeyError, TypeError):  # et.results.collect says what is wrong with such a line
+        for line in file.read_text(encoding="utf-8").splitlines():
+            if only and f'"experiment": "{only}"' not in line:
                 continue
+            with suppress(ValueError, KeyError, TypeError):  # et.results.collect says what is wrong
+                record = json.loads(line)
+                limited = any("limit_train_batches" in override for override in record.get("overrides", ()))
+                found[record["experiment"], record["protocol"]].append(_past(record, limited))
     return found
 
 
-def on_record(cells: Sequence[Cell], recorded: Seconds) -> int:
-    """Number of cells that are unfinished here but among the recorded runs."""
-    left = [cell for cell in cells if cell.state != "done" and cell.folder is not None]
-    return sum(cell.folder.name in recorded.get(cell.experiment, {}) for cell in left)
+def _past(record: Mapping[str, Any], limited: bool) -> Past:
+    epochs, seconds = record["epochs"], float(record["seconds"])
+    epoch = None if limited or not epochs else seconds / epochs
+    return Past(record["run_id"], epoch, str(record.get("device", "unknown")))
 
 
-def estimate(cells: Sequence[Cell], runs: Path, recorded: Seconds) -> tuple[float, int]:
-    """(seconds, number of cells without an estimate) of the remaining cells, from runs of the same experiment."""
-    known: dict[str, list[float]] = {}
+def on_record(cells: Sequence[Cell], recorded: Paces) -> list[Cell]:
+    """The cells that are among the recorded runs."""
+    known = {past.run_id for runs in recorded.values() for past in runs}
+    return [cell for cell in cells if cell.folder is not None and cell.folder.name in known]
+
+
+def estimate(cells: Sequence[Cell], runs: Path, recorded: Paces) -> tuple[float, int]:
+    """(seconds of training, number of cells without an estimate), if no run stops early.
+
+    An epoch of a cell takes as long as the mean one of its experiment under its protocol, here or on record.
+    """
+    known: dict[tuple[str, str], list[Past]] = defaultdict(list)
     for name in {cell.experiment for cell in cells}:
-        records = [read_result(path.parent) for path in sorted((runs / name).glob("*/result.json"))]
-        here = {record["run_id"]: float(record["seconds"]) for record in records if record is not None}
-        known[name] = list({**recorded.get(name, {}), **here}.values())
-    left = [known[cell.experiment] for cell in cells if cell.state != "done"]
-    return sum(sum(seconds) / len(seconds) for seconds in left if seconds), sum(not seconds for seconds in left)
+        for path in sorted((runs / name).glob("*/result.json")):
+            record, overrides = read_result(path.parent), path.with_name("overrides.yaml")
+            if record is not None:
+                limited = overrides.exists() and "limit_train_batches" in overrides.read_text(encoding="utf-8")
+                known[name, record["protocol"]].append(_past(record, limited))
+    seconds, unknown = 0.0, 0
+    for cell in cells:
+        config = cell.config or {}
+        key = (cell.experiment, config.get("protocol", ""))
+        here = {past.run_id: past.epoch for past in [*recorded.get(key, ()), *known[key]]}
+        epochs = [epoch for epoch in here.values() if epoch is not None]
+        if epochs:
+            seconds += sum(epochs) / len(epochs) * config["trainer"]["max_epochs"]
+        unknown += not epochs
+    return seconds, unknown
 
 
 def missing_data(cells: Sequence[Cell]) -> dict[str, list[str]]:

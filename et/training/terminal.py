@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from pytorch_lightning.callbacks import RichProgressBar
 from rich import get_console
 from torch import Tensor
 
-from et.sweeps.report import duration
+from et.sweeps.report import duration, recorded_paces
 from et.training.device import device_name
 from et.utils.paths import EXPERIMENTS
 
@@ -41,7 +39,8 @@ class TerminalLog(Callback):
         monitor: The metric that the lines show. If None, the first ``val/`` metric that has a trivial answer to compare
             with, else the first one.
         mode: ``min`` or ``max``: which values of the metric are better.
-        experiments: Folder of recorded results, which the expected time comes from.
+        protocol: Protocol of the run, whose recorded runs the expected time comes from.
+        experiments: Folder of recorded results.
     """
 
     def __init__(
@@ -51,10 +50,11 @@ class TerminalLog(Callback):
         folder: Path,
         monitor: str | None = None,
         mode: str = "min",
+        protocol: str = "held_out",
         experiments: Path = EXPERIMENTS,
     ):
         self.experiment, self.about, self.folder, self.monitor, self.mode = experiment, about, folder, monitor, mode
-        self.experiments = experiments
+        self.protocol, self.experiments = protocol, experiments
         self._trivial_inputs: list[Tensor] = []
         self._trivial: dict[str, tuple[str, float]] | None = None  # known after the first validation
         self._best: float | None = None
@@ -73,7 +73,7 @@ class TerminalLog(Callback):
         say(f"  parameters  {parameters:,}")
         say(f"  device      {device_name(trainer)}")
         say(f"  epochs      {epochs}{resumes}")
-        say(f"  time        {expected_time(self.experiment, epochs - first, self.experiments)}")
+        say(f"  time        {expected_time(self.experiment, self.protocol, epochs - first, self.experiments)}")
         say(f"  folder      {self.folder}")
 
     def on_validation_batch_end(
@@ -118,19 +118,13 @@ class TerminalLog(Callback):
         )
 
 
-def expected_time(experiment: str, epochs: int, experiments: Path) -> str:
-    """How long ``epochs`` epochs took in the recorded runs of an experiment, as a phrase."""
-    paces = []
-    for file in sorted(experiments.glob("table*/results.jsonl")):
-        for line in file.read_text(encoding="utf-8").splitlines():
-            if f'"experiment": "{experiment}"' in line:
-                with suppress(ValueError, TypeError, KeyError, ZeroDivisionError):  # a damaged line says nothing
-                    record = json.loads(line)
-                    paces.append((record["seconds"] / record["epochs"], str(record.get("device", "unknown"))))
-    if not paces:
+def expected_time(experiment: str, protocol: str, epochs: int, experiments: Path) -> str:
+    """How long ``epochs`` epochs took in the recorded runs of an experiment under a protocol, as a phrase."""
+    past = [run for run in recorded_paces(experiments, experiment).get((experiment, protocol), ()) if run.epoch]
+    if not past:
         return "known after the first validation"
-    pace, device = statistics.median(seconds for seconds, _ in paces), paces[-1][1]
-    return f"about {duration(pace * epochs)} at the pace of recorded runs on {device}"
+    pace = statistics.median(run.epoch for run in past if run.epoch)
+    return f"about {duration(pace * epochs)} at the pace of recorded runs on {past[-1].device}"
 
 
 def say(text: str) -> None:

@@ -46,7 +46,7 @@ def build_trainer(
     if progress:
         about = f"{cfg.protocol} · {cfg.fidelity} · seed {cfg.seed}"
         monitor, mode = cfg.callbacks.monitor, cfg.callbacks.mode
-        callbacks += [ProgressBar(leave=False), TerminalLog(cfg.name, about, folder, monitor, mode)]
+        callbacks += [ProgressBar(leave=False), TerminalLog(cfg.name, about, folder, monitor, mode, cfg.protocol)]
     return instantiate(
         cfg.trainer,
         accelerator=accelerator(cfg.trainer.accelerator),

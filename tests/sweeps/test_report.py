@@ -9,54 +9,72 @@ from et.runs.identity import config_of
 from et.runs.record import write_result
 from et.sweeps import report as sweep_report
 from et.sweeps.cells import Cell
-from et.sweeps.report import absent_files, estimate, missing_data, recorded_seconds
+from et.sweeps.report import absent_files, estimate, missing_data, recorded_paces
 from et.utils.paths import EXPERIMENTS
 from tests.runs import make_record
 
 
-def cell(state: str, experiment: str = "a", seed: int = 0) -> Cell:
-    return Cell((f"seed={seed}", f"experiment={experiment}"), experiment, state)
+def cell(state: str, experiment: str = "a", run_id: str = "none", epochs: int = 10, protocol: str = "held_out") -> Cell:
+    config = {"protocol": protocol, "trainer": {"max_epochs": epochs}}
+    return Cell((f"experiment={experiment}",), experiment, state, Path(run_id), config=config)
 
 
-def finished(runs: Path, experiment: str, name: str, seconds: float) -> None:
-    folder = runs / experiment / name
+def finished(runs: Path, name: str, seconds: float, **other: str | int) -> None:
+    folder = runs / "a" / name
     folder.mkdir(parents=True)
-    write_result(folder, make_record(run_id=name, seconds=seconds))
+    overrides = [other.pop("override")] if "override" in other else []
+    (folder / "overrides.yaml").write_text("".join(f"- {line}\n" for line in overrides))
+    write_result(folder, make_record(run_id=name, seconds=seconds, **{"epochs": 10, "protocol": "held_out", **other}))
 
 
-def test_the_estimate_is_from_finished_runs_of_the_same_experiment(tmp_path):
-    finished(tmp_path, "a", "x", 10)
-    finished(tmp_path, "a", "y", 20)
-    cells = [cell("done"), cell("open", seed=1), cell("failed", seed=2), cell("open", "b")]
-    assert estimate(cells, tmp_path, {}) == (30, 1)
+def test_the_estimate_is_the_pace_of_finished_runs_of_the_experiment(tmp_path):
+    """Under another protocol and with a limited number of batches an epoch is another one."""
+    finished(tmp_path, "x", 10)
+    finished(tmp_path, "y", 40, epochs=20)
+    finished(tmp_path, "z", 7000, protocol="released")
+    finished(tmp_path, "w", 1, override="+trainer.limit_train_batches=8")
+    cells = [cell("open"), cell("failed", epochs=100), cell("open", "b"), cell("open", protocol="gadbench")]
+    assert estimate(cells, tmp_path, {}) == (15 + 150, 2)
+    assert estimate([cell("open", protocol="released")], tmp_path, {}) == (7000, 0)
+    assert estimate([Cell((), "a", "invalid")], tmp_path, {}) == (0, 1)
+
+
+def line(experiment: str, run_id: str, seconds: float, *overrides: str) -> str:
+    run = {"experiment": experiment, "run_id": run_id, "protocol": "held_out", "epochs": 10, "seconds": seconds}
+    return json.dumps({**run, "overrides": overrides, "device": "cpu"})
 
 
 def test_the_estimate_and_the_report_know_what_is_on_record(tmp_path, monkeypatch, capsys):
-    """Run y is here, too: its time here counts, and counts once."""
-    finished(tmp_path / "runs", "a", "y", 20)
+    """Run y is here, too: it counts once."""
+    finished(tmp_path / "runs", "y", 20)
     (tmp_path / "table01").mkdir()
-    lines = [{"experiment": "a", "run_id": "x", "seconds": 10}, {"experiment": "a", "run_id": "y", "seconds": 99},
-             {"experiment": "b", "run_id": "z", "seconds": 7}, {"experiment": "b"}]  # fmt: skip
-    (tmp_path / "table01" / "results.jsonl").write_text("\n".join([*map(json.dumps, lines), "{half"]))
-    recorded = recorded_seconds(tmp_path)
-    assert recorded == {"a": {"x": 10, "y": 99}, "b": {"z": 7}}
-    cells = [
-        Cell((f"seed={number}",), name, state, tmp_path / identity)
-        for number, (name, state, identity) in enumerate(
-            [("a", "open", "x"), ("a", "done", "y"), ("a", "open", "w"), ("b", "failed", "z"), ("c", "open", "v")]
-        )
+    lines = [
+        line("a", "x", 10),
+        line("a", "y", 20),
+        line("b", "z", 7),
+        line("a", "v", 1, "trainer.limit_train_batches=1"),
     ]
-    assert estimate(cells, tmp_path / "runs", recorded) == (15 + 15 + 7, 1)
-    monkeypatch.setattr(sweep_report, "recorded_seconds", lambda: recorded)
-    sweep_report.report(cells, "sweep", tmp_path / "runs", verbose=False)
+    (tmp_path / "table01" / "results.jsonl").write_text("\n".join([*lines, '{"experiment": "b"}', "{half"]))
+    recorded = recorded_paces(tmp_path)
+    assert {key: [(run.run_id, run.epoch) for run in runs] for key, runs in recorded.items()} == {
+        ("a", "held_out"): [("x", 1.0), ("y", 2.0), ("v", None)], ("b", "held_out"): [("z", 0.7)],
+    }  # fmt: skip
+    assert recorded_paces(tmp_path, "b").keys() == {("b", "held_out")}
+    cells = [cell("open", "a", "x"), cell("done", "a", "y"), cell("open", "a", "w", 20), cell("failed", "b", "z"),
+             cell("open", "c", "u"), cell("interrupted", "a", "v")]  # fmt: skip
+    monkeypatch.setattr(sweep_report, "recorded_paces", lambda: recorded)
+    sweep_report.report(cells, "sweep", tmp_path / "runs", verbose=True)
     printed = capsys.readouterr().out
-    assert "left: 4 runs, about 37 s of training for 3 of them; 1 without an estimate" in printed
-    assert "2 of them are on record in experiments/" in printed
+    assert "left: 5 runs, up to 67 s of training (scoring not counted) for 4 of them; 1 without an estimate" in printed
+    assert "3 of them are on record in experiments/" in printed
+    assert "already; the other 2, up to 30 s of training (scoring not counted) for 1 of them; 1 without" in printed
+    assert "experiment=b: 1 failed, up to 7 s\n" in printed and "experiment=c: 1 not run yet\n" in printed
 
 
 def test_every_recorded_run_has_its_seconds():
     lines = [line for file in EXPERIMENTS.glob("*/results.jsonl") for line in file.read_text().splitlines()]
-    assert sum(map(len, recorded_seconds().values())) == len({json.loads(line)["run_id"] for line in lines}) > 0
+    known = {run.run_id for runs in recorded_paces().values() for run in runs}
+    assert known == {json.loads(line)["run_id"] for line in lines} != set()
 
 
 def test_missing_data_are_named_with_who_needs_them(monkeypatch):

@@ -80,12 +80,16 @@ def test_other_processes_and_sanity_checks_print_nothing(tmp_path, capsys):
 
 def test_the_expected_time_comes_from_records_of_the_same_experiment(tmp_path):
     (tmp_path / "table02").mkdir()
-    records = [{"experiment": "a", "epochs": 10, "seconds": 600, "device": "cpu (2 threads)"}]
-    records.append({"experiment": "a_gin", "epochs": 10, "seconds": 6})
-    damaged = ['{"experiment": "a", "epo', '{"experiment": "a"}', '{"experiment": "a", "epochs": 0, "seconds": 1}']
+    own = {"experiment": "a", "protocol": "held_out", "run_id": "x", "epochs": 10, "seconds": 600,
+           "device": "cpu (2 threads)"}  # fmt: skip
+    others = [{"experiment": "a_gin", "seconds": 6}, {"protocol": "released", "seconds": 9000},
+              {"seconds": 6, "overrides": ["+trainer.limit_train_batches=2"]}]  # fmt: skip
+    records = [own, *(own | other for other in others)]
+    damaged = ['{"experiment": "a", "epo', '{"experiment": "a"}', json.dumps(own | {"epochs": 0})]
     (tmp_path / "table02/results.jsonl").write_text("\n".join([*map(json.dumps, records), *damaged]))
-    assert expected_time("a", 5, tmp_path) == "about 5 min at the pace of recorded runs on cpu (2 threads)"
-    assert "first validation" in expected_time("b", 5, tmp_path)
+    expected = "about 5 min at the pace of recorded runs on cpu (2 threads)"
+    assert expected_time("a", "held_out", 5, tmp_path) == expected
+    assert "first validation" in expected_time("b", "held_out", 5, tmp_path)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(3, "3 s"), (600, "10 min"), (9000, "2.5 h")])
