@@ -20,6 +20,8 @@ from et.sweeps.cells import jobs
 from et.utils.paths import CONF, command
 
 PROTOCOLS = ("held_out", "released")
+# Settings in which the methods of a comparison may differ: warm-up and validation follow the epochs.
+FREE = ("optim.schedule.warmup_epochs", "trainer.check_val_every_n_epoch", "trainer.precision")
 USUAL_FIDELITY = {"held_out": "paper", "released": "released"}
 
 
@@ -135,7 +137,7 @@ def _finite(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method against the best measured baseline of its kind, tuned or not.
+    """An Energy Transformer against the best baseline.
 
     Attributes:
         baseline: Name of the baseline.
@@ -159,29 +161,48 @@ def best(measured: Iterable[tuple[Line, Measured]], metric: Metric) -> list[Line
     return [line for line, m in measured if m.mean == top]
 
 
-def comparisons(table: Table, metric: Metric, lines: Iterable[Line], protocol: str) -> dict[int, Comparison]:
-    """Comparison of each Energy Transformer with the best baseline of its kind on the same data, by row index.
+def settings_of(label: str) -> set[str]:
+    """The settings of a label, without those that may differ between methods of one comparison."""
+    parts = (part.lstrip("+") for part in label.split(", ") if part)
+    return {part for part in parts if part.split("=")[0] not in FREE}
 
-    Tuned methods are compared with tuned baselines and untuned ones with untuned. Only runs of the experiments' own
-    configurations are included. Pairs share seed, fold and the hash of the split.
+
+def best_baseline(
+    line: Line, measured: Iterable[tuple[Line, Measured]], metric: Metric
+) -> tuple[Line, Measured] | None:
+    """The best baseline that an Energy Transformer is compared with; None if there is none.
+
+    It is of the same kind (tuned or not), on the same data and has the same settings, such as fewer epochs. Settings
+    of its model the Energy Transformer may have beyond them.
     """
-    groups: dict[tuple[str, str, bool], list[tuple[int, Line, Measured]]] = defaultdict(list)
-    for index, line in enumerate(lines):
-        measured = None if line.label else measure(table, metric, line, protocol)
-        if measured is not None:
-            groups[line.condition.name, line.variant, line.method.tuned].append((index, line, measured))
+    own = settings_of(line.label)
+    found = [
+        (other, m)
+        for other, m in measured
+        if not other.method.ours
+        and (other.condition.name, other.variant) == (line.condition.name, line.variant)
+        and other.method.tuned == line.method.tuned
+        and settings_of(other.label) <= own
+        and all(setting.startswith("model.") for setting in own - settings_of(other.label))
+    ]
+    top = best(found, metric)
+    return next((pair for pair in found if pair[0] is top[0]), None) if top else None
+
+
+def comparisons(table: Table, metric: Metric, lines: Iterable[Line], protocol: str) -> dict[int, Comparison]:
+    """Comparison of each Energy Transformer with its :func:`best_baseline`, by row index.
+
+    Pairs share seed, fold and the hash of the split.
+    """
+    rows = [(index, line, measure(table, metric, line, protocol)) for index, line in enumerate(lines)]
+    measured = [(index, line, m) for index, line, m in rows if m is not None]
     found = {}
-    for group in groups.values():
-        baselines = [(line, m) for _, line, m in group if not line.method.ours]
-        top = best(baselines, metric)
-        if not top:
-            continue
-        against = next(m for line, m in baselines if line is top[0])
-        for index, line, m in group:
-            if line.method.ours:
-                comparison = paired(m.runs, against.runs, metric, top[0].method.name)
-                if comparison is not None:
-                    found[index] = comparison
+    for index, line, ours in measured:
+        theirs = best_baseline(line, [(other, m) for _, other, m in measured], metric) if line.method.ours else None
+        if theirs is not None:
+            comparison = paired(ours.runs, theirs[1].runs, metric, theirs[0].method.name)
+            if comparison is not None:
+                found[index] = comparison
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -63,7 +64,6 @@ def results_document(table: Table, collection: Collection) -> Document:
     ]
     sections = [
         Section("Data variants", [f"{name}: {text}" for text, name in variant_names(lines).items()]),
-        Section("Other configurations", [f"{name}: {text}" for text, name in configuration_names(lines).items()]),
     ]
     sections.append(Section("What the standard deviations are over", deviations(table, lines)))
     sections.append(Section("About the paper's table", table.notes))
@@ -85,7 +85,7 @@ def results_grids(
     Both have the columns of the metrics that stand beside this one. Data sets with a measurement come first, and of
     each data set ET.
     """
-    variants, configurations = variant_names(lines), configuration_names(lines)
+    variants = variant_names(lines)
     lines = [line for line in lines if metric.applies(line.condition.name)]
     tops = {protocol: best_lines(table, metric, lines, protocol) for protocol in PROTOCOLS}
     against = {protocol: comparisons(table, metric, lines, protocol) for protocol in PROTOCOLS}
@@ -95,9 +95,8 @@ def results_grids(
     for index, line in enumerate(lines):
         cell = table.cell(metric.name, line.condition.name, line.method.name) if not line_differs(line) else None
         measured = {protocol: measure(table, metric, line, protocol) for protocol in PROTOCOLS}
-        name = line.method.name + (" (quoted)" if line.method.quoted and line.condition.in_paper else "")
         row = [Text(label) for label in line.condition.labels]
-        row += [Text(data_of(line, variants)), Text(name + (f", {configurations[line.label]}" if line.label else ""))]
+        row += [Text(data_of(line, variants)), Text(name_of(line))]
         row.append(DASH if cell is None else Text(cell.printed, cell.bold, cell.mean))
         for protocol in PROTOCOLS:
             entry = Entry(metric, line, protocol, measured[protocol], cell, wanted_runs(line, protocol, expected))
@@ -182,10 +181,14 @@ def variant_names(lines: Sequence[Line]) -> dict[str, str]:
     return {text: f"variant {number}" for number, text in enumerate(texts, 1)}
 
 
-def configuration_names(lines: Sequence[Line]) -> dict[str, str]:
-    """A short name for each configuration that is not the experiment's own, in order of appearance."""
-    texts = dict.fromkeys(line.label for line in lines if line.label)
-    return {text: f"configuration {number}" for number, text in enumerate(texts, 1)}
+def name_of(line: Line) -> str:
+    """The method, with the settings that are not the experiment's own: "ET (Ours) (max_epochs=20)".
+
+    Of a setting's key the last part is shown; table.csv has the whole key.
+    """
+    name = line.method.name + (" (quoted)" if line.method.quoted and line.condition.in_paper else "")
+    settings = [re.sub(r"^[^=]*\.", "", part.lstrip("+~")) for part in line.label.split(", ") if part]
+    return name + (f" ({', '.join(settings)})" if settings else "")
 
 
 def data_of(line: Line, variants: dict[str, str]) -> str:

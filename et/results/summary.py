@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from et.results import paper
-from et.results.cells import PROTOCOLS, Line, Measured, best, lines_of, measure
+from et.results.cells import PROTOCOLS, Line, Measured, best_baseline, expected_runs, lines_of, measure
 from et.results.collect import Collection
 from et.results.formats import Document, Grid, Section, Text, to_markdown
 from et.results.paper import Cell, Metric, Table
-from et.results.results_table import DASH, Entry, measured_text
+from et.results.results_table import DASH, Entry, measured_text, name_of, wanted_runs
 from et.results.standing import line_differs, on_other_data, standing_of, total
 from et.utils.files import write_atomically
 
@@ -40,15 +40,16 @@ class Glance:
 
     Attributes:
         cell: The paper's number; None if it has none or the line may not stand beside it.
-        baseline: Name and value of the best baseline under ``held_out`` on the same data; None if none was measured.
+        entries: What was measured under each protocol.
+        baseline: The best baseline under ``held_out``; None if none was measured.
     """
 
     table: Table
     metric: Metric
     line: Line
     cell: Cell | None
-    measured: dict[str, Measured | None]
-    baseline: tuple[str, Measured] | None
+    entries: dict[str, Entry]
+    baseline: tuple[Line, Measured] | None
 
     @property
     def name(self) -> str:
@@ -58,15 +59,20 @@ class Glance:
 
 def glances(table: Table, lines: Sequence[Line]) -> list[Glance]:
     """The table's measured ET lines; of a table that compares only forms of ET, all of its measured lines."""
-    found = []
+    found, expected = [], expected_runs(table.number)
     compared = any(not method.ours for method in table.methods)
     for metric in first_metrics(table):
+        others = [(line, m) for line in lines if (m := measure(table, metric, line, "held_out")) is not None]
         for line in lines:
             measured = {protocol: measure(table, metric, line, protocol) for protocol in PROTOCOLS}
             if not any(measured.values()) or not (line.method.ours or not compared):
                 continue
             cell = None if line_differs(line) else table.cell(metric.name, line.condition.name, line.method.name)
-            found.append(Glance(table, metric, line, cell, measured, best_baseline(table, metric, lines, line)))
+            entries = {
+                protocol: Entry(metric, line, protocol, measured[protocol], cell, wanted_runs(line, protocol, expected))
+                for protocol in PROTOCOLS
+            }
+            found.append(Glance(table, metric, line, cell, entries, best_baseline(line, others, metric)))
     return found
 
 
@@ -75,32 +81,6 @@ def first_metrics(table: Table) -> list[Metric]:
     measured = [metric for metric in table.metrics if metric.measured and metric.in_paper]
     firsts = [next((m for m in measured if m.applies(c.name)), None) for c in table.conditions]
     return [metric for metric in measured if metric in firsts]
-
-
-def best_baseline(table: Table, metric: Metric, lines: Sequence[Line], of: Line) -> tuple[str, Measured] | None:
-    """The best baseline under ``held_out`` on the data of a line, in the same configuration (equal epochs)."""
-    group = (of.condition.name, of.variant, of.method.tuned, budget(of.label))
-    measured = [
-        (line, found)
-        for line in lines
-        if not line.method.ours and (line.condition.name, line.variant, line.method.tuned, budget(line.label)) == group
-        if (found := measure(table, metric, line, "held_out")) is not None
-    ]
-    top = best(measured, metric)
-    return next(((line.method.name, found) for line, found in measured if line is top[0]), None) if top else None
-
-
-def budget(label: str) -> str:
-    """How long and in which precision a configuration trains; the whole label if it changes anything else.
-
-    Warm-up and the interval of validation follow the epochs and make no difference.
-    """
-    parts = dict(part.lstrip("+").split("=", 1) for part in label.split(", ") if "=" in part)
-    keys = ("trainer.max_epochs", "trainer.limit_train_batches", "trainer.precision")
-    counted = {key: parts.pop(key) for key in keys if key in parts}
-    for key in ("optim.schedule.warmup_epochs", "trainer.check_val_every_n_epoch"):
-        parts.pop(key, None)
-    return label if parts else ", ".join(f"{key}={value}" for key, value in counted.items())
 
 
 def summary_document(collection: Collection) -> tuple[Document, list[Glance]]:
@@ -141,28 +121,16 @@ def glance_grids(table: Table, rows: Sequence[Glance]) -> list[Grid]:
 def glance_entries(row: Glance, other: bool) -> list[Text]:
     """The entries of a row; rows on other data have no column for the paper."""
     line, metric = row.line, row.metric
-    name = line.method.name + (f" ({short_label(line.label)})" if line.label else "")
     unit = f" ({metric.unit})" if metric.unit else ""
-    entries = [*map(Text, line.condition.labels), Text(name), Text(f"{metric.label}{unit}")]
+    entries = [*map(Text, line.condition.labels), Text(name_of(line)), Text(f"{metric.label}{unit}")]
     if not other:
         entries.append(Text(row.cell.printed, value=row.cell.mean) if row.cell else DASH)
-    entries += [_shown(row, row.measured[protocol], protocol) for protocol in PROTOCOLS]
+    entries += [measured_text(row.entries[protocol]) for protocol in PROTOCOLS]
     if row.baseline is None:
         return [*entries, DASH]
-    method, measured = row.baseline
-    return [*entries, Text(f"{_shown(row, measured, 'held_out').text} {method}", value=measured.mean)]
-
-
-def short_label(label: str) -> str:
-    """A configuration's label with the last part of each key: "optim.schedule.warmup_epochs=1" is "warmup_epochs=1"."""
-    return ", ".join(
-        part.lstrip("+~").split("=")[0].split(".")[-1] + "=" + part.partition("=")[2] if "=" in part else part
-        for part in label.split(", ")
-    )
-
-
-def _shown(row: Glance, measured: Measured | None, protocol: str) -> Text:
-    return measured_text(Entry(row.metric, row.line, protocol, measured, row.cell, 0))
+    baseline, measured = row.baseline
+    shown = measured_text(Entry(metric, baseline, "held_out", measured, None, 0)).text
+    return [*entries, Text(f"{shown} {baseline.method.name}", value=measured.mean)]
 
 
 def write_summary(collection: Collection, experiments: Path) -> Path:
@@ -213,7 +181,7 @@ def _draw_part(axis, title: str, rows: Sequence[Glance]) -> None:
     for at, row in enumerate(rows):
         values: dict[str, float | None] = {
             "paper": None if row.cell is None else row.cell.mean,
-            **{name: None if measured is None else measured.mean for name, measured in row.measured.items()},
+            **{name: entry.measured and entry.measured.mean for name, entry in row.entries.items()},
             "best other method, held_out": None if row.baseline is None else row.baseline[1].mean,
         }
         known = [value for value in values.values() if value is not None]

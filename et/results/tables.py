@@ -64,9 +64,11 @@ def print_own_rows(table: Table, document: Document) -> None:
     from rich.console import Console
     from rich.table import Table as Shown
 
-    ours = {method.name for method in table.methods if method.ours}
+    ours = [method.name for method in table.methods if method.ours]
     for grid in document.grids:
-        rows = [row for row in grid.rows if row[grid.heads - 1].text.split(", configuration ")[0] in ours]
+        names = [row[grid.heads - 1].text for row in grid.rows]
+        own = [any(name == one or name.startswith(f"{one} (") for one in ours) for name in names]
+        rows = [row for row, is_own in zip(grid.rows, own, strict=True) if is_own]
         if grid.folded or not rows:
             continue
         shown = Shown(title=grid.caption, title_justify="left", box=box.SIMPLE)

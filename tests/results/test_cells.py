@@ -17,6 +17,7 @@ from et.results.cells import (
     measure,
     missing,
     mixed_commits,
+    settings_of,
 )
 from et.results.collect import collect
 from et.runs.identity import Key
@@ -139,6 +140,27 @@ def test_the_comparison_is_with_the_best_baseline_on_shared_splits(gathered):
     assert comparison.difference == pytest.approx(100 * (sum(ET) - sum(GT)) / 4)
     assert comparison.p_value == pytest.approx(ttest_rel(ET, GT).pvalue)
     assert len(found) == 1, "neither a variant nor another configuration is compared with this data's baseline"
+
+
+def test_a_configuration_is_compared_with_baselines_of_its_settings(make_run, tmp_path):
+    """Its own settings of the model do not matter, nor what follows the number of epochs."""
+    scores = {
+        ("amazon_1pct", "trainer.max_epochs=20", "trainer.check_val_every_n_epoch=2"): 0.7,
+        ("amazon_1pct", "trainer.max_epochs=20", "model.steps=3"): 0.75,
+        ("amazon_1pct", "trainer.max_epochs=30"): 0.8,
+        ("amazon_1pct", "model.steps=3"): 0.85,
+        ("amazon_1pct_gt", "trainer.max_epochs=20"): 0.6,
+        ("amazon_1pct_gt", "trainer.max_epochs=20", "model.dropout=0.1"): 0.9,
+        ("amazon_1pct_gt",): 0.65,
+    }
+    for (experiment, *overrides), score in scores.items():
+        for seed in range(3):
+            make_run(key(experiment, seed), {"test/f1_macro": score + seed / 100}, *overrides)
+    lines = lines_of(TABLE, collect([tmp_path / "runs"]))
+    found = comparisons(TABLE, F1, lines, "held_out")
+    assert {tuple(sorted(settings_of(lines[at].label))): round(c.difference, 6) for at, c in found.items()} == {
+        ("trainer.max_epochs=20",): 10.0, ("model.steps=3", "trainer.max_epochs=20"): 15.0, ("model.steps=3",): 20.0,
+    }  # fmt: skip
 
 
 def test_tuned_methods_are_compared_with_tuned_baselines(make_run, tmp_path):

@@ -48,12 +48,8 @@ def test_the_estimate_and_the_report_know_what_is_on_record(tmp_path, monkeypatc
     """Run y is here, too: it counts once."""
     finished(tmp_path / "runs", "y", 20)
     (tmp_path / "table01").mkdir()
-    lines = [
-        line("a", "x", 10),
-        line("a", "y", 20),
-        line("b", "z", 7),
-        line("a", "v", 1, "trainer.limit_train_batches=1"),
-    ]
+    lines = [line("a", "x", 10), line("a", "y", 20), line("b", "z", 7)]
+    lines.append(line("a", "v", 1, "trainer.limit_train_batches=1"))
     (tmp_path / "table01" / "results.jsonl").write_text("\n".join([*lines, '{"experiment": "b"}', "{half"]))
     recorded = recorded_paces(tmp_path)
     assert {key: [(run.run_id, run.epoch) for run in runs] for key, runs in recorded.items()} == {
