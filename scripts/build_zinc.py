@@ -277,7 +277,8 @@ def build(folder: Path, seed: int, all_from_smiles: bool) -> None:
         UserError: a file is missing, or ``folder`` has the benchmark's own files already.
     """
     raw, official = folder / "raw", folder / "zinc12k_official_val.npz"
-    if any(file.exists() for file in files_of("zinc", "ZINC", folder.parent)) and not (raw / REBUILT).exists():
+    old = [file for file in files_of("zinc", "ZINC", folder.parent) if file.exists()]
+    if old and not (raw / REBUILT).exists():
         raise UserError(f"{raw} holds files that this script did not write: move them away to build others")
     needed = [folder / name for name in ("zinc_smiles.txt.xz", "zinc_splits.npz", "zinc_atom_types.json")]
     absent = [file.name for file in needed if not file.exists()]
@@ -295,6 +296,8 @@ def build(folder: Path, seed: int, all_from_smiles: bool) -> None:
     molecules = parallel_map(build_molecule, smiles, what="building molecules", parallel=True, bar=True, together=256)
     raw.mkdir(parents=True, exist_ok=True)
     used = official.exists() and not all_from_smiles
+    for file in old:  # an interrupted build must not leave some of them under the new description
+        file.unlink()
     write_atomically(raw / REBUILT, json.dumps(describe(parts, chosen, seed, used), indent=1) + "\n")
     for part, lines in parts.items():
         found = [molecules[line] for line in lines]

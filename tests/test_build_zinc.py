@@ -206,6 +206,18 @@ def test_the_benchmarks_own_graphs_replace_those_built(folder, sample, in_this_p
     assert not set(source.graphs.y[source.split["val"]].tolist()) & {7, 8, 9} and "own" not in source.variant
 
 
+def test_an_interrupted_build_leaves_no_part_of_the_one_before(folder, in_this_process, monkeypatch):
+    assert build_zinc.main([str(folder)]) == 0
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build_zinc, "write_part", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build_zinc.main([str(folder), "--seed=1"])
+    assert [file.name for file in (folder / "raw").iterdir()] == ["rebuilt.json"]
+
+
 def test_the_files_hold_data_only(folder, in_this_process):
     build_zinc.main([str(folder)])
     with (folder / "raw" / "train.pickle").open("rb") as file:
