@@ -14,6 +14,7 @@ from torch import Tensor
 from et.anomaly.batch import NodeBatch
 from et.anomaly.data import NodeDataModule
 from et.anomaly.dynamics import PaperDynamics
+from et.anomaly.graph import UNLABELLED
 from et.anomaly.known_labels import open_labels
 from et.anomaly.model import AnomalyTransformer
 from et.core import EdgeTopology, EnergyTransformerBlock, descend
@@ -74,8 +75,16 @@ def final_state(network: AnomalyTransformer, batch: NodeBatch, relation: int = 0
     return NodesSeen(attention, 1 / degree[topology.edges.query].float(), energies)
 
 
-def figure_summary(seen: NodesSeen, labels: Tensor, topology: EdgeTopology) -> dict[str, Any]:
+def figure_summary(
+    seen: NodesSeen, labels: Tensor, topology: EdgeTopology, of_energies: Tensor | None = None
+) -> dict[str, Any]:
     """Summary of the figures.
+
+    Args:
+        seen: The final state.
+        labels: Labels, (N,).
+        topology: Edges of the relation.
+        of_energies: Labels of the nodes whose energies are measured, the others -1, (N,). If None, ``labels``.
 
     Returns:
         Mean share of attention on anomalous neighbours by kind of node, beside the share of such neighbours; for each
@@ -83,7 +92,8 @@ def figure_summary(seen: NodesSeen, labels: Tensor, topology: EdgeTopology) -> d
     """
     from torchmetrics.functional.classification import binary_auroc
 
-    connected, known = topology.edges.degree > 0, labels >= 0
+    connected, own = topology.edges.degree > 0, labels if of_energies is None else of_energies
+    known = own >= 0
     found: dict[str, Any] = {"attention_on_anomalous": {}, "energy": {}}
     anomalous = labels == 1
     for label, kind in KINDS.items():
@@ -94,10 +104,10 @@ def figure_summary(seen: NodesSeen, labels: Tensor, topology: EdgeTopology) -> d
                 "neighbours": float(attention_share(seen.uniform, anomalous, topology)[nodes].mean()),
             }
     for name, energy in seen.energies.items():
-        means = {kind: float(energy[labels == label].mean()) for label, kind in KINDS.items()}
+        means = {kind: float(energy[own == label].mean()) for label, kind in KINDS.items()}
         # AUROC rounds predictions to probabilities unless they are; ranks are all it needs.
         ranks = (-energy[known]).argsort().argsort() / max(1, int(known.sum()))
-        found["energy"][name] = {**means, "auc_of_low_energy": float(binary_auroc(ranks.float(), labels[known]))}
+        found["energy"][name] = {**means, "auc_of_low_energy": float(binary_auroc(ranks.float(), own[known]))}
     return found
 
 
@@ -172,8 +182,11 @@ def draw_figures(network: torch.nn.Module, data: NodeDataModule, folder: Path) -
     data.setup()
     batch, network = data.whole, network.cpu().eval()
     seen, topology = final_state(network, batch), batch.topologies[0]
-    numbers = figure_summary(seen, batch.labels, topology)
+    labels, others = batch.labels, batch.labels
+    if network.takes_known_labels:  # a training node's energy shows its own label
+        others = labels.index_fill(0, batch.train, UNLABELLED)
+    numbers = figure_summary(seen, labels, topology, others)
     if seen.attention is not None:
-        draw_neighbours(seen, batch.labels, topology, batch.nodes, folder / "neighbours.png")
-    draw_energies(seen, batch.labels, numbers, folder / "energies.png")
+        draw_neighbours(seen, labels, topology, batch.nodes, folder / "neighbours.png")
+    draw_energies(seen, others, numbers, folder / "energies.png")
     return numbers

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
+from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor, nn
 
 from et.anomaly.batch import NodeBatch
@@ -110,6 +111,11 @@ class AnomalyTask(Task):
         # The released scores of an epoch are those of its training step: they cost nothing to look at, and every epoch
         # is a candidate, however seldom the whole graph is scored under `held_out`.
         if self.protocol == "released":
+            if any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks):
+                raise UserError(
+                    "protocol=released scores the training steps, in which averaged weights have no part: "
+                    "set protocol=held_out, or leave the averaging out (~callbacks.ema)"
+                )
             self.trainer.check_val_every_n_epoch = 1
 
     def log_odds(self, batch: NodeBatch, known: Tensor | None = None) -> Tensor:
@@ -154,6 +160,8 @@ class AnomalyTask(Task):
         return weights / self.all_gather(weights).mean()
 
     def _measure_training_step(self, log_odds: Tensor, batch: NodeBatch) -> None:
+        if any(len(batch.labels[part].unique()) < 2 for part in (batch.val, batch.test)):
+            return  # a sampled subgraph without a class there has no measures
         val, threshold = self._measure(log_odds, batch, batch.val)
         self.latest_val.copy_(val)
         if val[0] > self.best_val[0]:
@@ -165,7 +173,7 @@ class AnomalyTask(Task):
     ) -> tuple[Tensor, float]:
         """:data:`MEASURES` of some nodes and the threshold. If ``threshold`` is None, it is chosen on these nodes."""
         # On the CPU: a few numbers for each node, and sums whose order is fixed.
-        log_odds, labels = log_odds[part].float().cpu(), batch.labels[part].cpu()
+        log_odds, labels = _numbers(log_odds[part]).float().cpu(), batch.labels[part].cpu()
         if threshold is None:
             threshold, _ = best_threshold(log_odds.sigmoid(), labels)
         found = {**measure(log_odds, labels, threshold), "threshold": threshold}
@@ -193,7 +201,7 @@ class AnomalyTask(Task):
         """``probability`` and ``label`` of every node in the order of the graph's file, (N,) each."""
         probability, label = torch.empty(len(batch.nodes)), torch.empty(len(batch.nodes), dtype=torch.int64)
         nodes = batch.nodes.cpu()
-        probability[nodes] = self.score(batch).float().sigmoid().cpu()
+        probability[nodes] = _numbers(self.score(batch)).float().sigmoid().cpu()
         label[nodes] = batch.labels.cpu()
         return {"probability": probability, "label": label}
 
@@ -242,6 +250,20 @@ class AnomalyTask(Task):
         from et.anomaly.figures import draw_figures  # late: matplotlib takes a second
 
         return draw_figures(network, data, folder)
+
+
+def _numbers(log_odds: Tensor) -> Tensor:
+    """``log_odds`` as they are.
+
+    Raises:
+        UserError: Some are NaN, which would rank above all others.
+    """
+    if count := int(log_odds.isnan().sum()):
+        raise UserError(
+            f"the network scores {count} of {len(log_odds)} nodes NaN: lower optim.optimizer.lr or model.step_size, "
+            "set optim.clip_norm, or look for NaN in the data"
+        )
+    return log_odds
 
 
 class FittedTask(AnomalyTask):

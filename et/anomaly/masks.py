@@ -36,7 +36,7 @@ def masked_split(path: Path, labels: np.ndarray, seed: int, semi_supervised: boo
     found = _read_masks(path)
     parts = []
     for part in PARTS:
-        key = next((key for key in (f"{part}_mask", f"{part}_masks") if found.get(key) is not None), None)
+        key = next((key for key in _keys_of(part) if found.get(key) is not None), None)
         if key is None:
             have = ", ".join(sorted(key for key in found if "mask" in key)) or "none"
             raise UserError(f"{path} lacks {part}_mask, which data.split=masks takes; of masks it has {have}")
@@ -50,6 +50,11 @@ def masked_split(path: Path, labels: np.ndarray, seed: int, semi_supervised: boo
                 f"for example node {shared[0]}: a node belongs to one part at most"
             )
     return check_split(Split(*parts), labels, f" that is labelled: look at the masks of {path}")
+
+
+def _keys_of(part: str) -> tuple[str, str]:
+    """Keys of a part's masks, in order: GADBench keeps an official ``train_mask`` beside its own ``train_masks``."""
+    return f"{part}_masks", f"{part}_mask"
 
 
 def _column(values: Any, num_nodes: int, seed: int, semi_supervised: bool, what: str) -> np.ndarray:
@@ -91,7 +96,7 @@ def split_masks(path: Path) -> list[str]:
         keys = {name for name, _, _ in whosmat(path)}
     else:
         keys = {key for key, value in _read_masks(path).items() if value is not None}
-    found = [[key for key in (f"{part}_mask", f"{part}_masks") if key in keys] for part in PARTS]
+    found = [[key for key in _keys_of(part) if key in keys] for part in PARTS]
     return [keys[0] for keys in found] if all(found) else []
 
 

@@ -55,13 +55,29 @@ def measure(log_odds: Tensor, labels: Tensor, threshold: float) -> dict[str, flo
 
     at = torch.tensor([threshold], dtype=torch.float64)
     ranks = relative_ranks(log_odds)
-    top = ranks.topk(int((labels == 1).sum())).indices
     return {
         "f1_macro": float(macro_f1(log_odds.sigmoid(), labels, at)[0]),
         "auc": float(binary_auroc(ranks, labels)),
         "average_precision": float(binary_average_precision(ranks, labels)),
-        "recall_at_k": float((labels[top] == 1).double().mean()),
+        "recall_at_k": recall_at_k(ranks, labels),
     }
+
+
+def recall_at_k(scores: Tensor, labels: Tensor) -> float:
+    """Share of anomalies among the k nodes with the highest scores, k the number of anomalies.
+
+    Of nodes that tie for the last places every choice counts the same: the order of the nodes does not matter.
+
+    Args:
+        scores: Scores, (n,).
+        labels: Labels 0 or 1, (n,), with at least one 1.
+    """
+    anomalous = labels == 1
+    k = int(anomalous.sum())
+    last = scores.topk(k).values[-1]
+    above, tied = scores > last, scores == last
+    share = anomalous[tied].double().mean()
+    return float((anomalous[above].sum() + (k - above.sum()) * share) / k)
 
 
 def constant_answers(labels: Tensor) -> dict[str, tuple[str, float]]:

@@ -126,6 +126,8 @@ def blended(network: Row, trees: Row) -> list[str]:
 
 def compared(run: Run) -> bool:
     """Whether a run belongs to the comparison."""
+    if run.of_user_data or SCORE not in run.record["metrics"]:
+        return False
     return (run.key.protocol, run.key.fidelity) == ("gadbench", "paper") and "_gadbench" in run.key.experiment
 
 

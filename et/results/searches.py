@@ -32,12 +32,23 @@ COLUMNS = {"AUROC": "test/auc", "AUPRC": "test/average_precision", "Rec@K": "tes
 
 
 def trials(runs: Iterable[Run], score: str = SCORE) -> dict[str, list[Run]]:
-    """Trials of each experiment's search, best validation score first; ties are broken by the order of the runs."""
+    """Trials of each experiment's search, best validation score first; ties are broken by the order of the runs.
+
+    A search has one seed: runs of the best setting with higher ones are no trials. Trials on the user's own data are
+    those of a search of its own, "EXPERIMENT on DATA".
+    """
     found: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         if run.label and not run.key.experiment.endswith(TUNED):
-            found[run.key.experiment].append(run)
-    return {name: sorted(those, key=lambda run: -run.record["metrics"][score]) for name, those in found.items()}
+            on = f" on {run.record['dataset']['name']}" if run.of_user_data else ""
+            found[run.key.experiment + on].append(run)
+    return {
+        name: sorted(
+            (run for run in those if run.key.seed == min(run.key.seed for run in those)),
+            key=lambda run: -run.record["metrics"][score],
+        )
+        for name, those in found.items()
+    }
 
 
 def settings(run: Run) -> dict[str, Any]:
@@ -114,19 +125,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--table", choices=("best", "all"), nargs="?", const="best", help="only print the best trials, or all"
     )
-    parser.add_argument("--score", default="val/average_precision", help="validation metric that ranks the table")
+    parser.add_argument("--score", help="validation metric that ranks the table (default: val/average_precision)")
     options = parser.parse_args(arguments)
-    new, score = collect(options.runs), options.score if options.table else SCORE
+    if options.score and not options.table:
+        parser.error(f"--score goes with --table: experiment files are written from the best {SCORE}")
+    new, score = collect(options.runs), (options.score or "val/average_precision") if options.table else SCORE
     try:
         if options.table:
             print(*new.problems, sep="\n", end="\n" * bool(new.problems), file=sys.stderr)
             print(table(trials(new.runs.values(), score), score, options.table == "all"))
             return 0
+        if others := sorted({run.key.experiment for run in new.runs.values() if run.key.protocol == "gadbench"}):
+            raise UserError(
+                f"{', '.join(others)}: searches by average precision have no experiment files; "
+                f"python -m et.results.gadbench records them, and --table shows them"
+            )
         _, problems = append((run for runs in trials(new.runs.values()).values() for run in runs), options.file)
         found = trials(collect(lines=[options.file]).runs.values())
         paths = write_experiments(found, options.experiments)
     except (OSError, UserError, KeyError) as error:
-        print(f"error: {error}; a trial's record must have {score}", file=sys.stderr)
+        hint = f"; a trial's record must have {score}" if isinstance(error, KeyError) else ""
+        print(f"error: {error}{hint}", file=sys.stderr)
         return 1
     for problem in (*new.problems, *problems):
         print(problem)

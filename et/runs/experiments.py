@@ -94,6 +94,17 @@ def variants_of(name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(v["suffix"] for v in _content()["variants"] if _is_of(v, name)))
 
 
+def split_name(name: str) -> tuple[str, str]:
+    """An experiment that is no variant, and the suffixes that make ``name`` of it: ``yelp_1pct``, ``bwgnn_hetero``."""
+    start = name.removesuffix("_tuned")
+    while True:
+        bases = ((v, start.removesuffix(f"_{v['suffix']}")) for v in _content()["variants"])
+        base = next((base for v, base in bases if base != start and _is_of(v, base) and base in names()), None)
+        if base is None:
+            return start, name[len(start) + 1 :]
+        start = base
+
+
 def tables_of_variants() -> dict[str, tuple[dict[str, str], tuple[str, ...]]]:
     """Tables whose experiments are composed, such as "Table 12": what each suffix means, and the names that take it."""
     return {

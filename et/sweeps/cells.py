@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from et.runs.config_check import check_config
-from et.runs.experiments import names
+from et.runs.experiments import names, split_name
 from et.runs.fingerprint import check_same_data
 from et.runs.identity import check_overrides, config_of
 from et.runs.record import read_result, run_dir, run_id
@@ -100,15 +100,16 @@ def chosen_experiments(arguments: Sequence[str], methods: Iterable[str], cell: s
 
 
 def method_of(experiment: str, methods: Iterable[str]) -> str:
-    """The longest suffix of ``experiment`` among ``methods``.
+    """The one of ``methods`` that is the suffix of ``experiment``; "" for an experiment that is no variant.
 
     Raises:
-        UserError: There is none.
+        UserError: It is none of them.
     """
-    fitting = [method for method in methods if not method or experiment.endswith(f"_{method}")]
-    if not fitting:
-        raise UserError(f"hydra.sweeper.methods has no search space for {experiment}, only for {', '.join(methods)}")
-    return max(fitting, key=len)
+    method = split_name(experiment)[1]
+    if method not in methods:
+        known = ", ".join(name or "ET" for name in methods)
+        raise UserError(f"hydra.sweeper.methods has no search space for {experiment}, only for {known}")
+    return method
 
 
 def jobs(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> list[list[str]]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 
 from et.runs.checkpoint_files import put_in_place, rotate
 from et.training.optim import centralize
@@ -53,6 +53,14 @@ class FiniteLoss(Callback):
                 "the weights of the last checkpoint are still good; lower optim.optimizer.lr or model.step_size, "
                 "set optim.clip_norm, or look for NaN in the data"
             )
+
+
+class StoppingEarly(EarlyStopping):
+    """Lightning's, which after a restart forgets that it had stopped the run and lets it train on."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
 
 
 class CentralizedGradients(Callback):

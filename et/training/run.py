@@ -12,7 +12,6 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.plugins.environments import TorchElasticEnvironment
 
 from et.runs.checkpoint_files import load_best
@@ -29,7 +28,7 @@ from et.runs.record import (
     versions,
     write_result,
 )
-from et.training.callbacks import Checkpoints, KeptScores, Stopwatch
+from et.training.callbacks import Checkpoints, KeptScores, StoppingEarly, Stopwatch
 from et.training.device import device_name, peak_memory_mb, reset_peak_memory
 from et.training.graceful_stop import StopOnSignal
 from et.training.launcher import broadcast_from_rank_zero, must_start_processes, run_processes
@@ -151,7 +150,7 @@ def build(run: RunInfo) -> Parts:
     return Parts(task, data, trainer, checkpoints, kept_scores, stopwatch, metrics_file)
 
 
-def early_stopping(section: DictConfig) -> EarlyStopping:
+def early_stopping(section: DictConfig) -> StoppingEarly:
     """The callback that stops a run after ``callbacks.patience`` validations without a better value.
 
     Raises:
@@ -159,7 +158,7 @@ def early_stopping(section: DictConfig) -> EarlyStopping:
     """
     if section.monitor is None:
         raise UserError("callbacks.patience needs a metric to watch: set callbacks.monitor")
-    return EarlyStopping(section.monitor, mode=section.mode, patience=section.patience)
+    return StoppingEarly(section.monitor, mode=section.mode, patience=section.patience)
 
 
 def describe_run(run: RunInfo, parts: Parts, tested: dict[str, float]) -> dict[str, Any]:

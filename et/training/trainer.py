@@ -39,7 +39,9 @@ def build_trainer(
     compute_exactly()
     # Deterministic algorithms fill uninitialised memory by default: a pass over every tensor of every step.
     torch.utils.deterministic.fill_uninitialized_memory = False
-    callbacks = [SeededEpochs(cfg.seed), FiniteLoss(), LearningRateMonitor("step"), *keepers]
+    # The user's callbacks come before those that keep the run's state: averaged weights are of the step that is saved.
+    own = [build_callback(node) for node in callback_nodes(cfg.callbacks)]
+    callbacks = [SeededEpochs(cfg.seed), FiniteLoss(), LearningRateMonitor("step"), *own, *keepers]
     if cfg.optim.get("centralize_gradients"):
         callbacks.append(CentralizedGradients())
     progress = bool(cfg.callbacks.progress and cfg.trainer.get("enable_progress_bar", True))
@@ -50,7 +52,7 @@ def build_trainer(
     return instantiate(
         cfg.trainer,
         accelerator=accelerator(cfg.trainer.accelerator),
-        callbacks=callbacks + [build_callback(node) for node in callback_nodes(cfg.callbacks)],
+        callbacks=callbacks,
         logger=loggers,
         default_root_dir=str(folder),
         enable_checkpointing=True,

@@ -61,6 +61,17 @@ def test_figures_of_a_run_that_reads_labels(small_config, suffix):
     assert "total" in json.loads((output / "figures.json").read_text())["energy"]
 
 
+def test_the_energies_of_nodes_that_show_their_own_label_are_not_measured(graph):
+    """A training node's energy may follow its label; the others' are chance here."""
+    labels, topology = graph.labels, EdgeTopology(graph.relations["first"], graph.num_nodes)
+    others = labels.index_fill(0, torch.arange(0, 200, 2), -1)
+    energy = torch.where(others < 0, -labels.float(), torch.zeros(200))
+    seen = NodesSeen(None, torch.ones(topology.num_edges), {"total": energy})
+    assert figure_summary(seen, labels, topology)["energy"]["total"]["auc_of_low_energy"] > 0.6
+    found = figure_summary(seen, labels, topology, others)["energy"]["total"]
+    assert found["anomalous"] == found["benign"] == 0
+
+
 def test_figures_name_nodes_as_the_file_does(graph, tmp_path, monkeypatch):
     """The same panels whatever the order in which a batch has the nodes."""
     from matplotlib.axes import Axes

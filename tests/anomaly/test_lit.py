@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +18,7 @@ from et.runs.loading import load_run
 from et.training.evaluation import evaluate
 from et.training.run import build_network, train
 from et.utils.errors import UserError
+from tests.anomaly.test_known_labels import task_of
 from tests.configs import ROOT
 
 TINY = ["model.head_dim=8", "model.num_memories=16", "trainer.max_epochs=6"]
@@ -231,6 +235,35 @@ def test_training_on_subgraphs_scores_the_whole_graph_held_out(small_config):
         small_config("amazon_upu_40pct", *TINY, "data.sample_ratio=0.5", "fidelity=released", "protocol=released")
     )
     assert 0 < released.record["metrics"]["test/f1_macro"] <= 1
+
+
+def test_a_sampled_graph_without_an_anomaly_in_a_part_is_not_measured(small_config):
+    task, batch = task_of(small_config("amazon_upu_40pct", *TINY, "fidelity=released", "protocol=released"))
+    log_odds, before = torch.randn(len(batch.labels)), task.best_val.clone()
+    for part in ("val", "test"):
+        benign = getattr(batch, part)[batch.labels[getattr(batch, part)] == 0]
+        task._measure_training_step(log_odds, replace(batch, **{part: benign}))
+        assert torch.equal(task.best_val, before)
+    task._measure_training_step(log_odds, batch)
+    assert not torch.equal(task.best_val, before)
+
+
+def test_averaged_weights_are_refused_where_training_steps_are_scored(small_config):
+    cfg = small_config("amazon_upu_gadbench_encoded", *TINY, "data.num_features=null", "protocol=released")
+    with pytest.raises(UserError, match=r"averaged weights have no part.*~callbacks\.ema"):
+        train(cfg)
+
+
+def test_scores_that_are_no_numbers_are_an_error(small_config):
+    """One step with an absurd learning rate: the loss was finite, the scores after it are not."""
+    cfg = small_config("demo_anomaly_mlp", "trainer.max_epochs=1", "optim.optimizer.lr=1e30")
+    with pytest.raises(UserError, match=r"scores \d+ of \d+ nodes NaN: lower optim\.optimizer\.lr"):
+        train(cfg)
+    task, batch = task_of(small_config("demo_anomaly_mlp"))
+    with torch.no_grad():
+        next(task.network.parameters()).fill_(math.nan)
+    with pytest.raises(UserError, match="nodes NaN"):
+        task.predict_step(batch, 0)
 
 
 def test_the_split_is_saved_with_the_run(small_config):

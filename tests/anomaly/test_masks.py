@@ -73,6 +73,16 @@ def test_the_second_ten_of_twenty_are_semi_supervised(tmp_path, graph):
         masked_split(path, labels, 10)
 
 
+def test_an_official_mask_beside_those_of_the_trials_is_not_taken(tmp_path, graph):
+    """As GADBench's files of graphs with an official split are."""
+    trials = {f"{key}s": value for key, value in masks(20).items()}
+    official = {key: value[:, 0] for key, value in masks(seed=99).items()}
+    path = saved(tmp_path, graph, **official, **trials)
+    for semi, column in ((False, 3), (True, 13)):
+        found = masked_split(path, graph.labels.numpy(), 3, semi)
+        assert found.train.tolist() == np.flatnonzero(trials["train_masks"][:, column]).tolist()
+
+
 def test_unlabelled_nodes_are_in_no_part(tmp_path, graph):
     labels = graph.labels.numpy().copy()
     labels[:20] = -1

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from itertools import permutations
+
 import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from et.anomaly.metrics import THRESHOLDS, best_threshold, constant_answers, macro_f1, measure
+from et.anomaly.metrics import THRESHOLDS, best_threshold, constant_answers, macro_f1, measure, recall_at_k
 
 
 @settings(max_examples=50, deadline=None)
@@ -46,6 +48,16 @@ def test_recall_at_k_by_hand():
     log_odds = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.1])
     labels = torch.tensor([1, 0, 1, 0, 1])  # the top 3 hold 2 of the 3 anomalies
     assert np.isclose(measure(log_odds, labels, 0.5)["recall_at_k"], 2 / 3)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_recall_at_k_is_the_mean_over_all_orders_of_tied_nodes(seed):
+    rng = np.random.default_rng(seed)
+    scores, labels = torch.from_numpy(rng.integers(0, 3, 5)), torch.from_numpy(rng.permutation([0, 0, 0, 1, 1]))
+    orders = [list(order) for order in permutations(range(5))]
+    hits = [labels[sorted(order, key=lambda node: -int(scores[node]))[:2]].double().mean().item() for order in orders]
+    assert np.isclose(recall_at_k(scores, labels), np.mean(hits))
 
 
 def test_a_perfect_and_a_useless_score():

@@ -117,6 +117,14 @@ def test_a_blend_is_of_the_winners_and_counts_the_settings_of_both(make_run, tmp
     assert "'model.trees.l2=1.0' 'model.trees.rounds=50'" in left
 
 
+def test_runs_on_a_file_of_ones_own_are_left_out(make_run, tmp_path):
+    make_run(key("reddit_gadbench_mlp", 0), metrics(0.5, 0.5))
+    make_run(key("reddit_gadbench_mlp", 0), metrics(0.9, 0.9), "model.hidden=32", dataset={"variant": "user data"})
+    make_run(key("reddit_gadbench_mlp", 0), {"test/auc": 0.5}, "model.hidden=64")
+    (row,) = rows(collect([tmp_path / "runs"]).runs.values())
+    assert (row.searched, row.settings) == (1, [])
+
+
 def test_the_committed_table_is_rendered_from_the_committed_records():
     found = collect(lines=[FOLDER / "results.jsonl"])
     assert not found.problems

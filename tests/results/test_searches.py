@@ -57,6 +57,28 @@ def test_a_table_shows_the_trial_that_validation_chose(make_run, tmp_path, capsy
     assert not (tmp_path / "none.jsonl").exists()
 
 
+def test_the_other_seeds_of_a_setting_are_no_trials(make_run, tmp_path):
+    """One of them has the luckiest split."""
+    for seed, score in ((0, 0.3), (1, 0.9), (2, 0.8)):
+        make_run(Key(KEY.experiment, seed, "held_out", "paper"), {SCORE: score}, "model.hidden=48")
+    make_run(KEY, {SCORE: 0.2}, "model.hidden=32")
+    make_run(KEY, {SCORE: 0.7}, "model.hidden=16", dataset={"variant": "user data", "name": "mine"})
+    found = trials(collect([tmp_path / "runs"]).runs.values())
+    assert {name: [run.record["metrics"][SCORE] for run in runs] for name, runs in found.items()} == {
+        KEY.experiment: [0.3, 0.2], f"{KEY.experiment} on mine": [0.7],
+    }  # fmt: skip
+
+
+def test_only_searches_by_macro_f1_become_experiments(make_run, tmp_path, capsys):
+    make_run(Key("tolokers_gadbench_mlp", 0, "gadbench", "paper"), {SCORE: 0.5}, "model.hidden=64")
+    arguments = ["--runs", str(tmp_path / "runs"), "--file", str(tmp_path / "s.jsonl"), "--experiments", str(tmp_path)]
+    assert main(arguments) == 1
+    assert "tolokers_gadbench_mlp: searches by average precision" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*arguments, "--score", "val/average_precision"])
+    assert "--score goes with --table" in capsys.readouterr().err and not (tmp_path / "s.jsonl").exists()
+
+
 def test_a_trials_budget_is_not_a_setting(make_run):
     run = from_folder(make_run(KEY, {SCORE: 0.5}, BUDGET, "model.dropout=0.5"))
     assert settings(run) == {"model": {"dropout": 0.5}}

@@ -230,6 +230,16 @@ def test_experiments_of_a_search():
         chosen_experiments(["experiment=reddit_40pct_mlp"], ["gcn"], None)
 
 
+@pytest.mark.parametrize(
+    "name", ["reddit_gadbench_encoded_blend", "reddit_gadbench_encoded_mlp_blend_labels", "tolokers_40pct_trees_tuned",
+             "amazon_40pct_hetero_max", "reddit_gadbench_pmp"],
+)  # fmt: skip
+def test_a_variant_without_a_search_space_does_not_take_that_of_et(name):
+    methods = ["", "labels", "encoded", "trees", "pmp_labels"]
+    with pytest.raises(UserError, match=f"no search space for {name}, only for ET, labels"):
+        method_of(name, methods)
+
+
 @pytest.mark.slow
 def test_a_search_of_real_runs_from_the_command_line(run_sweep, tmp_path):
     """A trial that raises is told and passed over; a search without a monitor never starts."""

@@ -36,6 +36,29 @@ def test_a_training_ends_early_and_is_another_run(config):
     assert stopped.record["run_id"] != whole.record["run_id"]
 
 
+def test_a_run_that_stopped_early_stays_stopped(config, monkeypatch):
+    """Interrupted in its test and started again, it does not train on."""
+    stopping = [*ANOMALY, "trainer.max_epochs=9", "callbacks.monitor=val/f1_macro", "callbacks.mode=min"]
+    stopping += ["callbacks.patience=1", "callbacks.save_every_n_epochs=1"]
+    with monkeypatch.context() as patched, pytest.raises(Stop):
+
+        def stop(*args):
+            raise Stop
+
+        patched.setattr(run, "test", stop)
+        train(config(*stopping))
+    again = train(config(*stopping))
+    whole = train(config(*stopping, "force=true"))
+    assert again.record["epochs"] == whole.record["epochs"] < 9
+    assert again.record["metrics"] == whole.record["metrics"]
+
+
+def test_averaged_weights_are_those_of_the_step_that_is_saved(tiny):
+    callbacks = train(tiny(EMA, "trainer.max_epochs=1")).trainer.callbacks
+    kinds = [type(callback).__name__ for callback in callbacks]
+    assert kinds.index("EMAWeightAveraging") < kinds.index("StopOnSignal")
+
+
 def test_added_callbacks_count_in_the_run_id_and_what_only_shows_does_not():
     plain = ["experiment=demo_graphs"]
     identity = run_id(config_of(plain))
