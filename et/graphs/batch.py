@@ -185,7 +185,7 @@ def pack(
             f"edge {edge_index[:, edge].tolist()} of graph {graph} names a node outside 0 .. {int(sizes[graph]) - 1}"
         )
     if edge_attr is not None:
-        edge_attr = edge_attr.float().reshape(edge_index.shape[1], -1)
+        edge_attr = edge_attr.float().flatten(1) if edge_attr.dim() > 1 else edge_attr.float()[:, None]
     edge_index = edge_index.int() + ptr.int()[graph_of_edge]
     return GraphBatch(as_features(x), edge_index, edge_attr, y, ptr, edge_ptr, level=level)
 

@@ -18,7 +18,7 @@ from et.core.arguments import check_given, check_sizes
 from et.graphs import sources, synthetic, tu
 from et.graphs.batch import GraphBatch
 from et.graphs.counts import check_counts, counts_of
-from et.graphs.features import encode_types, standardized
+from et.graphs.features import encode_types, standardized, warn_of_zero_edges
 from et.graphs.graph_list import load_graph_list
 from et.graphs.positional import with_eigenvectors
 from et.graphs.protocol import everything_split, held_out_split
@@ -200,6 +200,8 @@ class GraphData(pl.LightningDataModule):
         if self.standardize:
             graphs = standardized(graphs, self.split["train"])
         graphs = replace(graphs, x=to_float32(graphs.x, str(self.name)))
+        if self.source == "file":
+            warn_of_zero_edges(graphs)
         self.graphs = with_eigenvectors(graphs, self.num_eigenvectors, sources.cache_folder(self.root, self.cache))
         self.variant, self.sha256, self.dropped_empty = loaded.variant, loaded.sha256, loaded.dropped_empty
 

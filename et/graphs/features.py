@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import torch
@@ -38,6 +39,19 @@ def encode_types(graphs: GraphBatch, num_node_types: int | None, num_edge_types:
     return replace(graphs, **encoded)
 
 
+def warn_of_zero_edges(graphs: GraphBatch) -> None:
+    """Warn about edges with features of zeros only: their weights in the convolution are 0 (eq. 24)."""
+    if graphs.edge_attr is None:
+        return
+    zero = int((graphs.edge_attr == 0).all(1).sum())
+    if zero:
+        warnings.warn(
+            f"{zero} of {len(graphs.edge_attr)} edges have features of zeros only, and the Energy Transformer does not "
+            "see such edges (eq. 24): count types from 1, append a column of ones, or leave edge_attr out",
+            stacklevel=2,
+        )
+
+
 def standardized(graphs: GraphBatch, train: Tensor) -> GraphBatch:
     """Graphs whose node features have mean 0 and standard deviation 1 over the nodes of the training graphs.
 
@@ -50,6 +64,6 @@ def standardized(graphs: GraphBatch, train: Tensor) -> GraphBatch:
     seen = graphs.select(train).x.double()
     one_hot = ((graphs.x == 0) | (graphs.x == 1)).all(0)
     resolution = 1e-6 if graphs.x.dtype == torch.float32 else 1e-14
-    constant = seen.std(0) <= resolution * seen.mean(0).abs()
+    constant = seen.std(0, correction=min(1, len(seen) - 1)) <= resolution * seen.mean(0).abs()
     scaled = standardize_columns(graphs.x, seen, correction=1, constant=constant)
     return replace(graphs, x=torch.where(one_hot, graphs.x.float(), scaled.float()))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from et.graphs.tu import degree_features
 from et.runs.record import USER_DATA
 from et.utils.errors import UserError
 from et.utils.pyg_file import load_pyg
+
+MASKS = ("train_mask", "val_mask", "test_mask")  # of nodes, as torch_geometric's data sets of one graph have them
 
 
 def load_graph_list(path: str | Path | None, *, drop_empty: bool = False) -> Source:
@@ -57,6 +61,11 @@ def load_graph_list(path: str | Path | None, *, drop_empty: bool = False) -> Sou
     if not isinstance(content, list) or not content:
         raise UserError(f"{path} holds neither a list of graphs nor such lists by {', '.join(SPLITS)}")
     graphs = pack_list(content, str(path))
+    if split is not None and (shared := shared_graphs(graphs, split)):
+        warnings.warn(
+            f"{path}: {', '.join(SPLITS)} share {shared} graph{'s' * (shared > 1)}: not all parts are of unseen graphs",
+            stacklevel=2,
+        )
     return Source(graphs, USER_DATA, hash_graphs(graphs, split), split, dropped)
 
 
@@ -84,6 +93,12 @@ def pack_list(graphs: Sequence[Any], where: str) -> GraphBatch:
     """
     for number, graph in enumerate(graphs):
         check_graph(graph, f"graph {number} of {where}")
+    if masks := sorted({key for graph in graphs for key in MASKS if key in graph}):
+        warnings.warn(
+            f"the graphs of {where} have {', '.join(masks)}, which are not used: whole graphs are split, "
+            f"and lists under {', '.join(SPLITS)} are a split of your own",
+            stacklevel=2,
+        )
     sizes = torch.tensor([graph.num_nodes for graph in graphs])
     targets = torch.tensor([graph.y.numel() for graph in graphs])
     level = "graph" if (targets == 1).all() else "node"
@@ -109,6 +124,20 @@ def pack_list(graphs: Sequence[Any], where: str) -> GraphBatch:
     )
 
 
+def shared_graphs(graphs: GraphBatch, split: Mapping[str, Tensor]) -> int:
+    """Number of different graphs, with equal features, edges and targets, that several parts have."""
+    x, y, ptr, edge_ptr = graphs.x.numpy(), graphs.y.numpy(), graphs.ptr.tolist(), graphs.edge_ptr.tolist()
+    edge_index, edge_attr = graphs.edge_index.numpy(), graphs.edge_attr
+
+    def content(number: int) -> tuple[bytes, ...]:
+        nodes, edges = slice(*ptr[number : number + 2]), slice(*edge_ptr[number : number + 2])
+        own = [x[nodes], edge_index[:, edges] - ptr[number], y[number if graphs.level == "graph" else nodes]]
+        return tuple(array.tobytes() for array in (*own, *([] if edge_attr is None else [edge_attr[edges].numpy()])))
+
+    parts = [{content(number) for number in numbers.tolist()} for numbers in split.values()]
+    return sum(count > 1 for count in Counter(key for part in parts for key in part).values())
+
+
 def check_graph(graph: Any, where: str) -> None:
     """Raise UserError unless ``graph`` is a torch_geometric Data with consistent arrays."""
     for key, needed in (("y", True), ("edge_index", True), ("x", False), ("edge_attr", False)):
@@ -128,6 +157,11 @@ def check_graph(graph: Any, where: str) -> None:
         value = getattr(graph, key)
         if value is not None and value.is_complex():
             raise UserError(f"{key} of {where} holds complex numbers: save real ones")
+    if graph.y.dim() > 1 and graph.y[0].numel() > 1:
+        raise UserError(
+            f"y of {where} is of shape {tuple(graph.y.shape)}: save one number for the graph or for each node, and a "
+            "class as 0, 1, 2 ..."
+        )
     for key, count in (("x", graph.num_nodes), ("edge_attr", edge_index.shape[1])):
         value = getattr(graph, key)
         if value is not None and (value.dim() == 0 or len(value) != count):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import ceil
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def held_out_split(labels: Tensor, fold: int, folds: int, seed: int, stratified:
         raise UserError(f"data.folds={folds}: cross-validation needs two folds or more")
     if not 0 <= fold < folds:
         raise UserError(f"data.fold={fold} is not one of the {folds} folds 0 .. {folds - 1}")
-    if len(labels) < max(folds, 3):
+    if len(labels) < max(folds, 3) or len(labels) - ceil(len(labels) / folds) < 2:  # one trains, one validates
         raise UserError(f"{len(labels)} graphs are too few for {folds} folds: set data.folds, or give more graphs")
     labels = labels.numpy()
     if stratified:

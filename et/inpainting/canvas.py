@@ -91,12 +91,13 @@ def make_canvas(
     fitted = fit_image(image, network.image_size, fit)
     pixels, grid = cut_tiles(np.asarray(fitted), network.image_size)
     size = fitted.height, fitted.width
+    patches = grid[0] * network.grid[0], grid[1] * network.grid[1]
     if mask == "random":
         count = round(ratio * network.num_patches)
         draws = [draw_masks(sample_rng(seed, 0, tile), network.num_patches, count, 0)[1] for tile in range(len(pixels))]
-        masked = torch.stack(draws)
+        # Patches in the padding of the last tiles are not of the photograph.
+        masked = torch.stack(draws) & _split(_covered(size, network.patch_size, patches), grid)
     elif mask == "block":
-        patches = grid[0] * network.grid[0], grid[1] * network.grid[1]
         masked = _split(_centred_block(size, network.patch_size, ratio, patches), grid)
     else:
         masked = _split(_drawn(Path(mask), image.size, network, fit), grid)
@@ -112,6 +113,13 @@ def _split(masked: np.ndarray, grid: tuple[int, int]) -> Tensor:
     return torch.from_numpy(tiles.reshape(grid[0] * grid[1], rows * columns).copy())
 
 
+def _covered(size: tuple[int, int], patch: tuple[int, int], patches: tuple[int, int]) -> np.ndarray:
+    """Patches that the photograph touches, (rows, columns)."""
+    covered = np.zeros(patches, dtype=bool)
+    covered[: ceil(size[0] / patch[0]), : ceil(size[1] / patch[1])] = True
+    return covered
+
+
 def _centred_block(size: tuple[int, int], patch: tuple[int, int], ratio: float, patches: tuple[int, int]) -> np.ndarray:
     """A block at the centre with about ``ratio`` of the photograph's patches, and its shape."""
     masked = np.zeros(patches, dtype=bool)
@@ -124,10 +132,12 @@ def _centred_block(size: tuple[int, int], patch: tuple[int, int], ratio: float, 
 
 def _drawn(path: Path, size: tuple[int, int], network: torch.nn.Module, fit: Fit) -> np.ndarray:
     """Patches that a mask image paints, (rows, columns); ``size`` is (width, height) of the photograph."""
-    picture = open_image(path).convert("L")
+    painted = np.asarray(open_image(path, behind="black").convert("L")) > PAINTED
+    # A pixel of the smaller picture is painted if any of those that it covers is: a thin stroke must not vanish.
+    picture = Image.fromarray(painted.astype(np.float32))
     if picture.size != size:
-        picture = picture.resize(size, Image.NEAREST)
-    fitted = np.asarray(fit_image(picture, network.image_size, fit, Image.NEAREST)) > PAINTED
+        picture = picture.resize(size, Image.BOX)
+    fitted = np.asarray(fit_image(picture, network.image_size, fit, Image.BOX)) > 0
     height, width = network.patch_size
     missing = [-side % step for side, step in zip(fitted.shape, network.image_size, strict=True)]
     whole = np.pad(fitted, ((0, missing[0]), (0, missing[1])))

@@ -16,8 +16,10 @@ import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -31,7 +33,7 @@ from et.inpainting.patches import hide, patchify
 from et.inpainting.photos import load_photo
 from et.inpainting.pixels import from_pixels, to_pixels
 from et.inpainting.scores import image_scores, masked_mse
-from et.inpainting.trajectories import follow, picture_record, save, write_descent
+from et.inpainting.trajectories import follow, over_patches, picture_record, save, write_descent
 from et.utils.errors import UserError, exit_on_user_error
 from et.utils.paths import command
 
@@ -115,7 +117,7 @@ def scores_of(network: torch.nn.Module, completion: Completion) -> dict[str, flo
 
     The errors are in normalised units, PSNR (dB) and SSIM on pixels from 0 to 1.
     """
-    canvas, weight = completion.canvas, completion.canvas.masked.sum(1)
+    canvas = completion.canvas
     target, masked = patchify(canvas.tiles, network.patch_size), canvas.masked
     fillings = {
         "mse_mean_fill": mean_fill(target, masked, network.channels),
@@ -123,9 +125,9 @@ def scores_of(network: torch.nn.Module, completion: Completion) -> dict[str, flo
     }
     errors = {name: masked_mse(filled, target, masked) for name, filled in fillings.items()}
     errors = {"mse_masked": completion.errors[-1], **errors}
-    found = {name: float((error * weight).sum() / weight.sum()) for name, error in errors.items()}
+    found = {name: float(over_patches(error[None], masked)) for name, error in errors.items()}
     whole = image_scores(*(from_pixels(pixels)[None] for pixels in (completion.frames[-1], completion.original)))
-    share = float(masked.float().mean())
+    share = float(masked.sum() / np.prod([ceil(a / b) for a, b in zip(canvas.size, network.patch_size, strict=True)]))
     return {"hidden": share, **found, **{name: float(whole[name]) for name in ("psnr", "ssim", "ssim_interior")}}
 
 
@@ -146,7 +148,7 @@ def write_completion(completion: Completion, folder: Path, patch_size: tuple[int
     with (folder / "energies.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["step", "total", "attention", "hopfield", "mse_masked"])
-        errors = completion.errors.mean(1).tolist()
+        errors = over_patches(completion.errors, completion.canvas.masked).tolist()
         writer.writerows(zip(range(len(total)), total, attention, hopfield, errors, strict=True))
     descent = Descent(torch.empty(0), sum(energies), *energies)
     draw_energies(descent, folder / "energies.png", completion.canvas.name, "tiles")
@@ -278,7 +280,7 @@ def _write_all(
             write_completion(completion, folder, network.patch_size)
         if options.report and number < 4:
             stills = {"masked": masked, "original": completion.original}
-            numbers = completion.attention, completion.hopfield, completion.errors
+            numbers = completion.attention, completion.hopfield, over_patches(completion.errors, canvas.masked)
             folder = output / "pictures"
             recorded.append(picture_record(number, canvas.name, completion.frames, stills, *numbers, folder))
     draw_completions(overview, output / "overview.png")

@@ -97,8 +97,8 @@ def unread_extensions() -> frozenset[str]:
     return frozenset((known | OTHER_IMAGES) - EXTENSIONS - {".h5", ".hdf", ".mpg", ".mpeg"})
 
 
-def open_image(path: Path) -> Image.Image:
-    """Read an image as 8-bit RGB, rotated as its EXIF data say; transparent pixels become white.
+def open_image(path: Path, behind: str = "white") -> Image.Image:
+    """Read an image as 8-bit RGB, rotated as its EXIF data say; transparent pixels get the colour ``behind``.
 
     Grey images with 16 bits, or with floats in 0 .. 1 or 0 .. 255, are scaled to 8 bits.
 
@@ -109,7 +109,7 @@ def open_image(path: Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # about metadata that are not needed
             with Image.open(path) as image:
-                return to_rgb(upright(image))
+                return to_rgb(upright(image), behind)
     except Image.DecompressionBombError as error:
         raise UserError(f"the image {path} is too large ({error}): save it smaller, or remove it") from error
     except Exception as error:  # Pillow has errors of all kinds for files that are damaged
@@ -128,8 +128,8 @@ def upright(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image) if turned else image
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """``image`` as 8-bit RGB; transparent pixels become white.
+def to_rgb(image: Image.Image, behind: str = "white") -> Image.Image:
+    """``image`` as 8-bit RGB; transparent pixels get the colour ``behind``.
 
     Raises:
         ValueError: The values are in no known range.
@@ -138,7 +138,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", image.size, behind), image).convert("RGB")
     return image.convert("RGB")
 
 

@@ -268,9 +268,12 @@ class InpaintingTask(Task):
             ("mean", "the mean of the visible pixels"),
         ):
             trivial = metrics[f"test/mse_{key}_fill"]
+            if trivial == 0:  # a picture of one colour
+                continue
             verdict = "lower" if error < trivial else "higher"
             clauses.append(f"{abs(1 - error / trivial):.0%} {verdict} than {filling} ({trivial:.3f})")
-        return f"Mean squared error on masked patches: {error:.3f}, {' and '.join(clauses)}."
+        beside = f", {' and '.join(clauses)}" if clauses else ""
+        return f"Mean squared error on masked patches: {error:.3f}{beside}."
 
     def trivial_inputs(self, batch: Batch) -> Tensor:
         """Errors on the masked patches, (B,), if each is a copy of the nearest visible one."""

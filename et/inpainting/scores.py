@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,16 @@ def structural_similarity(a: Tensor, b: Tensor, data_range: float) -> tuple[Tens
     """SSIM with a Gaussian window of 11 x 11 pixels and population covariances, in both usual conventions.
 
     Args:
-        a, b: Images (B, C, H, W) of more than 10 pixels a side.
+        a, b: Images (B, C, H, W).
         data_range: Largest minus smallest possible value.
 
     Returns:
         (B,) twice: the mean over all pixels, the images padded by reflection (torchmetrics), and the mean over the
-        pixels whose window lies inside the image (scikit-image, ``use_sample_covariance=False``).
+        pixels whose window lies inside the image (scikit-image, ``use_sample_covariance=False``). NaN for images that
+        are smaller than the window.
     """
+    if min(a.shape[-2:]) <= 2 * SSIM_RADIUS:
+        return (a.new_full((len(a),), math.nan),) * 2
     offsets = torch.arange(-SSIM_RADIUS, SSIM_RADIUS + 1, dtype=a.dtype, device=a.device)
     window = (-offsets.square() / (2 * SSIM_SIGMA**2)).exp()
     window = window / window.sum()

@@ -77,6 +77,7 @@ def record_descents(
         stills = {"masked": hide(original, batch["masked"], network.patch_size), "original": original}
         joined = {label: join_tiles(still, subject.grid) for label, still in stills.items()}
         frames = [join_tiles(frame, subject.grid) for frame in pixels]
+        errors = over_patches(errors, batch["masked"])
         pictures.append(picture_record(number, subject.name, frames, joined, attention, hopfield, errors, folder))
     return write_descent(network, pictures, folder)
 
@@ -98,7 +99,8 @@ def picture_record(
         name: What the page calls it.
         frames: The picture at every step, (3, H, W) in 0 .. 1 each.
         stills: ``masked`` and ``original``, alike.
-        attention, hopfield, errors: (T + 1, K) for K windows; their means are recorded.
+        attention, hopfield: (T + 1, K) for K windows; their means are recorded.
+        errors: Mean squared error over all hidden patches, (T + 1,).
         folder: Where descent.json goes.
     """
     (folder / "descent").mkdir(parents=True, exist_ok=True)
@@ -112,7 +114,8 @@ def picture_record(
     height, width = stills["original"].shape[1:]
     return {
         "name": name, "height": height, "width": width, "windows": attention.shape[1], **names,
-        "attention": _means(attention), "hopfield": _means(hopfield), "mse_masked": _means(errors),
+        "attention": _six_digits(attention.double().mean(1)), "hopfield": _six_digits(hopfield.double().mean(1)),
+        "mse_masked": _six_digits(errors),
     }  # fmt: skip
 
 
@@ -149,8 +152,14 @@ def follow(
         yield torch.stack(pixels), *energies, torch.stack(errors)
 
 
-def _means(values: Tensor) -> list[float]:
-    return [float(f"{value:.6g}") for value in values.double().mean(dim=1)]
+def over_patches(errors: Tensor, masked: Tensor) -> Tensor:
+    """Mean over all hidden patches, (...,), of the means over those of each window, (..., K); ``masked`` is (K, N)."""
+    weight = masked.sum(1).to(errors)
+    return (errors * weight).sum(-1) / weight.sum()
+
+
+def _six_digits(values: Tensor) -> list[float]:
+    return [float(f"{value:.6g}") for value in values]
 
 
 def save(pixels: Tensor, path: Path) -> None:

@@ -100,7 +100,7 @@ def standardize_columns(features: Tensor, known: Tensor, correction: int, consta
         constant: Mask of the constant columns, (F,) bool.
     """
     known = known.double()
-    deviation = known.std(0, correction=correction)
+    deviation = known.std(0, correction=min(correction, len(known) - 1))
     return (features.double() - known.mean(0)) / torch.where(constant, torch.ones_like(deviation), deviation)
 
 

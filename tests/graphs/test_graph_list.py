@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch_geometric.data import Data
 
+from et.graphs.batch import pack
 from et.graphs.data import GraphData
+from et.graphs.features import standardized
 from et.graphs.graph_list import load_graph_list
 from et.training.run import train
 from et.utils.errors import UserError
@@ -54,6 +56,56 @@ def test_three_lists_are_a_split_and_real_numbers_a_regression(tmp_path):
         "train": [0, 1, 2, 3], "val": [4], "test": [5, 6],
     }  # fmt: skip
     assert source.graphs.y.tolist() == [n / 2 for n in range(7)]
+
+
+def test_graphs_in_several_parts_are_told(tmp_path):
+    graphs = [ring(4 + n, torch.tensor([n % 2])) for n in range(6)]
+    shared = {"train": graphs[:4], "val": [graphs[4], graphs[1]], "test": [graphs[5], graphs[0]]}
+    with pytest.warns(UserWarning, match="train, val, test share 2 graphs"):
+        load_graph_list(save(shared, tmp_path))
+    changed = [ring(4 + n, torch.tensor([1 - n % 2])) for n in range(6)]  # the same graphs with other targets
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_graph_list(save({"train": graphs[:4], "val": graphs[4:], "test": changed[:2]}, tmp_path))
+
+
+def test_masks_of_nodes_are_told(tmp_path):
+    graph = ring(4, torch.arange(4) % 2)
+    graph.train_mask = torch.tensor([True, True, False, False])
+    with pytest.warns(UserWarning, match="have train_mask, which are not used: whole graphs are split"):
+        load_graph_list(save([graph], tmp_path))
+
+
+@pytest.mark.parametrize("target", [torch.tensor([[0, 1, 0]]), torch.rand(3, 2)])
+def test_several_numbers_for_a_graph_or_a_node_are_refused(tmp_path, target):
+    """(1, 3) for three nodes could pass for a target of each."""
+    with pytest.raises(UserError, match=r"y of graph 0 .* is of shape \(\d, \d\): save one number"):
+        load_graph_list(save([ring(3, target)], tmp_path))
+
+
+def test_edges_with_features_of_zeros_are_told(tmp_path):
+    graphs = rings(20, edge_features=2)
+    graphs[0].edge_attr[:3] = 0
+    path = save(graphs, tmp_path)
+    with pytest.warns(UserWarning, match="3 of 180 edges have features of zeros only"):
+        GraphData(None, "file", tmp_path, None, None, None, path=path, num_eigenvectors=2).setup()
+
+
+def test_graphs_whose_edges_are_all_loops(tmp_path):
+    graphs = rings(4, edge_features=2)
+    for graph in graphs:
+        graph.edge_index = graph.edge_index[:1].repeat(2, 1)
+    assert load_graph_list(save(graphs, tmp_path)).graphs.num_edges == 0
+    sizes, none = torch.tensor([1]), torch.tensor([0])
+    empty = pack(sizes, none, torch.ones(1, 1), torch.empty(2, 0).long(), torch.empty(0, 3), none, "graph")
+    assert empty.edge_attr.shape == (0, 3)
+
+
+def test_one_node_to_train_on_is_shifted_and_not_scaled(tmp_path):
+    none = torch.empty(2, 0).long()
+    graphs = [Data(x=torch.full((1, 2), value), edge_index=none, y=torch.tensor([0])) for value in (5.0, 6.0)]
+    batch = load_graph_list(save(graphs, tmp_path)).graphs
+    assert standardized(batch, torch.tensor([0])).x.tolist() == [[0, 0], [1, 1]]
 
 
 def test_a_target_for_every_node_is_a_node_task(tmp_path):

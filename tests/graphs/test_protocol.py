@@ -45,6 +45,8 @@ def test_a_class_with_fewer_graphs_than_folds_and_a_fold_that_is_none_are_refuse
         held_out_split(torch.arange(4).repeat(2), 0, 2, seed=0)
     with pytest.raises(UserError, match="too few for 10 folds"):
         held_out_split(LABELS[:5], 0, 10, seed=0, stratified=False)
+    with pytest.raises(UserError, match="3 graphs are too few for 2 folds"):
+        held_out_split(LABELS[:3], 0, 2, seed=0, stratified=False)
     with pytest.raises(UserError, match="real numbers"):
         held_out_split(LABELS.float(), 0, 10, seed=0)
 

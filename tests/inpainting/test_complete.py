@@ -1,6 +1,7 @@
 """python complete.py: photographs of any size, masks, and what is written."""
 
 import csv
+import math
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from PIL import Image
 
 from et.inpainting import complete
 from et.inpainting.canvas import cut_tiles, fit_image, make_canvas
-from et.inpainting.complete import complete_all, inputs_of, scores_of
+from et.inpainting.complete import complete_all, inputs_of, scores_of, write_completion
+from et.inpainting.lit import InpaintingTask
 from et.inpainting.model import InpaintingET
 from et.inpainting.patches import patchify
 from et.inpainting.pixels import from_pixels, normalise, to_pixels
@@ -51,8 +53,58 @@ def test_tiles_join_to_the_photograph_again(network, width, height):
 
 
 def test_random_masks_hide_their_share_of_each_tile_and_depend_on_the_seed(network):
-    masks = [make_canvas("noise", noise(64, 40), network, ratio=0.25, fit="tile", seed=s).masked for s in (0, 0, 1)]
+    masks = [make_canvas("noise", noise(64, 64), network, ratio=0.25, fit="tile", seed=s).masked for s in (0, 0, 1)]
     assert (masks[0].sum(1) == 4).all() and torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
+
+
+def test_random_masks_hide_nothing_outside_of_the_photograph(network):
+    canvas = make_canvas("noise", noise(33, 33), network, ratio=1.0, fit="tile")
+    whole = canvas.masked.reshape(2, 2, 4, 4).permute(0, 2, 1, 3).reshape(8, 8)
+    assert whole[:5, :5].all() and whole.sum() == 25
+    (completion,) = complete_all(network, iter([canvas]))
+    assert scores_of(network, completion)["hidden"] == 1
+
+
+def test_a_mask_is_what_is_painted_and_not_what_is_transparent(network, tmp_path):
+    drawing = np.zeros((32, 32, 4), dtype=np.uint8)
+    drawing[9:15, 17] = 255
+    Image.fromarray(drawing).save(tmp_path / "mask.png")
+    masked = make_canvas("noise", noise(32, 32), network, str(tmp_path / "mask.png")).masked
+    assert masked.nonzero().tolist() == [[0, 6]]
+
+
+@pytest.mark.parametrize("row", range(0, 320, 37))
+def test_a_thin_stroke_on_a_large_mask_is_seen(network, tmp_path, row):
+    drawing = np.zeros((320, 320), dtype=np.uint8)
+    drawing[row] = 255
+    Image.fromarray(drawing).save(tmp_path / "mask.png")
+    for size in (32, 320):
+        masked = make_canvas("noise", noise(size, size), network, str(tmp_path / "mask.png")).masked.reshape(4, 4)
+        assert masked[row // 80].all() and masked.sum() == 4
+
+
+def test_the_errors_of_every_step_are_over_all_hidden_patches(network, tmp_path):
+    """A tile without a hidden patch has no part in them."""
+    drawing = np.zeros((64, 64), dtype=np.uint8)
+    drawing[:8, :16] = 255
+    Image.fromarray(drawing).save(tmp_path / "mask.png")
+    canvas = make_canvas("noise", noise(64, 64), network, str(tmp_path / "mask.png"), fit="tile")
+    (completion,) = complete_all(network, iter([canvas]))
+    write_completion(completion, tmp_path / "out", network.patch_size)
+    with (tmp_path / "out" / "energies.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    assert float(last["mse_masked"]) == pytest.approx(scores_of(network, completion)["mse_masked"], rel=1e-5)
+
+
+def test_a_tiny_picture_has_no_ssim_and_one_of_one_colour_has_a_summary(network):
+    canvas = make_canvas("dot", noise(4, 4), network, ratio=1.0, fit="tile")
+    (completion,) = complete_all(network, iter([canvas]))
+    assert math.isnan(scores_of(network, completion)["ssim"])
+    metrics = {"test/mse_masked": 0.25, "test/mse_nearest_fill": 0.0, "test/mse_mean_fill": 0.5}
+    text = InpaintingTask.summary({"metrics": metrics})
+    assert text == "Mean squared error on masked patches: 0.250, 50% lower than the mean of the visible pixels (0.500)."
+    text = InpaintingTask.summary({"metrics": {**metrics, "test/mse_mean_fill": 0.0}})
+    assert text == "Mean squared error on masked patches: 0.250."
 
 
 def test_a_block_is_at_the_centre_of_the_photograph_not_of_each_tile(network):
