@@ -191,6 +191,10 @@ class AnomalyTask(Task):
 
     def test_step(self, batch: NodeBatch, batch_index: int) -> None:
         if self.protocol == "released":
+            if self.best_val[0] == 0:
+                raise UserError(
+                    "no training step had nodes of both classes in validation and test part: raise data.sample_ratio"
+                )
             self._log_measures("test", self.best_test)
             return
         log_odds = self.score_others(batch)

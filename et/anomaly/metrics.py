@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -70,10 +72,12 @@ def recall_at_k(scores: Tensor, labels: Tensor) -> float:
 
     Args:
         scores: Scores, (n,).
-        labels: Labels 0 or 1, (n,), with at least one 1.
+        labels: Labels 0 or 1, (n,). Without a 1 the result is NaN.
     """
     anomalous = labels == 1
     k = int(anomalous.sum())
+    if k == 0:
+        return math.nan
     last = scores.topk(k).values[-1]
     above, tied = scores > last, scores == last
     share = anomalous[tied].double().mean()

@@ -41,7 +41,7 @@ def encode_types(graphs: GraphBatch, num_node_types: int | None, num_edge_types:
 
 def warn_of_zero_edges(graphs: GraphBatch) -> None:
     """Warn about edges with features of zeros only: their weights in the convolution are 0 (eq. 24)."""
-    if graphs.edge_attr is None:
+    if graphs.edge_attr is None or not graphs.edge_attr.shape[1]:
         return
     zero = int((graphs.edge_attr == 0).all(1).sum())
     if zero:

@@ -157,7 +157,7 @@ def check_graph(graph: Any, where: str) -> None:
         value = getattr(graph, key)
         if value is not None and value.is_complex():
             raise UserError(f"{key} of {where} holds complex numbers: save real ones")
-    if graph.y.dim() > 1 and graph.y[0].numel() > 1:
+    if graph.y.dim() > 1 and graph.y.shape[1:].numel() > 1:
         raise UserError(
             f"y of {where} is of shape {tuple(graph.y.shape)}: save one number for the graph or for each node, and a "
             "class as 0, 1, 2 ..."

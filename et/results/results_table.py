@@ -187,7 +187,11 @@ def name_of(line: Line) -> str:
     Of a setting's key the last part is shown; table.csv has the whole key.
     """
     name = line.method.name + (" (quoted)" if line.method.quoted and line.condition.in_paper else "")
-    settings = [re.sub(r"^[^=]*\.", "", part.lstrip("+~")) for part in line.label.split(", ") if part]
+    settings = [
+        "without " * part.startswith("~") + re.sub(r"^[^=]*\.", "", part.lstrip("+~"))
+        for part in line.label.split(", ")
+        if part
+    ]
     return name + (f" ({', '.join(settings)})" if settings else "")
 
 

@@ -23,6 +23,7 @@ INTRO = (
     "training and model selection never see. `released` follows the authors' protocol; in table 2 its accuracy is on "
     "training data. Rows on other data have no number of the paper beside them. The best other method is the one "
     "with the best test mean shown under `held_out` on the same data with the same settings, which favours it over ET. "
+    "Precision and warm-up may differ. "
     "Settings in brackets differ from the paper's, for example fewer epochs."
 )
 

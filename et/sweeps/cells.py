@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from et.runs.config_check import check_config
-from et.runs.experiments import names, split_name
+from et.runs.experiments import files, names, split_name
 from et.runs.fingerprint import check_same_data
 from et.runs.identity import check_overrides, config_of
 from et.runs.record import read_result, run_dir, run_id
@@ -106,6 +106,8 @@ def method_of(experiment: str, methods: Iterable[str]) -> str:
         UserError: It is none of them.
     """
     method = split_name(experiment)[1]
+    if not method and experiment in files():  # one of the user's own, whose name tells
+        method = max((name for name in methods if name and experiment.endswith(f"_{name}")), key=len, default="")
     if method not in methods:
         known = ", ".join(name or "ET" for name in methods)
         raise UserError(f"hydra.sweeper.methods has no search space for {experiment}, only for {known}")

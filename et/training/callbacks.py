@@ -58,6 +58,11 @@ class FiniteLoss(Callback):
 class StoppingEarly(EarlyStopping):
     """Lightning's, which after a restart forgets that it had stopped the run and lets it train on."""
 
+    @property
+    def state_key(self) -> str:
+        """That of Lightning's, under which older checkpoints have it."""
+        return super().state_key.replace(type(self).__qualname__, EarlyStopping.__qualname__, 1)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.wait_count >= self.patience:
             trainer.should_stop = True

@@ -141,11 +141,12 @@ def build(run: RunInfo) -> Parts:
     )
     stopwatch, metrics_file = Stopwatch(), MetricsFile(folder / "metrics.csv")
     kept_scores = KeptScores(folder / SCORES, run.identity)
-    keepers = [checkpoints, kept_scores, stopwatch, StopOnSignal(checkpoints)]
+    keepers = [checkpoints, kept_scores, stopwatch]
+    if cfg.callbacks.get("patience") is not None:
+        keepers.append(early_stopping(cfg.callbacks))  # which counts an epoch before a signal saves it
+    keepers.append(StopOnSignal(checkpoints))
     if cfg.checkpoint == "best":
         keepers.append(ValidationComes())
-    if cfg.callbacks.get("patience") is not None:
-        keepers.append(early_stopping(cfg.callbacks))
     trainer = build_trainer(cfg, folder, network, keepers, [metrics_file, *build_loggers(run)])
     return Parts(task, data, trainer, checkpoints, kept_scores, stopwatch, metrics_file)
 

@@ -244,6 +244,8 @@ def test_a_sampled_graph_without_an_anomaly_in_a_part_is_not_measured(small_conf
         benign = getattr(batch, part)[batch.labels[getattr(batch, part)] == 0]
         task._measure_training_step(log_odds, replace(batch, **{part: benign}))
         assert torch.equal(task.best_val, before)
+    with pytest.raises(UserError, match=r"raise data\.sample_ratio"):
+        task.test_step(batch, 0)
     task._measure_training_step(log_odds, batch)
     assert not torch.equal(task.best_val, before)
 

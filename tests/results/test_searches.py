@@ -72,8 +72,8 @@ def test_the_other_seeds_of_a_setting_are_no_trials(make_run, tmp_path):
 def test_only_searches_by_macro_f1_become_experiments(make_run, tmp_path, capsys):
     make_run(Key("tolokers_gadbench_mlp", 0, "gadbench", "paper"), {SCORE: 0.5}, "model.hidden=64")
     arguments = ["--runs", str(tmp_path / "runs"), "--file", str(tmp_path / "s.jsonl"), "--experiments", str(tmp_path)]
-    assert main(arguments) == 1
-    assert "tolokers_gadbench_mlp: searches by average precision" in capsys.readouterr().err
+    assert main(arguments) == 0
+    assert "left out: tolokers_gadbench_mlp: searches by average precision" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([*arguments, "--score", "val/average_precision"])
     assert "--score goes with --table" in capsys.readouterr().err and not (tmp_path / "s.jsonl").exists()

@@ -230,6 +230,11 @@ def test_experiments_of_a_search():
         chosen_experiments(["experiment=reddit_40pct_mlp"], ["gcn"], None)
 
 
+def test_an_experiment_file_of_ones_own_has_the_space_that_its_name_tells(monkeypatch):
+    monkeypatch.setattr("et.sweeps.cells.files", lambda: ("mine", "mine_mlp"))
+    assert [method_of(name, ["", "mlp"]) for name in ("mine", "mine_mlp")] == ["", "mlp"]
+
+
 @pytest.mark.parametrize(
     "name", ["reddit_gadbench_encoded_blend", "reddit_gadbench_encoded_mlp_blend_labels", "tolokers_40pct_trees_tuned",
              "amazon_40pct_hetero_max", "reddit_gadbench_pmp"],

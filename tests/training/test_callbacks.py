@@ -59,6 +59,14 @@ def test_averaged_weights_are_those_of_the_step_that_is_saved(tiny):
     assert kinds.index("EMAWeightAveraging") < kinds.index("StopOnSignal")
 
 
+def test_an_epoch_is_counted_before_a_signal_saves_it(config):
+    outcome = train(config(*ANOMALY, "trainer.max_epochs=1", "callbacks.monitor=val/auc", "callbacks.patience=2"))
+    kinds = [type(callback).__name__ for callback in outcome.trainer.callbacks]
+    assert kinds.index("StoppingEarly") < kinds.index("StopOnSignal")
+    state = torch.load(outcome.folder / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    assert any(key.startswith("EarlyStopping{") for key in state), "as Lightning's own is named"
+
+
 def test_added_callbacks_count_in_the_run_id_and_what_only_shows_does_not():
     plain = ["experiment=demo_graphs"]
     identity = run_id(config_of(plain))
