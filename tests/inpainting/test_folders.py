@@ -117,7 +117,7 @@ def test_images_that_pillow_refuses_are_named(tmp_path, monkeypatch):
 def test_a_machine_short_of_something_is_not_a_bad_image(tmp_path, monkeypatch):
     Image.fromarray(GREY).save(tmp_path / "image.png")
 
-    def out_of_memory(image):
+    def out_of_memory(image, behind):
         raise MemoryError
 
     monkeypatch.setattr(folders, "to_rgb", out_of_memory)
