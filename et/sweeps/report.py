@@ -40,11 +40,11 @@ def report(cells: Sequence[Cell], title: str, runs: Path, verbose: bool) -> None
     """Print the progress of a sweep: counts, failures, remaining cells and their estimated time."""
     counts = {state: sum(cell.state == state for cell in cells) for state in STATES}
     say(f"{title}: " + ", ".join(f"{n} {STATES[state]}" for state, n in counts.items() if n))
+    recorded = recorded_paces()
     if verbose:
         groups: dict[str, Counter[str]] = defaultdict(Counter)
         for cell in cells:
             groups[cell.group][STATES[cell.state]] += 1
-        recorded = recorded_paces()
         for group, states in groups.items():
             left = [cell for cell in cells if cell.group == group and cell.state != "done"]
             seconds, unknown = estimate(left, runs, recorded)
@@ -62,7 +62,6 @@ def report(cells: Sequence[Cell], title: str, runs: Path, verbose: bool) -> None
             say(f"      and {len(failed) - 3} more")
     left = [cell for cell in cells if cell.state != "done"]
     if left:
-        recorded = recorded_paces()
         say(f"  left: {len(left)} runs{_time_of(left, runs, recorded)}")
         if known := on_record(left, recorded):
             rest = [cell for cell in left if cell not in known]
