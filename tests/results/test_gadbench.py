@@ -132,11 +132,12 @@ def test_the_committed_table_is_rendered_from_the_committed_records():
 
 
 PAGE = (ROOT / "docs/how-to/anomaly.md").read_text()
+RESULTS = (ROOT / "docs/explanation/results.md").read_text()
 
 
-def table_of_page(start: str) -> list[list[str]]:
+def table_of_page(start: str, page: str = PAGE) -> list[list[str]]:
     """Cells of the page's first table whose heading starts with ``start``, without heading and rule."""
-    lines = PAGE[PAGE.index(start) :].split("\n\n")[0].splitlines()[2:]
+    lines = page[page.index(start) :].split("\n\n")[0].splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
@@ -161,6 +162,18 @@ def test_the_comparison_on_the_page_is_that_of_the_records():
             assert shown == (
                 ("", "") if row is None or len(row.runs) < 2 else (mean(row.values(AUPRC)), str(len(row.runs)))
             ), (method, place)
+
+
+def test_the_short_comparison_is_that_of_the_records():
+    of = {
+        (row.data.capitalize(), row.method): row
+        for row in rows(collect(lines=[FOLDER / "results.jsonl"]).runs.values())
+        if not row.known_labels
+    }
+    for data, *shown in table_of_page("| | ET, encoded input |", RESULTS):
+        those = [of[data, method] for method in ("encoded", "trees", "encoded_blend")]
+        assert [len(row.runs) for row in those] == [10] * 3
+        assert shown == [mean(row.values(AUPRC)) for row in those], data
 
 
 OF_THE_LEAK = {
