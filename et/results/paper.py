@@ -26,7 +26,7 @@ class Metric:
 
     Its name in a run's record is ``key``; a recorded value times ``scale`` is in ``unit``. ``spread`` is the name of
     its deviation within one run; if None, the key with ``_std``. A metric ``beside`` another one has its columns in
-    that metric's grid.
+    that metric's grid. One that is ``in_summary`` stands in the summary beside the table's first.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Metric:
     digits: int = 1
     conditions: tuple[str, ...] | None = None  # None: all of the table's
     in_paper: bool = True
+    in_summary: bool = False
     spread: str | None = None
     protocols: tuple[str, ...] = ("held_out", "released")  # those that record it
     beside: str | None = None

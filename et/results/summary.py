@@ -24,7 +24,8 @@ INTRO = (
     "training data. Rows on other data have no number of the paper beside them. The best other method is the one "
     "with the best test mean shown under `held_out` on the same data with the same settings, which favours it over ET. "
     "Precision and warm-up may differ. "
-    "Settings in brackets differ from the paper's, for example fewer epochs."
+    "Settings in brackets differ from the paper's, for example fewer epochs. "
+    "Detectors under GADBench's protocol have [a table of their own](gadbench/table.md)."
 )
 
 MARKS = {
@@ -78,10 +79,10 @@ def glances(table: Table, lines: Sequence[Line]) -> list[Glance]:
 
 
 def first_metrics(table: Table) -> list[Metric]:
-    """The first measured metric of each condition, without repetitions."""
+    """The first measured metric of each condition, and those that say ``in_summary``."""
     measured = [metric for metric in table.metrics if metric.measured and metric.in_paper]
     firsts = [next((m for m in measured if m.applies(c.name)), None) for c in table.conditions]
-    return [metric for metric in measured if metric in firsts]
+    return [metric for metric in table.metrics if metric in firsts or metric.in_summary]
 
 
 def summary_document(collection: Collection) -> tuple[Document, list[Glance]]:
