@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from et.anomaly.released import CLAMP, ReleasedBlock
 from et.anomaly.scoring import Step
 from et.core import EdgeTopology, EnergyTransformerBlock, descend
+from et.core.arguments import check_sizes
 
 
 def reached_nodes(topologies: Sequence[EdgeTopology]) -> list[Tensor]:
@@ -19,22 +20,48 @@ def reached_nodes(topologies: Sequence[EdgeTopology]) -> list[Tensor]:
 
 
 class PaperDynamics(nn.Module):
-    """T steps x <- x - dE/dg along the edges, then a layer norm (eq. 15-20)."""
+    """T steps x <- x - dE/dg along the edges in each block, then a layer norm (eq. 15-20). The paper has one block."""
 
     def __init__(
-        self, dim: int, num_heads: int, head_dim: int, num_memories: int, *, steps: int, step_size: float, **parts: bool
+        self,
+        dim: int,
+        num_heads: int,
+        head_dim: int,
+        num_memories: int,
+        *,
+        steps: int,
+        step_size: float,
+        num_blocks: int = 1,
+        **parts: bool,
     ):
         super().__init__()
+        check_sizes(num_blocks=num_blocks)
         self.steps, self.step_size = steps, step_size
-        self.block = EnergyTransformerBlock(dim, num_heads, head_dim, num_memories, train_beta=True, **parts)
+        first, *others = (
+            EnergyTransformerBlock(dim, num_heads, head_dim, num_memories, train_beta=True, **parts)
+            for _ in range(num_blocks)
+        )
+        self.block, self.later_blocks = first, nn.ModuleList(others)
+
+    @property
+    def blocks(self) -> list[EnergyTransformerBlock]:
+        """The blocks, in the order in which they descend."""
+        return [self.block, *self.later_blocks]
 
     def reset_parameters(self) -> None:
         """Initialise all parameters again."""
-        self.block.reset_parameters()
+        for block in self.blocks:
+            block.reset_parameters()
 
     def forward(self, x: Tensor, topologies: Sequence[EdgeTopology]) -> list[Tensor]:
         """g_T of each relation, (n, D), from x_1."""
-        return [self.last(descend(self.block, x, self.steps, self.step_size, topology).x) for topology in topologies]
+        return [self.last(self.descend(x, topology)) for topology in topologies]
+
+    def descend(self, x: Tensor, topology: EdgeTopology) -> Tensor:
+        """x_T of one relation, (n, D), from x_1."""
+        for block in self.blocks:
+            x = descend(block, x, self.steps, self.step_size, topology).x
+        return x
 
     def first(self, x: Tensor) -> Tensor:
         """g_1 of x_1, (n, D)."""
@@ -42,21 +69,22 @@ class PaperDynamics(nn.Module):
 
     def last(self, x: Tensor, reached: Tensor | None = None) -> Tensor:
         """g_T of x_T, (n, D)."""
-        return self.block.norm(x)
+        return self.blocks[-1].norm(x)
 
     def as_steps(self) -> list[Step]:
-        """The T steps, for :func:`et.anomaly.scoring.take_step`."""
-        attention, hopfield = self.block.attention, self.block.hopfield
+        """The T steps of each block, for :func:`et.anomaly.scoring.take_step`."""
+        return [step for block in self.blocks for step in [self._step(block)] * self.steps]
 
-        step = Step(
-            norm=self.block.norm,
+    def _step(self, block: EnergyTransformerBlock) -> Step:
+        attention, hopfield = block.attention, block.hopfield
+        return Step(
+            norm=block.norm,
             w_query=attention.w_query if attention else None,
             w_key=attention.w_key if attention else None,
             beta=attention.beta if attention else None,
             hopfield=hopfield.update if hopfield else None,
             step_size=self.step_size,
         )
-        return [step] * self.steps
 
 
 class ReleasedDynamics(nn.Module):

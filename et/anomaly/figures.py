@@ -17,7 +17,7 @@ from et.anomaly.dynamics import PaperDynamics
 from et.anomaly.graph import UNLABELLED
 from et.anomaly.known_labels import open_labels
 from et.anomaly.model import AnomalyTransformer
-from et.core import EdgeTopology, EnergyTransformerBlock, descend
+from et.core import EdgeTopology, EnergyTransformerBlock
 from et.core.sparse import edge_scores, segment_softmax
 from et.utils.errors import UserError
 
@@ -62,8 +62,8 @@ def final_state(network: AnomalyTransformer, batch: NodeBatch, relation: int = 0
     dynamics, topology = network.dynamics, batch.topologies[relation]
     known = open_labels(batch.labels, batch.train) if network.takes_known_labels else None
     tokens = network.tokens(network.inputs(batch.features, batch.topologies, known), batch.nodes, known)
-    x = descend(dynamics.block, tokens, dynamics.steps, dynamics.step_size, topology)
-    block, g = dynamics.block, dynamics.block.norm(x.x)
+    block = dynamics.blocks[-1]
+    g = block.norm(dynamics.descend(tokens, topology))
     energies = {}
     if block.attention is not None:
         energies["attention"] = block.attention.token_energy(g, topology)

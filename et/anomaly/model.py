@@ -59,9 +59,10 @@ class AnomalyTransformer(nn.Module):
         known_labels: Add an embedding of the node's label to its token: benign, anomalous or masked. Not in the paper.
         label_counts: Append the log counts of the neighbours with an open label, by class and relation, to the
             features. Not in the paper.
+        num_blocks: Number of blocks, each with its own weights and its own T steps, under ``paper``. The paper has one.
     """
 
-    unused_by_released = ("step_size", "mlp_dim")  # arguments without effect under ``fidelity=released``
+    unused_by_released = ("step_size", "mlp_dim", "num_blocks")  # arguments without effect under ``fidelity=released``
 
     def __init__(
         self,
@@ -85,6 +86,7 @@ class AnomalyTransformer(nn.Module):
         use_hopfield: bool = True,
         known_labels: bool = False,
         label_counts: bool = False,
+        num_blocks: int = 1,
     ):
         super().__init__()
         if fidelity not in ("paper", "released"):
@@ -112,7 +114,7 @@ class AnomalyTransformer(nn.Module):
         if self.released:
             self.dynamics = ReleasedDynamics(*sizes, steps=steps, dropout=dropout, **parts)
         else:
-            self.dynamics = PaperDynamics(*sizes, steps=steps, step_size=step_size, **parts)
+            self.dynamics = PaperDynamics(*sizes, steps=steps, step_size=step_size, num_blocks=num_blocks, **parts)
         several = num_relations > 1
         self.with_first = several or not self.released or sample_ratio is None
         width = dim * ((num_relations if several and combine == "concat" else 1) + self.with_first)

@@ -43,6 +43,7 @@ METHODS = {
     "encoded": "ET, encoded input",
     "encoded_mlp": "MLP, encoded input",
     "encoded_no_attention": "ET without attention, encoded input",
+    "encoded_two_blocks": "ET of two blocks, encoded input",
     "encoded_blend": "ET and boosted trees",
     "encoded_mlp_blend": "MLP and boosted trees",
     "mlp": "MLP",

@@ -75,6 +75,7 @@ ADDED_KEYS: Mapping[str, Mapping[str, Any]] = {
     "model.degrees": {"paper": False, "released": False},
     "model.known_labels": {"paper": False, "released": False},
     "model.label_counts": {"paper": False, "released": False},
+    "model.num_blocks": {"paper": 1, "released": 1},
     "data.occluded_range": {"paper": None, "released": None},
     "task.init_weights": {"paper": None, "released": None},
     "task.steps_range": {"paper": None, "released": None},

@@ -69,6 +69,22 @@ def test_paper_forward_is_eq_10_to_22():
         torch.testing.assert_close(model(x, [edges]), expected, rtol=1e-9, atol=1e-9)
 
 
+def test_several_blocks_descend_one_after_another():
+    model, x, edges = build(num_blocks=3), features(), topology()
+    tokens = model.tokens(x)
+    after = tokens
+    for block in model.dynamics.blocks:
+        for _ in range(2):
+            after = after + block(after, edges)
+    joined = torch.cat([model.dynamics.block.norm(tokens), model.dynamics.blocks[-1].norm(after)], dim=1)
+    torch.testing.assert_close(model(x, [edges]), model.head(joined)[:, 0])
+    torch.testing.assert_close(model.score(x, [edges], block=4), model(x, [edges]))
+    alone = build().state_dict()
+    assert build(num_blocks=1).state_dict().keys() == alone.keys()
+    with pytest.raises(ValueError, match="num_blocks"):
+        build(num_blocks=0)
+
+
 def test_paper_descent_lowers_the_energy():
     model = build()
     tokens = model.tokens(features()).detach()
