@@ -71,6 +71,20 @@ class PaperDynamics(nn.Module):
         """g_T of x_T, (n, D)."""
         return self.blocks[-1].norm(x)
 
+    def energies(self, first: Tensor, last: Tensor, topology: EdgeTopology) -> Tensor:
+        """Energies of each token at g_1 in the first block and at g_T in the last, by module: (n, 2 or 4).
+
+        Args:
+            first, last: g_1 and g_T of one relation, (n, D).
+        """
+        found = []
+        for block, g in ((self.block, first), (self.blocks[-1], last)):
+            if block.attention is not None:
+                found.append(block.attention.token_energy(g, topology))
+            if block.hopfield is not None:
+                found.append(block.hopfield.token_energy(g))
+        return torch.stack(found, dim=-1)
+
     def as_steps(self) -> list[Step]:
         """The T steps of each block, for :func:`et.anomaly.scoring.take_step`."""
         return [step for block in self.blocks for step in [self._step(block)] * self.steps]

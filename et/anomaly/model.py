@@ -60,9 +60,16 @@ class AnomalyTransformer(nn.Module):
         label_counts: Append the log counts of the neighbours with an open label, by class and relation, to the
             features. Not in the paper.
         num_blocks: Number of blocks, each with its own weights and its own T steps, under ``paper``. The paper has one.
+        energy_features: The head also reads each node's attention and Hopfield energies at g_1 and g_T, under
+            ``paper``. Not in the paper.
     """
 
-    unused_by_released = ("step_size", "mlp_dim", "num_blocks")  # arguments without effect under ``fidelity=released``
+    unused_by_released = (
+        "step_size",
+        "mlp_dim",
+        "num_blocks",
+        "energy_features",
+    )  # arguments without effect under ``fidelity=released``
 
     def __init__(
         self,
@@ -87,6 +94,7 @@ class AnomalyTransformer(nn.Module):
         known_labels: bool = False,
         label_counts: bool = False,
         num_blocks: int = 1,
+        energy_features: bool = False,
     ):
         super().__init__()
         if fidelity not in ("paper", "released"):
@@ -118,10 +126,15 @@ class AnomalyTransformer(nn.Module):
         several = num_relations > 1
         self.with_first = several or not self.released or sample_ratio is None
         width = dim * ((num_relations if several and combine == "concat" else 1) + self.with_first)
+        self.energy_norm = None
         if self.released:
             width = dim if several and combine == "max" else width
             self.head = nn.Linear(width, 2)
         else:
+            if energy_features:
+                num_energies = 2 * (use_attention + use_hopfield) * num_relations
+                self.energy_norm = nn.BatchNorm1d(num_energies)
+                width += num_energies
             self.head = mlp_head(width, dim if mlp_dim is None else mlp_dim, dropout)
 
     def reset_parameters(self) -> None:
@@ -131,8 +144,8 @@ class AnomalyTransformer(nn.Module):
             if embedding is not None:
                 nn.init.normal_(embedding, std=0.02)
         self.dynamics.reset_parameters()
-        for layer in self.head.modules():
-            if isinstance(layer, nn.Linear):
+        for layer in (self.energy_norm, *self.head.modules()):
+            if isinstance(layer, (nn.Linear, nn.BatchNorm1d)):
                 layer.reset_parameters()
 
     def tokens(self, features: Tensor, nodes: Tensor | None = None, known: Tensor | None = None) -> Tensor:
@@ -181,7 +194,23 @@ class AnomalyTransformer(nn.Module):
             Log-odds, (n,).
         """
         x = self.tokens(self.inputs(features, topologies, known), nodes, known)
-        return self.classify(self.dynamics.first(x), self.dynamics(x, topologies))
+        first, finals = self.dynamics.first(x), self.dynamics(x, topologies)
+        return self.classify(first, finals, self.energies(first, finals, topologies))
+
+    def energies(self, first: Tensor, finals: Sequence[Tensor], topologies: Sequence[EdgeTopology]) -> Tensor | None:
+        """Input of the head from the energies of :meth:`PaperDynamics.energies`, (n, 2 R or 4 R). None if it has none.
+
+        Args:
+            first: Tokens before the first step, (n, D).
+            finals: Tokens after the last step in each relation, (n, D) each.
+        """
+        if self.energy_norm is None:
+            return None
+        found = [
+            self.dynamics.energies(first, last, topology) for last, topology in zip(finals, topologies, strict=True)
+        ]
+        energies = torch.cat(found, dim=-1).to(first)
+        return self.energy_norm(energies.sign() * energies.abs().log1p())  # energies grow with D, M and the degree
 
     @torch.no_grad()
     def score(
@@ -215,16 +244,24 @@ class AnomalyTransformer(nn.Module):
             for step in self.dynamics.as_steps():
                 x = take_step(step, x, topology, block, kept=kept)
             finals.append(x)
-        log_odds, reached = features.new_empty(len(features)), reached_nodes(topologies)
+        log_odds, reached, energies = features.new_empty(len(features)), reached_nodes(topologies), None
+        if self.energy_norm is not None:  # in one piece
+            first = torch.cat([self.dynamics.first(self.tokens(features[p], nodes[p], known[p])) for p in parts])
+            energies = self.energies(first, [self.dynamics.last(x) for x in finals], topologies)
         for part in parts:
             first = self.dynamics.first(self.tokens(features[part], nodes[part], known[part]))
             last = [self.dynamics.last(x[part], some[part]) for x, some in zip(finals, reached, strict=True)]
-            log_odds[part] = self.classify(first, last)
+            log_odds[part] = self.classify(first, last, None if energies is None else energies[part])
         return log_odds
 
-    def classify(self, first: Tensor, finals: list[Tensor]) -> Tensor:
-        """Log-odds from the tokens before the first step and, for each relation, after the last: (n, D) each."""
-        logits = self.head(self.merge(first, finals))
+    def classify(self, first: Tensor, finals: list[Tensor], energies: Tensor | None = None) -> Tensor:
+        """Log-odds from the tokens before the first step and, for each relation, after the last: (n, D) each.
+
+        Args:
+            energies: See :meth:`energies`.
+        """
+        merged = self.merge(first, finals)
+        logits = self.head(merged if energies is None else torch.cat([merged, energies], dim=-1))
         return logits[:, 1] - logits[:, 0] if self.released else logits[:, 0]
 
     def merge(self, first: Tensor, finals: list[Tensor]) -> Tensor:

@@ -76,6 +76,7 @@ ADDED_KEYS: Mapping[str, Mapping[str, Any]] = {
     "model.known_labels": {"paper": False, "released": False},
     "model.label_counts": {"paper": False, "released": False},
     "model.num_blocks": {"paper": 1, "released": 1},
+    "model.energy_features": {"paper": False, "released": False},
     "data.occluded_range": {"paper": None, "released": None},
     "task.init_weights": {"paper": None, "released": None},
     "task.steps_range": {"paper": None, "released": None},

@@ -85,6 +85,28 @@ def test_several_blocks_descend_one_after_another():
         build(num_blocks=0)
 
 
+@pytest.mark.parametrize("parts", [{}, {"use_attention": False}, {"use_hopfield": False}])
+def test_the_head_reads_the_energies_of_its_nodes(parts):
+    """Before and after the descent. Those of all nodes sum to the energies of the blocks."""
+    model, x = build(num_relations=2, num_blocks=2, energy_features=True, **parts).train(), features()
+    edges = [topology(), topology(1)]
+    tokens = model.tokens(x)
+    first, finals = model.dynamics.first(tokens), model.dynamics(tokens, edges)
+    for last, along in zip(finals, edges, strict=True):
+        columns = model.dynamics.energies(first, last, along)
+        assert columns.shape == (15, 2 if parts else 4)
+        for block, g, of_block in zip(model.dynamics.blocks, (first, last), columns.chunk(2, dim=1), strict=True):
+            torch.testing.assert_close(of_block.sum(), block.energy(g, along))
+    normed = model.energies(first, finals, edges)
+    torch.testing.assert_close(normed.mean(0), torch.zeros(len(normed[0]), dtype=torch.float64), atol=1e-9, rtol=0)
+    assert model(x, edges).shape == (15,)  # moves the running statistics
+    model.eval()
+    torch.testing.assert_close(model.score(x, edges, block=4), model(x, edges))
+    before = model(x, edges)
+    model.head[1].weight.data[:, -len(normed[0]) :] = 0
+    assert not torch.equal(model(x, edges), before)
+
+
 def test_paper_descent_lowers_the_energy():
     model = build()
     tokens = model.tokens(features()).detach()
