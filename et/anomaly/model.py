@@ -64,12 +64,8 @@ class AnomalyTransformer(nn.Module):
             ``paper``. Not in the paper.
     """
 
-    unused_by_released = (
-        "step_size",
-        "mlp_dim",
-        "num_blocks",
-        "energy_features",
-    )  # arguments without effect under ``fidelity=released``
+    # Arguments without effect under ``fidelity=released``
+    unused_by_released = ("step_size", "mlp_dim", "num_blocks", "energy_features")
 
     def __init__(
         self,
