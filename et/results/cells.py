@@ -163,9 +163,9 @@ def best(measured: Iterable[tuple[Line, Measured]], metric: Metric) -> list[Line
 
 
 def settings_of(label: str) -> set[str]:
-    """The settings of a label, without those that may differ between methods of one comparison."""
+    """The settings of a label, without those that may differ between methods: of their models, and :data:`FREE`."""
     parts = (part.lstrip("+") for part in label.split(", ") if part)
-    return {part for part in parts if part.split("=")[0] not in FREE}
+    return {part for part in parts if part.split("=")[0] not in FREE and not part.startswith("model.")}
 
 
 def best_baseline(
@@ -174,17 +174,15 @@ def best_baseline(
     """The best baseline that an Energy Transformer is compared with; None if there is none.
 
     It is of the same kind (tuned or not), on the same data and has the same settings, such as fewer epochs. Settings
-    of its model the Energy Transformer may have beyond them.
+    of the models may differ.
     """
-    own = settings_of(line.label)
     found = [
         (other, m)
         for other, m in measured
         if not other.method.ours
         and (other.condition.name, other.variant) == (line.condition.name, line.variant)
         and other.method.tuned == line.method.tuned
-        and settings_of(other.label) <= own
-        and all(setting.startswith("model.") for setting in own - settings_of(other.label))
+        and settings_of(other.label) == settings_of(line.label)
     ]
     top = best(found, metric)
     return next((pair for pair in found if pair[0] is top[0]), None) if top else None

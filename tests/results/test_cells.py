@@ -17,7 +17,6 @@ from et.results.cells import (
     measure,
     missing,
     mixed_commits,
-    settings_of,
 )
 from et.results.collect import collect
 from et.runs.identity import Key
@@ -143,14 +142,15 @@ def test_the_comparison_is_with_the_best_baseline_on_shared_splits(gathered):
 
 
 def test_a_configuration_is_compared_with_baselines_of_its_settings(make_run, tmp_path):
-    """Its own settings of the model do not matter, nor what follows the number of epochs."""
+    """Settings of the models do not matter, nor what follows the number of epochs."""
     scores = {
         ("amazon_1pct", "trainer.max_epochs=20", "trainer.check_val_every_n_epoch=2"): 0.7,
         ("amazon_1pct", "trainer.max_epochs=20", "model.steps=3"): 0.75,
         ("amazon_1pct", "trainer.max_epochs=30"): 0.8,
         ("amazon_1pct", "model.steps=3"): 0.85,
         ("amazon_1pct_gt", "trainer.max_epochs=20"): 0.6,
-        ("amazon_1pct_gt", "trainer.max_epochs=20", "model.dropout=0.1"): 0.9,
+        ("amazon_1pct_gt", "trainer.max_epochs=20", "model.dropout=0.1"): 0.62,
+        ("amazon_1pct_gt", "trainer.max_epochs=20", "data.self_loops=true"): 0.9,
         ("amazon_1pct_gt",): 0.65,
     }
     for (experiment, *overrides), score in scores.items():
@@ -158,9 +158,11 @@ def test_a_configuration_is_compared_with_baselines_of_its_settings(make_run, tm
             make_run(key(experiment, seed), {"test/f1_macro": score + seed / 100}, *overrides)
     lines = lines_of(TABLE, collect([tmp_path / "runs"]))
     found = comparisons(TABLE, F1, lines, "held_out")
-    assert {tuple(sorted(settings_of(lines[at].label))): round(c.difference, 6) for at, c in found.items()} == {
-        ("trainer.max_epochs=20",): 10.0, ("model.steps=3", "trainer.max_epochs=20"): 15.0, ("model.steps=3",): 20.0,
-    }  # fmt: skip
+    assert {lines[at].label: round(c.difference, 6) for at, c in found.items()} == {
+        "trainer.check_val_every_n_epoch=2, trainer.max_epochs=20": 8.0,
+        "model.steps=3, trainer.max_epochs=20": 13.0,
+        "model.steps=3": 20.0,
+    }
 
 
 def test_tuned_methods_are_compared_with_tuned_baselines(make_run, tmp_path):
