@@ -21,9 +21,9 @@ from et.graphs.counts import check_counts, counts_of
 from et.graphs.features import encode_types, standardized, warn_of_zero_edges
 from et.graphs.graph_list import load_graph_list
 from et.graphs.positional import with_eigenvectors
-from et.graphs.protocol import everything_split, held_out_split
+from et.graphs.protocol import FEWEST, everything_split, held_out_split
 from et.graphs.published import standardize_by_default
-from et.training.sampler import EpochSampler, per_process, shared_batches
+from et.training.sampler import EpochSampler, per_process, rank_and_world, shared_batches
 from et.utils.errors import UserError
 from et.utils.features import to_float32
 
@@ -170,7 +170,7 @@ class GraphData(pl.LightningDataModule):
             case "digits":
                 return synthetic.load_digits()
             case "file":
-                return load_graph_list(self.path, drop_empty=self.drop_empty)
+                return load_graph_list(self.path, drop_empty=self.drop_empty, types=self.one_hot)
         raise UserError(f"data.source must be one of {', '.join(Kind.__args__)}, not {self.source!r}")
 
     def missing(self) -> list[str]:
@@ -196,6 +196,7 @@ class GraphData(pl.LightningDataModule):
             graphs = graphs.truncate(self.max_nodes)
         self.has_official_split = loaded.split is not None
         self.split = self.make_split(graphs, loaded.split)
+        check_shares(self.split)
         self.absent = self.absent_classes(graphs)
         if self.standardize:
             graphs = standardized(graphs, self.split["train"])
@@ -236,6 +237,11 @@ class GraphData(pl.LightningDataModule):
                 "three lists, train, val and test"
             )
         if self.protocol == "released":
+            if len(graphs) < FEWEST:
+                raise UserError(
+                    f"{self.name} has {len(graphs)} graphs: protocol=released, which scores a tenth of nine tenths of "
+                    f"them, needs {FEWEST}"
+                )
             return everything_split(len(graphs))
         return held_out_split(graphs.y, self.fold, self.folds, self.seed, self.stratified)
 
@@ -288,7 +294,7 @@ class GraphData(pl.LightningDataModule):
             sampler=sampler,
             collate_fn=_as_it_is,
             num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            persistent_workers=False,  # each epoch's iterator draws from the noise's generator, as without workers
         )
 
     def parts(self) -> Tensor:
@@ -326,6 +332,17 @@ class GraphData(pl.LightningDataModule):
 
 def _as_it_is(batch: GraphBatch) -> GraphBatch:
     return batch
+
+
+def check_shares(split: Mapping[str, Tensor]) -> None:
+    """Raise UserError for a part that has graphs, but not one for each process."""
+    _, world = rank_and_world()
+    for part, numbers in split.items():
+        if 0 < len(numbers) < world:
+            raise UserError(
+                f"the part {part!r} has {len(numbers)} graphs for {world} processes: lower trainer.devices to at most "
+                f"{len(numbers)}"
+            )
 
 
 def _short_hash(numbers: Tensor) -> str:

@@ -23,7 +23,7 @@ from et.utils.pyg_file import load_pyg
 MASKS = ("train_mask", "val_mask", "test_mask")  # of nodes, as torch_geometric's data sets of one graph have them
 
 
-def load_graph_list(path: str | Path | None, *, drop_empty: bool = False) -> Source:
+def load_graph_list(path: str | Path | None, *, drop_empty: bool = False, types: bool = False) -> Source:
     """Read a file of ``torch.save``: a list of torch_geometric Data, or such lists under ``train``, ``val`` and
     ``test``.
 
@@ -35,6 +35,7 @@ def load_graph_list(path: str | Path | None, *, drop_empty: bool = False) -> Sou
     Args:
         path: The file.
         drop_empty: Leave out graphs without nodes. If False, such a graph is an error.
+        types: Whether features are types, which have no sum: repeated edges with one are then an error.
 
     Raises:
         UserError: The file does not exist, has another form, or holds an invalid graph.
@@ -60,7 +61,7 @@ def load_graph_list(path: str | Path | None, *, drop_empty: bool = False) -> Sou
         )
     if not isinstance(content, list) or not content:
         raise UserError(f"{path} holds neither a list of graphs nor such lists by {', '.join(SPLITS)}")
-    graphs = pack_list(content, str(path))
+    graphs = pack_list(content, str(path), types)
     if split is not None and (shared := shared_graphs(graphs, split)):
         warnings.warn(
             f"{path}: {', '.join(SPLITS)} share {shared} graph{'s' * (shared > 1)}: not all parts are of unseen graphs",
@@ -80,16 +81,17 @@ def without_empty(content: Any) -> tuple[Any, int]:
     return kept, len(content) - len(kept)
 
 
-def pack_list(graphs: Sequence[Any], where: str) -> GraphBatch:
+def pack_list(graphs: Sequence[Any], where: str, types: bool = False) -> GraphBatch:
     """Build a batch from a list of torch_geometric Data.
 
     Args:
         graphs: The list.
         where: Name of the list in error messages.
+        types: Whether features are types, which have no sum.
 
     Raises:
-        UserError: A graph lacks a field that others have, has an edge in one direction only, or has an array of the
-            wrong shape.
+        UserError: A graph lacks a field that others have, has an edge in one direction only, has an array of the wrong
+            shape, or repeats an edge that has a type.
     """
     for number, graph in enumerate(graphs):
         check_graph(graph, f"graph {number} of {where}")
@@ -108,7 +110,9 @@ def pack_list(graphs: Sequence[Any], where: str) -> GraphBatch:
             f"graph {wrong} of {where} has {sizes[wrong]} nodes and {targets[wrong]} targets y: either every graph has "
             "one, or every node"
         )
-    edges, attributes = zip(*(simple_edges(g, f"graph {n} of {where}") for n, g in enumerate(graphs)), strict=True)
+    edges, attributes = zip(
+        *(simple_edges(g, f"graph {n} of {where}", types) for n, g in enumerate(graphs)), strict=True
+    )
     edge_index, edge_counts = torch.cat(edges, dim=1), torch.tensor([index.shape[1] for index in edges])
     x = stacked([graph.x for graph in graphs], sizes, "x", where)
     edge_attr = stacked(attributes, edge_counts, "edge_attr", where)
@@ -171,7 +175,7 @@ def check_graph(graph: Any, where: str) -> None:
         raise UserError(f"an edge of {where} names a node outside 0 .. {graph.num_nodes - 1}")
 
 
-def simple_edges(graph: Any, where: str) -> tuple[Tensor, Tensor | None]:
+def simple_edges(graph: Any, where: str, types: bool = False) -> tuple[Tensor, Tensor | None]:
     """Edges (2, E) without self-loops and repetitions, and their features (E, ...)."""
     from torch_geometric.utils import coalesce, is_undirected, remove_self_loops
 
@@ -181,7 +185,10 @@ def simple_edges(graph: Any, where: str) -> tuple[Tensor, Tensor | None]:
     if attr is not None and not attr.is_floating_point():
         attr = attr.double()  # sums of small integers must not wrap around
     edge_index, attr = remove_self_loops(graph.edge_index.long(), attr)
+    given = edge_index.shape[1]
     edge_index, attr = coalesce(edge_index, attr, num_nodes=graph.num_nodes, reduce="sum")
+    if types and attr is not None and len(attr) < given:
+        raise UserError(f"{where} repeats an edge, and data.one_hot=true knows one type of each: keep one of them")
     if not is_undirected(edge_index, num_nodes=graph.num_nodes):
         raise UserError(f"{where} has edges without their reverse: torch_geometric.utils.to_undirected adds them")
     return edge_index, attr

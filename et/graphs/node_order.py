@@ -62,7 +62,7 @@ def score_by_order(network: nn.Module, data: GraphData, orders: int, seed: int =
 
 
 def main(arguments: list[str]) -> None:
-    """Print the spread of a run's score and write it to node_order.json in the run's folder.
+    """Print the spread of a run's score and write it to node_order.json in the run's folder, or beside a checkpoint.
 
     Raises:
         UserError: There is no such run, the run is not of graphs, or ``orders`` is not a number.
@@ -83,8 +83,10 @@ def main(arguments: list[str]) -> None:
     data = instantiate(cfg.data)
     data.setup()
     record = {"run": options["run"], **score_by_order(network, data, int(orders))}
-    write_atomically(Path(options["run"]) / "node_order.json", json.dumps(record, indent=2) + "\n")
     print(json.dumps(record, indent=2))
+    run = Path(options["run"])
+    target = run / "node_order.json" if run.is_dir() else run.with_name(f"{run.stem}_node_order.json")
+    write_atomically(target, json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def collect(
     found = Collection()
     wanted = None if experiments is None else set(experiments)
     for root in roots:
-        for path in sorted(Path(root).glob("**/result.json")):
+        for path in results_below(Path(root)):
             _take(found, wanted, lambda path=path: from_folder(path.parent))
     for file in lines:
         for number, line in enumerate(Path(file).read_text().splitlines() if Path(file).exists() else (), 1):
@@ -126,6 +126,20 @@ def collect(
                 source = f"{relative(Path(file))}:{number}"
                 _take(found, wanted, lambda line=line, source=source: from_line(line, source, wanted))
     return found
+
+
+def results_below(root: Path) -> list[Path]:
+    """Every result.json below ``root``, sorted, in linked folders too; a folder with several names is read once."""
+    seen, found = set(), []
+    for folder, below, files in os.walk(root, followlinks=True):
+        if os.path.realpath(folder) in seen:
+            below.clear()
+            continue
+        seen.add(os.path.realpath(folder))
+        if "result.json" in files:
+            found.append(Path(folder, "result.json"))
+        below.sort()
+    return sorted(found)
 
 
 def _take(found: Collection, wanted: set[str] | None, read: Any) -> None:

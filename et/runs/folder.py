@@ -13,10 +13,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from et.runs.checkpoint_files import RESUME_KEYS, best_of, load_best, load_checkpoint
-from et.runs.record import read_result
+from et.runs.record import FORCED, read_result
 from et.utils.errors import UserError
 
 SCORES = "scores.json"  # scores of a repeated test, kept in the run folder until the run is finished
+REPLACED = ".replaced"  # ends the names of the files of a former run, until a forced one has something to keep
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,10 @@ class ResumePoint:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of the run folder. If the work fails before the first checkpoint, the folder is removed.
+    """Hold the lock of the run folder.
+
+    If the work fails before the first checkpoint, what :func:`start_over` set aside is put back. If there is nothing,
+    the folder is removed.
 
     A requeued Slurm job may start while its previous process is still ending: it waits up to a minute for the lock.
 
@@ -50,12 +54,34 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write the run folder {folder}: {error.strerror}; set paths.runs elsewhere") from error
     with lock:
+        _put_back(folder)  # after a process that was killed
         try:
             yield
         except BaseException:
-            if not any((folder / "checkpoints").glob("*.ckpt")) and read_result(folder) is None:
+            if not _put_back(folder) and not _holds_work(folder):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
+        _put_back(folder)
+
+
+def _holds_work(folder: Path) -> bool:
+    return any((folder / "checkpoints").glob("*.ckpt")) or read_result(folder) is not None
+
+
+def _put_back(folder: Path) -> bool:
+    """Put the files of a former run back where they were, or remove them if the new run has a checkpoint or a result.
+
+    Returns:
+        True if they were put back.
+    """
+    aside = [*folder.glob(f"*{REPLACED}"), *(folder / "checkpoints").glob(f"*{REPLACED}")]
+    lost = bool(aside) and not _holds_work(folder)
+    for path in aside:
+        if lost:
+            path.replace(path.with_name(path.name.removesuffix(REPLACED)))
+        else:
+            path.unlink(missing_ok=True)
+    return lost
 
 
 def find_resume_point(folder: Path, identity: str, needs_best: bool = False) -> ResumePoint:
@@ -101,6 +127,12 @@ def _check_best(folder: Path, identity: str, saved: Mapping[str, Any]) -> None:
 
 
 def start_over(folder: Path) -> None:
-    """Remove the results of a former run before a forced one."""
-    for path in (folder / "result.json", folder / SCORES, *(folder / "checkpoints").glob("*.ckpt*")):
-        path.unlink(missing_ok=True)
+    """Set the results of a former run aside before a forced one. :func:`locked` removes them or puts them back."""
+    if "SLURM_JOB_ID" in os.environ:
+        (folder / FORCED).write_text(os.environ["SLURM_JOB_ID"])
+    for path in (
+        *map(folder.joinpath, ("result.json", SCORES, "metrics.csv")),
+        *(folder / "checkpoints").glob("*.ckpt*"),
+    ):
+        if path.exists():
+            path.replace(path.with_name(path.name + REPLACED))

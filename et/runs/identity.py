@@ -20,7 +20,7 @@ from hydra._internal.defaults_list import create_defaults_list
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -230,7 +230,10 @@ def fill_counts(cfg: DictConfig) -> DictConfig:
         try:
             _COUNTS_READ[key] = instantiate(config).counts()
         except InstantiationException as error:
-            raise unwrapped(error) from error
+            cause = unwrapped(error)
+            if isinstance(cause, (TypeError, ValueError)):  # of a value that the constructor does not take
+                raise UserError(f"data: {cause}") from error
+            raise cause from error
     cfg = cfg.copy()
     for name in open_keys:
         OmegaConf.update(cfg, f"data.{name}", _COUNTS_READ[key][name])
@@ -339,6 +342,9 @@ def explain(error: Exception, overrides: Sequence[str], config_name: str = "trai
         return f"there is no {group} {name!r}; the nearest: {', '.join(names)}. `{listing}` lists all"
     refused = re.search(r"Could not override '([^']+)'", str(error))
     added = [f"+{o}" if refused and o.split("=")[0] == refused[1] else o for o in overrides]
+    if isinstance(error, OverrideParseException):
+        key, _, value = str(error.override).partition("=")
+        return f"Hydra cannot read {error.override}: quote the value, '{key}=\"{value}\"'"
     if refused is None or added == list(overrides):
         return _first_line(error)
     key = refused[1]

@@ -27,7 +27,8 @@ def find_run(path: Path) -> Path:
     if is_pretrained(path) or path.is_file() or (path / "config.yaml").exists():
         return path
     runs = sorted(path.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
-    return runs[-1].parent if runs else path
+    trained = [run for run in runs if any(run.parent.glob("checkpoints/*.ckpt"))]  # a dry run leaves no checkpoint
+    return (trained or runs)[-1].parent if runs else path
 
 
 def is_pretrained(run: Path | str) -> bool:

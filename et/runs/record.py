@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import re
 import subprocess
@@ -32,6 +33,7 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "experiment": str, "run_id": str, "seed": int, "fidelity": str, "protocol": str, "task": str, "num_params": int,
     "epochs": int, "seconds": (int, float), "peak_memory_mb": (int, float), "device": str, "git_commit": str,
 }  # fmt: skip
+FORCED = ".forced"  # in a run folder: the Slurm job that has started the run over
 _CHECKSUM = "record_sha256"  # in result.json only: checksum of the other keys
 
 # Variant of the user's own data, which may change under the same name.
@@ -159,6 +161,16 @@ def write_result(folder: Path, record: Mapping[str, Any]) -> None:
         raise ValueError(f"the record of {folder} lacks {', '.join(missing)}")
     content = {**record, _CHECKSUM: _checksum(record)}
     write_atomically(folder / "result.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def forced(force: bool, folder: Path) -> bool:
+    """Whether a run starts over: with ``force``, unless a requeued Slurm job has started it over before."""
+    if not force or not int(os.environ.get("SLURM_RESTART_COUNT", "0")):
+        return force
+    try:
+        return (folder / FORCED).read_text() != os.environ.get("SLURM_JOB_ID")
+    except OSError:
+        return True
 
 
 def read_result(folder: Path, identity: str | None = None) -> dict[str, Any] | None:

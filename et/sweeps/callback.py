@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from et.runs.fingerprint import of_user_data
 from et.runs.identity import check_overrides, resolve
-from et.runs.record import plain_name, read_result, run_dir, run_id
+from et.runs.record import forced, plain_name, read_result, run_dir, run_id
 from et.sweeps.cells import Cell, combinations, inspect_all, jobs, label_of, needed, record_failure, skipped
 from et.sweeps.report import missing_data, report, say
 from et.utils.errors import UserError, unwrapped, user_message
@@ -50,7 +50,7 @@ def run_cell(cfg: DictConfig) -> float | None:
     identity = run_id(config)
     folder = run_dir(cfg.paths.runs, cfg.name, identity)
     finished = read_result(folder, identity)
-    if finished is not None and not cfg.force and not of_user_data(finished):
+    if finished is not None and not forced(cfg.force, folder) and not of_user_data(finished):
         return _monitored(cfg, finished)
     say(f"-- {label_of(overrides)}")
     (folder / "failure.json").unlink(missing_ok=True)

@@ -49,7 +49,10 @@ def evaluate(options: DictConfig) -> dict[str, Any]:
     elif options.images is not None:
         output = own_folder(output, Path(options.images))
     task, data = assemble(cfg, weights, options.run)
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write the folder {output}: {error.strerror}; set output to another one") from error
     kept_scores = KeptScores(output / SCORES, run_id(OmegaConf.to_container(cfg, resolve=True)))
     callbacks = task.evaluation_callbacks(data, output, own_items=options.images is not None)
     trainer = build_tester(cfg, options.device, options.progress, kept_scores, *callbacks)

@@ -19,6 +19,7 @@ from et.runs.fingerprint import check_same_data
 from et.runs.folder import SCORES, ResumePoint, find_resume_point, locked, start_over
 from et.runs.identity import resolve
 from et.runs.record import (
+    forced,
     git_commit,
     machine,
     read_result,
@@ -92,7 +93,7 @@ def train(cfg: DictConfig) -> Outcome:
     finished = read_result(run.folder, run.identity)
     if finished is None and (run.folder / "result.json").exists():
         print(f"warning: {run.folder / 'result.json'} is damaged or of another run; it is not used")
-    if finished is not None and not cfg.force:
+    if finished is not None and not forced(cfg.force, run.folder):
         check_same_data(config, finished)
         return Outcome(finished, run.folder, skipped=True)
     if must_start_processes(cfg.trainer):
@@ -118,7 +119,7 @@ def train(cfg: DictConfig) -> Outcome:
 def take_folder(run: RunInfo, held: ExitStack) -> ResumePoint:
     """Lock the run's folder until ``held`` is left, write down what is about to run, and find where it resumes."""
     held.enter_context(locked(run.folder))
-    if run.cfg.force:
+    if forced(run.cfg.force, run.folder):
         start_over(run.folder)
     write_atomically(run.folder / "config.yaml", OmegaConf.to_yaml(run.cfg))
     write_atomically(run.folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(command_overrides())))

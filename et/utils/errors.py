@@ -62,7 +62,9 @@ class Interrupted(SystemExit):
 
     def __str__(self) -> str:
         name = signal.Signals(self.signum).name
-        return f"interrupted by {name}, with its state saved; start the same command again to resume"
+        return (
+            f"interrupted by {name}, with its state saved; start the same command again to resume, without force=true"
+        )
 
 
 def unwrapped(error: Exception) -> Exception:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch_geometric.data import Data
 
+from et.graphs import data as data_module
 from et.graphs.counts import check_counts
 from et.graphs.data import GraphData
 from et.graphs.features import encode_types, standardized
@@ -261,6 +262,15 @@ def test_a_fold_is_refused_where_nothing_has_folds(toy):
         toy(fold=3, protocol="released")
     with pytest.raises(UserError, match=r"data\.fold=3, but PATTERN has an official split"):
         toy(name="PATTERN", source="generated", num_features=3, num_edge_features=0, sizes=[8, 4, 4], fold=3, folds=10)
+
+
+def test_every_process_has_a_graph_of_every_part(toy, monkeypatch):
+    smallest = min(map(len, toy().split.values()))
+    monkeypatch.setattr(data_module, "rank_and_world", lambda: (0, smallest))
+    toy()
+    monkeypatch.setattr(data_module, "rank_and_world", lambda: (0, smallest + 1))
+    with pytest.raises(UserError, match=f"has {smallest} graphs for {smallest + 1} processes: lower trainer.devices"):
+        toy()
 
 
 def test_workers_give_the_same_batches(toy):

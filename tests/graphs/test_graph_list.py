@@ -12,8 +12,10 @@ from et.graphs.batch import pack
 from et.graphs.data import GraphData
 from et.graphs.features import standardized
 from et.graphs.graph_list import load_graph_list
+from et.runs.identity import resolve
 from et.training.run import train
 from et.utils.errors import UserError
+from tests.runs import weights
 
 
 def ring(size: int, target: torch.Tensor, features: int = 3, edge_features: int = 0) -> Data:
@@ -126,6 +128,42 @@ def test_loops_go_and_repeated_edges_count_once_with_the_sum_of_their_features(t
     graph = Data(x=torch.ones(2, 1), edge_index=edges, edge_attr=torch.arange(5.0), y=torch.tensor(0))
     read = load_graph_list(save([graph], tmp_path)).graphs
     assert read.edge_index.tolist() == [[0, 1], [1, 0]] and read.edge_attr.tolist() == [[2.0], [4.0]]
+
+
+def test_a_repeated_edge_with_a_type_is_refused(tmp_path):
+    """Two edges of type 1 are none of type 2."""
+    graphs = rings(12)
+    for graph in graphs:
+        graph.edge_attr = torch.ones(graph.num_edges, 1, dtype=torch.long)
+    path = save(graphs, tmp_path)
+    load_graph_list(path, types=True)
+    graphs[3].edge_index = torch.cat([graphs[3].edge_index, graphs[3].edge_index[:, :1]], 1)
+    graphs[3].edge_attr = torch.ones(graphs[3].num_edges, 1, dtype=torch.long)
+    path = save(graphs, tmp_path)
+    with pytest.raises(UserError, match=r"graph 3 of .* repeats an edge, and data\.one_hot=true"):
+        load_graph_list(path, types=True)
+    assert load_graph_list(path).graphs.edge_attr.max() == 2
+
+
+def test_released_scoring_needs_twelve_graphs(config, tmp_path):
+    own = ["task=graphs", "model=gin", "data=graph_list", "protocol=released", "fidelity=released", "name=own"]
+    with pytest.raises(UserError, match="has 11 graphs: protocol=released"):
+        train(config(*own, f"data.path={save(rings(11), tmp_path)}", "trainer.max_epochs=1", "task.repetitions=1"))
+
+
+def test_loader_processes_change_nothing(config, tmp_path):
+    """Noise and flips are drawn from the same generator as without them, in every epoch."""
+    own = ["experiment=demo_graphs", "data=graph_list", f"data.path={save(rings(20), tmp_path)}", "data.batch_size=8"]
+    own += [*TINY, "data.folds=4", "trainer.max_epochs=3", "force=true"]
+    alone = weights(train(config(*own, "data.num_workers=0")).folder)
+    helped = weights(train(config(*own, "data.num_workers=1")).folder)
+    assert all(torch.equal(value, helped[name]) for name, value in alone.items())
+
+
+@pytest.mark.parametrize("setting", ["data.batch_size=0", "data.folds=0", "data.num_workers=-1"])
+def test_values_that_the_data_do_not_take_are_told(config, tmp_path, setting):
+    with pytest.raises(UserError, match="^data: "):
+        resolve(config("experiment=demo_graphs", "data=graph_list", f"data.path={save(rings(), tmp_path)}", setting))
 
 
 def test_a_graph_without_edges_among_graphs_with_edge_features(tmp_path):

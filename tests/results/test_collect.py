@@ -310,6 +310,17 @@ def test_what_overrides_cannot_make_is_not_recorded(make_run, tmp_path):
         assert "not recorded" in problems[0]
 
 
+def test_runs_in_linked_folders_are_read_once(make_run, tmp_path):
+    folder = make_run(KEY, METRICS)
+    elsewhere = tmp_path / "disk" / folder.parent.name
+    elsewhere.parent.mkdir()
+    folder.parent.rename(elsewhere)
+    folder.parent.symlink_to(elsewhere)
+    (elsewhere / "loop").symlink_to(elsewhere)
+    found = collect([tmp_path / "runs"])
+    assert len(found.runs) == 1 and not found.problems
+
+
 def test_only_the_experiments_asked_for(make_run, tmp_path):
     make_run(KEY, METRICS)
     assert not collect([tmp_path / "runs"], experiments=["yelp_1pct"]).runs

@@ -122,6 +122,7 @@ def test_differences_are_named_and_places_are_none():
         (["experiment=tu_mutag", "sweep=table02", "protocol=heldout"], "protocol must be .*did you mean held_out"),
         (["experiment=tu_mutag", "data.num_features=${no.such}"], "does not resolve"),
         (["seed=1"], "lacks name: choose experiment"),
+        (["experiment=tu_mutag", "data.path=größe.npz"], r"""quote the value, 'data\.path="größe\.npz"'"""),
     ],
 )
 def test_what_does_not_compose_is_an_error_for_people(overrides, message):

@@ -26,6 +26,9 @@ def test_of_a_folder_of_runs_the_last_started_is_found(tmp_path):
     assert find_run(tmp_path) == find_run(tmp_path / "new") == tmp_path / "new"
     assert find_run(tmp_path / "old") == tmp_path / "old"
     assert find_run(tmp_path / "nothing") == tmp_path / "nothing"
+    (tmp_path / "older" / "checkpoints").mkdir()
+    (tmp_path / "older" / "checkpoints" / "last.ckpt").touch()
+    assert find_run(tmp_path) == tmp_path / "older", "the others have nothing to load"
 
 
 def test_an_experiments_own_run_is_not_its_newest(monkeypatch, tmp_path):

@@ -10,8 +10,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from et.runs.folder import start_over
 from et.runs.loading import load_run
 from et.runs.record import read_result
+from et.training import run as run_module
 from et.training.run import train
 from et.utils.errors import UserError
 from tests.configs import TINY, compose_config
@@ -128,3 +130,36 @@ def test_an_older_versions_folder_without_digests_still_loads(runs, tmp_path):
         digest.unlink()
     with pytest.raises(UserError, match=r"best\.ckpt belongs to another configuration"):
         load_run(folder)
+
+
+def test_a_forced_run_that_fails_at_once_leaves_the_old_one(runs, tmp_path, monkeypatch):
+    """Before its first checkpoint. So does one that is killed there."""
+    folder = copied(runs, tmp_path / "copy", finished=True)
+    kept = [folder / "result.json", folder / "metrics.csv", *(folder / "checkpoints").iterdir()]
+    files = {path: path.read_bytes() for path in kept}
+    cfg = compose_config(*SETTINGS, "seed=0", f"paths.runs={tmp_path}/copy", "force=true")
+
+    def fails(*arguments, **options):
+        raise UserError("no data")
+
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="no data"):
+        patched.setattr(run_module, "fit", fails)
+        train(cfg)
+    assert all(path.read_bytes() == content for path, content in files.items())
+    start_over(folder)
+    assert read_result(folder, folder.name) is None
+    again = train(compose_config(*SETTINGS, "seed=0", f"paths.runs={tmp_path}/copy"))
+    assert again.record["metrics"] == runs[0].record["metrics"]
+    forced = train(cfg)
+    assert forced.record["metrics"] == runs[0].record["metrics"] and not list(folder.rglob("*.replaced"))
+
+
+def test_a_requeued_job_forces_a_run_once(runs, tmp_path, monkeypatch):
+    copied(runs, tmp_path / "copy", finished=True)
+    cfg = compose_config(*SETTINGS, "seed=0", f"paths.runs={tmp_path}/copy", "force=true")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert not train(cfg).skipped
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert train(cfg).skipped
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert not train(cfg).skipped

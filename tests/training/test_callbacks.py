@@ -28,7 +28,7 @@ def test_a_training_ends_early_and_is_another_run(config):
     stopped = train(
         config(
             *ANOMALY, "trainer.max_epochs=6", "callbacks=[anomaly,early_stopping]", "callbacks.progress=false",
-            "callbacks.early_stopping.mode=min", "callbacks.early_stopping.patience=1",
+            "callbacks.mode=min", "callbacks.patience=1",
         )
     )  # fmt: skip
     assert any(isinstance(callback, EarlyStopping) for callback in stopped.trainer.callbacks)

@@ -134,13 +134,17 @@ def test_predictions_for_graphs_are_of_all_of_them_in_order(config):
     assert accuracy == pytest.approx(trained.record["metrics"]["test/accuracy"], abs=1e-6)
 
 
-def test_what_cannot_be_evaluated_is_told(tmp_path):
+def test_what_cannot_be_evaluated_is_told(config, tmp_path):
     with pytest.raises(UserError, match=r"evaluate.py knows run, .*, not data"):
         evaluate(options(f"run={tmp_path}", "+data.path=other.npz"))
     with pytest.raises(UserError, match="no checkpoint"):
         evaluate(options(f"run={tmp_path}/absent.ckpt"))
     with pytest.raises(UserError, match="not a run folder"):
         evaluate(options(f"run={tmp_path}"))
+    outcome = train(config(*TINY))
+    (tmp_path / "taken").touch()
+    with pytest.raises(UserError, match="cannot write the folder .*taken: File exists; set output"):
+        evaluate(options(f"run={outcome.folder}", f"output={tmp_path}/taken"))
     (tmp_path / "broken.ckpt").write_bytes(b"nothing")
     with pytest.raises(UserError, match="not a checkpoint of plain tensors"):
         evaluate(options(f"run={tmp_path}/broken.ckpt"))
