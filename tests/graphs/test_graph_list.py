@@ -162,7 +162,7 @@ def test_loader_processes_change_nothing(config, tmp_path):
 
 @pytest.mark.parametrize("setting", ["data.batch_size=0", "data.folds=0", "data.num_workers=-1"])
 def test_values_that_the_data_do_not_take_are_told(config, tmp_path, setting):
-    with pytest.raises(UserError, match="^data: "):
+    with pytest.raises(UserError, match=r"^data: "):
         resolve(config("experiment=demo_graphs", "data=graph_list", f"data.path={save(rings(), tmp_path)}", setting))
 
 

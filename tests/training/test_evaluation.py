@@ -143,7 +143,7 @@ def test_what_cannot_be_evaluated_is_told(config, tmp_path):
         evaluate(options(f"run={tmp_path}"))
     outcome = train(config(*TINY))
     (tmp_path / "taken").touch()
-    with pytest.raises(UserError, match="cannot write the folder .*taken: File exists; set output"):
+    with pytest.raises(UserError, match=r"cannot write the folder .*taken: File exists; set output"):
         evaluate(options(f"run={outcome.folder}", f"output={tmp_path}/taken"))
     (tmp_path / "broken.ckpt").write_bytes(b"nothing")
     with pytest.raises(UserError, match="not a checkpoint of plain tensors"):
