@@ -33,7 +33,7 @@ MODULES = {
     EnergyConv: ({"in_channels": 8, "heads": 2, "head_dim": 4, "memories": 8, "steps": 1}, ("steps",)),
     InpaintingET: ({**BLOCK, **IMAGES, "steps": 1, "num_blocks": 1}, ("steps",)),
     AnomalyTransformer: (
-        {**BLOCK, "in_features": 3, "num_nodes": 5, "num_relations": 1, "mlp_dim": 4, "steps": 1},
+        {**BLOCK, "in_features": 3, "num_nodes": 5, "num_relations": 1, "num_blocks": 1, "mlp_dim": 4, "steps": 1},
         ("steps", "mlp_dim"),
     ),
     GraphEnergyTransformer: (
