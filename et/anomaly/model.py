@@ -243,7 +243,8 @@ class AnomalyTransformer(nn.Module):
         log_odds, reached, energies = features.new_empty(len(features)), reached_nodes(topologies), None
         if self.energy_norm is not None:  # in one piece
             first = torch.cat([self.dynamics.first(self.tokens(features[p], nodes[p], known[p])) for p in parts])
-            energies = self.energies(first, [self.dynamics.last(x) for x in finals], topologies)
+            last = [self.dynamics.last(x, some) for x, some in zip(finals, reached, strict=True)]
+            energies = self.energies(first, last, topologies)
         for part in parts:
             first = self.dynamics.first(self.tokens(features[part], nodes[part], known[part]))
             last = [self.dynamics.last(x[part], some[part]) for x, some in zip(finals, reached, strict=True)]
