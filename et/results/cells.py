@@ -23,6 +23,7 @@ PROTOCOLS = ("held_out", "released")
 # Settings in which the methods of a comparison may differ: warm-up and validation follow the epochs, and precision is
 # chosen for speed (bfloat16 makes ET faster on the CPU and GIN slower).
 FREE = ("optim.schedule.warmup_epochs", "trainer.check_val_every_n_epoch", "trainer.precision")
+INPUTS = ("model.known_labels=", "model.label_counts=")  # settings of models that say what they read
 USUAL_FIDELITY = {"held_out": "paper", "released": "released"}
 
 
@@ -164,8 +165,12 @@ def best(measured: Iterable[tuple[Line, Measured]], metric: Metric) -> list[Line
 
 def settings_of(label: str) -> set[str]:
     """The settings of a label, without those that may differ between methods: of their models, and :data:`FREE`."""
-    parts = (part.lstrip("+") for part in label.split(", ") if part)
-    return {part for part in parts if part.split("=")[0] not in FREE and not part.startswith("model.")}
+    parts = (part.lstrip("+~") for part in label.split(", ") if part)
+    return {
+        part
+        for part in parts
+        if part.split("=")[0] not in FREE and (part.startswith(INPUTS) or not part.startswith("model."))
+    }
 
 
 def best_baseline(

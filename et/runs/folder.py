@@ -54,21 +54,21 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write the run folder {folder}: {error.strerror}; set paths.runs elsewhere") from error
     with lock:
-        _put_back(folder)  # after a process that was killed
+        put_back(folder)  # after a process that was killed
         try:
             yield
         except BaseException:
-            if not _put_back(folder) and not _holds_work(folder):
+            if not put_back(folder) and not _holds_work(folder):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        _put_back(folder)
+        put_back(folder)
 
 
 def _holds_work(folder: Path) -> bool:
     return any((folder / "checkpoints").glob("*.ckpt")) or read_result(folder) is not None
 
 
-def _put_back(folder: Path) -> bool:
+def put_back(folder: Path) -> bool:
     """Put the files of a former run back where they were, or remove them if the new run has a checkpoint or a result.
 
     Returns:
@@ -81,6 +81,8 @@ def _put_back(folder: Path) -> bool:
             path.replace(path.with_name(path.name.removesuffix(REPLACED)))
         else:
             path.unlink(missing_ok=True)
+    if lost:
+        (folder / FORCED).unlink(missing_ok=True)  # a requeued job starts it over again
     return lost
 
 

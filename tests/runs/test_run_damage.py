@@ -146,8 +146,14 @@ def test_a_forced_run_that_fails_at_once_leaves_the_old_one(runs, tmp_path, monk
         patched.setattr(run_module, "fit", fails)
         train(cfg)
     assert all(path.read_bytes() == content for path, content in files.items())
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     start_over(folder)
     assert read_result(folder, folder.name) is None
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    requeued = train(cfg)
+    assert not requeued.skipped and requeued.record["metrics"] == runs[0].record["metrics"]
+    monkeypatch.delenv("SLURM_JOB_ID")
+    monkeypatch.delenv("SLURM_RESTART_COUNT")
     again = train(compose_config(*SETTINGS, "seed=0", f"paths.runs={tmp_path}/copy"))
     assert again.record["metrics"] == runs[0].record["metrics"]
     forced = train(cfg)
