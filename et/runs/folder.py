@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from et.runs.record import FORCED, read_result
 from et.utils.errors import UserError
 
 SCORES = "scores.json"  # scores of a repeated test, kept in the run folder until the run is finished
+MOVING = ".moving"  # is there while the files of a former run are renamed
 REPLACED = ".replaced"  # ends the names of the files of a former run, until a forced one has something to keep
 
 
@@ -54,36 +55,53 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write the run folder {folder}: {error.strerror}; set paths.runs elsewhere") from error
     with lock:
-        put_back(folder)  # after a process that was killed
+        _put_back(folder)  # after a process that was killed while this one waited
         try:
             yield
         except BaseException:
-            if not put_back(folder) and not _holds_work(folder):
+            if not _put_back(folder) and not _holds_work(folder):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        put_back(folder)
+        _put_back(folder)
 
 
 def _holds_work(folder: Path) -> bool:
     return any((folder / "checkpoints").glob("*.ckpt")) or read_result(folder) is not None
 
 
-def put_back(folder: Path) -> bool:
+def _set_aside(folder: Path) -> list[Path]:
+    return [*folder.glob(f"*{REPLACED}"), *(folder / "checkpoints").glob(f"*{REPLACED}")]
+
+
+def _put_back(folder: Path) -> bool:
     """Put the files of a former run back where they were, or remove them if the new run has a checkpoint or a result.
+
+    A process that is killed while it renames leaves some of the old files under their own names, which are no work of
+    the new run: :data:`MOVING` tells, and the next process puts the others back.
 
     Returns:
         True if they were put back.
     """
-    aside = [*folder.glob(f"*{REPLACED}"), *(folder / "checkpoints").glob(f"*{REPLACED}")]
-    lost = bool(aside) and not _holds_work(folder)
+    aside, moving = _set_aside(folder), folder / MOVING
+    back = moving.exists() or (bool(aside) and not _holds_work(folder))
+    if back:
+        moving.touch()
     for path in aside:
-        if lost:
+        if back:
             path.replace(path.with_name(path.name.removesuffix(REPLACED)))
         else:
             path.unlink(missing_ok=True)
-    if lost:
+    if back:
         (folder / FORCED).unlink(missing_ok=True)  # a requeued job starts it over again
-    return lost
+        moving.unlink()
+    return back
+
+
+def settle(folder: Path) -> None:
+    """Put back what a forced run that was killed has set aside, unless another process is at work in the folder."""
+    if (folder / MOVING).exists() or _set_aside(folder):
+        with suppress(Timeout, OSError), FileLock(folder / ".lock", timeout=0):
+            _put_back(folder)
 
 
 def find_resume_point(folder: Path, identity: str, needs_best: bool = False) -> ResumePoint:
@@ -132,9 +150,11 @@ def start_over(folder: Path) -> None:
     """Set the results of a former run aside before a forced one. :func:`locked` removes them or puts them back."""
     if "SLURM_JOB_ID" in os.environ:
         (folder / FORCED).write_text(os.environ["SLURM_JOB_ID"])
+    (folder / MOVING).touch()
     for path in (
         *map(folder.joinpath, ("result.json", SCORES, "metrics.csv")),
         *(folder / "checkpoints").glob("*.ckpt*"),
     ):
         if path.exists():
             path.replace(path.with_name(path.name + REPLACED))
+    (folder / MOVING).unlink()

@@ -343,8 +343,10 @@ def explain(error: Exception, overrides: Sequence[str], config_name: str = "trai
     refused = re.search(r"Could not override '([^']+)'", str(error))
     added = [f"+{o}" if refused and o.split("=")[0] == refused[1] else o for o in overrides]
     if isinstance(error, OverrideParseException):
-        key, _, value = str(error.override).partition("=")
-        return f"Hydra cannot read {error.override}: quote the value, '{key}=\"{value}\"'"
+        key, given, value = str(error.override).partition("=")
+        if given and not re.match(r"[\[{\"']", value):  # no list or dictionary without its end, and no quotes
+            quoted = value.replace('"', r"\"")
+            return f"Hydra cannot read {error.override}: quote the value, '{key}=\"{quoted}\"'"
     if refused is None or added == list(overrides):
         return _first_line(error)
     key = refused[1]

@@ -16,7 +16,7 @@ from pytorch_lightning.plugins.environments import TorchElasticEnvironment
 
 from et.runs.checkpoint_files import load_best
 from et.runs.fingerprint import check_same_data
-from et.runs.folder import SCORES, ResumePoint, find_resume_point, locked, start_over
+from et.runs.folder import SCORES, ResumePoint, find_resume_point, locked, settle, start_over
 from et.runs.identity import resolve
 from et.runs.record import (
     forced,
@@ -90,6 +90,7 @@ def train(cfg: DictConfig) -> Outcome:
     check_run(config)
     cfg = OmegaConf.create(config, flags={"readonly": True})
     run = RunInfo(cfg, run_dir(cfg.paths.runs, cfg.name, run_id(config)), run_id(config))
+    settle(run.folder)
     finished = read_result(run.folder, run.identity)
     if finished is None and (run.folder / "result.json").exists():
         print(f"warning: {run.folder / 'result.json'} is damaged or of another run; it is not used")

@@ -34,7 +34,7 @@ KEY = Key("demo_inpainting", 3, "held_out", "paper")
         [*TINY, "paths.runs=elsewhere", "callbacks.progress=false"],
         ["experiment=tu_mutag_gin", "data.fold=3", "protocol=released", "fidelity=released", "model.hidden=16"],
         ["experiment=demo_anomaly", "+tags=[a,b]", "data.path='x y'", "deterministic=warn", "~data.root"],
-        ["task=graphs", "data=mutag", "name=mine", "callbacks=[graphs,early_stopping]", "logger=[csv,tensorboard]"],
+        ["task=graphs", "data=mutag", "name=mine", "callbacks=[graphs,ema]", "logger=[csv,tensorboard]"],
         ["experiment=yelp_1pct_bwgnn", "sweep=table01", "protocol=released"],
         ["experiment=tolokers_gadbench", "sweep=search_anomaly", "hydra/launcher=slurm"],  # in Hydra's own section
         ["experiment=demo_graphs", "debug=fast", "+callbacks.x={_target_: a.B, y: [1, null]}", "++data.z=1e-3"],
@@ -122,6 +122,8 @@ def test_differences_are_named_and_places_are_none():
         (["experiment=tu_mutag", "sweep=table02", "protocol=heldout"], "protocol must be .*did you mean held_out"),
         (["experiment=tu_mutag", "data.num_features=${no.such}"], "does not resolve"),
         (["seed=1"], "lacks name: choose experiment"),
+        (["experiment=tu_mutag", "data.sizes=[1,2"], r"does not compose: (?!.*quote)"),
+        (["experiment=tu_mutag", 'data.path=a "b".npz'], r"""quote the value, 'data\.path="a \\"b\\"\.npz"'"""),
         (["experiment=tu_mutag", "data.path=größe.npz"], r"""quote the value, 'data\.path="größe\.npz"'"""),
     ],
 )

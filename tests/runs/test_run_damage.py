@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from et.runs.folder import start_over
+from et.runs.folder import settle, start_over
 from et.runs.loading import load_run
 from et.runs.record import read_result
 from et.training import run as run_module
@@ -154,10 +154,33 @@ def test_a_forced_run_that_fails_at_once_leaves_the_old_one(runs, tmp_path, monk
     assert not requeued.skipped and requeued.record["metrics"] == runs[0].record["metrics"]
     monkeypatch.delenv("SLURM_JOB_ID")
     monkeypatch.delenv("SLURM_RESTART_COUNT")
+    start_over(folder)
     again = train(compose_config(*SETTINGS, "seed=0", f"paths.runs={tmp_path}/copy"))
-    assert again.record["metrics"] == runs[0].record["metrics"]
+    assert again.skipped and again.record == requeued.record
     forced = train(cfg)
     assert forced.record["metrics"] == runs[0].record["metrics"] and not list(folder.rglob("*.replaced"))
+
+
+@pytest.mark.parametrize("renames", range(8))
+@pytest.mark.parametrize("killed_in", [start_over, settle])
+def test_a_kill_among_the_renames_of_a_forced_run_loses_nothing(runs, tmp_path, monkeypatch, killed_in, renames):
+    folder = copied(runs, tmp_path / "copy", finished=True)
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    if killed_in is settle:
+        start_over(folder)
+    real, done = Path.replace, []
+
+    def replace(self, target):
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        done.append(self)
+        return real(self, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "replace", replace)
+        killed_in(folder)
+    settle(folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"} == files
 
 
 def test_a_requeued_job_forces_a_run_once(runs, tmp_path, monkeypatch):

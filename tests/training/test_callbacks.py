@@ -27,7 +27,7 @@ def test_a_training_ends_early_and_is_another_run(config):
     whole = train(config(*ANOMALY, "trainer.max_epochs=6"))
     stopped = train(
         config(
-            *ANOMALY, "trainer.max_epochs=6", "callbacks=[anomaly,early_stopping]", "callbacks.progress=false",
+            *ANOMALY, "trainer.max_epochs=6", "callbacks.progress=false",
             "callbacks.mode=min", "callbacks.patience=1",
         )
     )  # fmt: skip
