@@ -71,6 +71,8 @@ def main(arguments: list[str]) -> None:
 
     from et.runs.loading import load_run, task_class
 
+    if arguments in (["--help"], ["-h"]):
+        return print(__doc__)
     options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     if "run" not in options or set(options) - {"run", "orders", "checkpoint"} or len(options) != len(arguments):
         raise UserError("usage: python -m et.graphs.node_order run=PATH [orders=20] [checkpoint=best|last]")

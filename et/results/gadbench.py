@@ -183,21 +183,24 @@ def render(table: Sequence[Row]) -> str:
         "Mean ± standard deviation over trials, test nodes, in %. *Settings* counts what was tried on trial 0:",
         "the defaults and a random search. The setting with the best validation AUPRC is shown. A network *and boosted",
         "trees* is the mean of the log-odds of that network and of trees on its input, with the winning settings of",
-        "both. The last columns are the differences in AUPRC of the ET with the better validation AUPRC, and of ET and",
-        "boosted trees, on the trials that both have, with p of a paired t-test.",
+        "both. *Ahead by* are the differences in AUPRC of the ET with the better validation AUPRC, and of ET and",
+        "boosted trees, on the trials that both have, with p of a two-sided paired t-test, without a correction for many",
+        "comparisons. Splits overlap, so p is too small. *Run* is the run id of the setting shown on trial 0: its line of",
+        "[results.jsonl](results.jsonl) has the setting.",
         "Rendered by `python -m et.results.gadbench`.",
     ]
     for data, known in sorted({(row.data, row.known_labels) for row in table}):
         those = [row for row in table if (row.data, row.known_labels) == (data, known)]
         lines += ["", f"## {data}, {'known labels' if known else 'features only'}", ""]
-        lines += [f"| method | settings | trials | {' | '.join(COLUMNS)} | ET ahead by | ET and trees ahead by |"]
-        lines += [f"|---|{'---:|' * (4 + len(COLUMNS))}"]
+        lines += [f"| method | settings | trials | {' | '.join(COLUMNS)} | ET ahead by | ET and trees ahead by | run |"]
+        lines += [f"|---|{'---:|' * (4 + len(COLUMNS))}---|"]
         best = max((row for row in those if row.method in ETS), key=lambda row: row.validation, default=None)
         blend = next((row for row in those if row.method == "encoded_blend"), None)
         for row in those:
+            first = next(run.record["run_id"] for run in row.runs if run.key.seed == 0)
             numbers = [mean(row.values(key)) for key in COLUMNS.values()]
             cells = [METHODS.get(row.method, row.method), str(row.searched), str(len(row.runs)), *numbers]
-            lines.append(f"| {' | '.join([*cells, _lead(best, row), _lead(blend, row)])} |")
+            lines.append(f"| {' | '.join([*cells, _lead(best, row), _lead(blend, row), first])} |")
     return "\n".join(lines) + "\n"
 
 

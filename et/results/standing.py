@@ -37,7 +37,7 @@ class Standing:
     def sentence(self) -> str:
         """The counts in words."""
         return (
-            f"{self.beside} of {self.of_paper} numbers of the paper have a measurement beside them. "
+            f"{self.beside} of {self.of_paper} numbers of the paper are measured here, with its data and settings. "
             f"Measured cells: {self.papers_data} on the paper's data, {self.other_data} on other data."
         )
 

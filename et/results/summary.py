@@ -19,9 +19,10 @@ from et.results.standing import line_differs, on_other_data, standing_of, total
 from et.utils.files import write_atomically
 
 INTRO = (
-    "Each row is one method on one data set: mean ± standard deviation (n runs). `held_out` tests on data that "
-    "training and model selection never see. `released` follows the authors' protocol; in table 2 its accuracy is on "
-    "training data. Rows on other data have no number of the paper beside them. The best other method is the one "
+    "Each row is one method on one data set: mean ± standard deviation (n runs). With n = 1, ± is over repeated scorings "
+    "or masks of one model. `held_out` tests on data that training and model selection never see. *Tuned* rows are an "
+    "exception: their settings were chosen on seed 0, whose validation nodes are test nodes of other seeds. `released` "
+    "follows the authors' protocol; in table 2 its accuracy is on training data. Rows on other data have no number of the paper beside them. The best other method is the one "
     "with the best test mean shown under `held_out` on the same data with the same settings, which favours it over ET. "
     "Precision and warm-up may differ. "
     "Settings in brackets differ from the paper's, for example fewer epochs. "

@@ -350,6 +350,10 @@ def explain(error: Exception, overrides: Sequence[str], config_name: str = "trai
     if refused is None or added == list(overrides):
         return _first_line(error)
     key = refused[1]
+    if key.startswith("sweep."):
+        files = {file.stem: OmegaConf.load(file) for file in sorted(CONF.glob("sweep/*.yaml"))}
+        having = [name for name, content in files.items() if "base" in content.get("defaults", [])]
+        return f"only a sweep file has {key}: --multirun sweep=NAME, NAME one of {', '.join(having)}"
     swept = [parsed.key_or_group for parsed in map(_parsed, overrides) if parsed.is_sweep_override()]
     if swept:  # Hydra composes once without their values, which may bring the key
         return f"{key} has no value until {', '.join(swept)} has one: in a multirun write '{key}=choice(VALUE)'"

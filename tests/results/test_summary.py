@@ -25,7 +25,7 @@ def test_rows_counts_and_figure(make_run, tmp_path):
     (short,) = [line for line in papers.splitlines() if "ET (Ours) (max_epochs=3)" in line]
     assert "50.0 (n = 1)" in short and "40.0 (n = 1) GT" in short and "89.3" not in short, "equal budgets are compared"
     assert "| Amazon-UPU | 1% | ET (Ours) |" in others and "Paper" not in others.split("\n## ")[0]
-    assert "numbers of the paper have a measurement beside them" in text
+    assert "numbers of the paper are measured here, with its data and settings" in text
     drawing = (tmp_path / "experiments/summary.svg").read_text()
     assert drawing.startswith("<?xml")
     summary.write_summary(collect([tmp_path / "runs"]), tmp_path / "again")

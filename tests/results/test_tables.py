@@ -89,7 +89,7 @@ def test_columns_without_an_entry_are_left_out(tmp_path):
 def test_the_papers_data_and_other_data_are_counted_apart(amazon, tmp_path):
     text = render(1, tmp_path)
     # ET and GT with F1 and AUC on Amazon 1 %; ET under both protocols, and once with other settings (F1 alone).
-    assert "4 of 64 numbers of the paper have a measurement beside them" in text
+    assert "4 of 64 numbers of the paper are measured here, with its data and settings" in text
     assert "Measured cells: 7 on the paper's data, 1 on other data." in text
 
 

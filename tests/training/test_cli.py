@@ -165,6 +165,21 @@ def test_a_multirun_says_how_to_set_what_only_its_experiments_have(monkeypatch, 
     assert capsys.readouterr().err == f"error: {told}'data.drop_features=choice(VALUE)'\n"
 
 
+@pytest.mark.parametrize("sweep", [[], ["sweep=search_anomaly"]])
+def test_a_dry_run_of_something_without_a_plan_names_the_sweeps_that_have_one(monkeypatch, capsys, sweep):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    arguments = ["--multirun", *sweep, "experiment=demo_anomaly_mlp,demo_anomaly_trees", "sweep.dry_run=true"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    try:
+        with pytest.raises(SystemExit):
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    finally:
+        GlobalHydra.instance().clear()
+    told = capsys.readouterr().err
+    assert told.startswith("error: only a sweep file has sweep.dry_run: --multirun sweep=NAME, NAME one of gadbench, ")
+    assert "search" not in told and "table16" in told
+
+
 def test_a_mistyped_option_of_evaluation_is_told_with_the_right_one(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "run=x", "chekpoint=best"])
     try:
