@@ -45,6 +45,7 @@ METHODS = {
     "encoded_no_attention": "ET without attention, encoded input",
     "encoded_two_blocks": "ET of two blocks, encoded input",
     "encoded_energies": "ET with energies, encoded input",
+    "encoded_trees": "boosted trees, encoded input",
     "encoded_blend": "ET and boosted trees",
     "encoded_mlp_blend": "MLP and boosted trees",
     "mlp": "MLP",
