@@ -71,8 +71,8 @@ class AnomalyTask(Task):
         masked_share: Share of the training labels that a step masks and predicts, with known labels.
 
     Raises:
-        UserError: ``protocol`` or ``masked_share`` has no such value, or a network with trees is trained on subgraphs
-            or under ``released`` (when training starts).
+        UserError: ``protocol`` or ``masked_share`` has no such value. When training starts: a network with trees is
+            trained on subgraphs or under ``released``, or one with a position embedding in inductive mode.
     """
 
     family = "anomaly"
@@ -101,6 +101,12 @@ class AnomalyTask(Task):
             self.register_buffer(name, torch.zeros(len(MEASURES)))
 
     def on_fit_start(self) -> None:
+        hides_nodes = getattr(self.trainer.datamodule, "inductive", False)
+        if hides_nodes and getattr(self.network, "position", None) is not None:
+            raise UserError(
+                "data.inductive=true hides validation and test nodes from training, so the vectors that a position "
+                "embedding has for them are never trained: set model.position_embedding=false"
+            )
         if hasattr(self.network, "fitted"):
             if self.trainer.datamodule.sample_ratio is not None:
                 raise UserError("this network is fitted once, on the whole graph: set data.sample_ratio=null")

@@ -333,3 +333,9 @@ def test_trees_are_fitted_on_the_training_graph_again_when_evaluated(small_confi
 def test_trees_are_not_fitted_on_samples(small_config):
     with pytest.raises(UserError, match=r"data\.sample_ratio=null"):
         train(small_config("amazon_upu_40pct_trees", "data.sample_ratio=0.5"))
+
+
+def test_a_position_embedding_is_refused_where_nodes_are_hidden(small_config):
+    with pytest.raises(UserError, match=r"model\.position_embedding=false"):
+        train(small_config("amazon_upu_40pct", *TINY, "data.inductive=true"))
+    train(small_config("amazon_upu_40pct", *TINY, "data.inductive=true", "model.position_embedding=false"))
