@@ -57,7 +57,11 @@ def test_every_experiment_with_run_ids_is_there():
 @pytest.mark.parametrize("name", GRAPH_BASELINES)
 def test_baselines_use_the_same_folds_as_et(name):
     et, baseline = (compose_config(f"experiment={n}") for n in (name.rpartition("_")[0], name))
-    assert baseline.data == et.data and baseline.trainer.max_epochs == et.trainer.max_epochs
+    types = ("one_hot", "num_features", "num_edge_features") if "zinc" in name else ()  # ET has the types as numbers
+    assert {key: value for key, value in baseline.data.items() if key not in types} == {
+        key: value for key, value in et.data.items() if key not in types
+    }
+    assert baseline.callbacks == et.callbacks and baseline.trainer.max_epochs == et.trainer.max_epochs
     with torch.device("meta"):
         assert sum(p.numel() for p in instantiate(baseline.model).parameters()) > 10_000
 

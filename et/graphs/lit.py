@@ -47,6 +47,7 @@ class GraphTask(Task):
         protocol: ``held_out`` or ``released``.
         repetitions: Number of scorings under ``released``.
         label_smoothing: Label smoothing of the cross-entropy in training.
+        class_weights: If True, weight the cross-entropy by :func:`class_weights` in training.
         edge_loss_weight: Weight of the reconstruction error of the edges in the loss, for a network with
             ``forward_with_edges``. 0 means no reconstruction.
         seed: Seed of the released scoring: repetition r draws folds and noise from ``seed + r``.
@@ -71,6 +72,7 @@ class GraphTask(Task):
         protocol: Literal["held_out", "released"] = "held_out",
         repetitions: int = 100,
         label_smoothing: float = 0.0,
+        class_weights: bool = False,
         edge_loss_weight: float = 0.0,
         seed: int = 0,
     ):
@@ -91,6 +93,7 @@ class GraphTask(Task):
         self.num_classes = num_classes
         self.protocol, self.repetitions, self.seed = protocol, repetitions, seed
         self.label_smoothing, self.edge_loss_weight = label_smoothing, edge_loss_weight
+        self.class_weights = class_weights
         self.val_measures, self.test_measures = Measures(num_classes), Measures(num_classes)
         self.trained_on: str | None = None  # name of the data of ``trainer.fit``
 
@@ -132,10 +135,11 @@ class GraphTask(Task):
         return own / self.all_gather(own).mean()
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy with label smoothing, or the mean absolute error of a regression."""
+        """Cross-entropy with label smoothing and class weights, or the mean absolute error of a regression."""
         if self.num_classes == 1:
             return F.l1_loss(outputs[:, 0].float(), target.float())
-        return F.cross_entropy(outputs.float(), target, label_smoothing=self.label_smoothing)
+        weight = class_weights(target, outputs.shape[1]) if self.class_weights else None
+        return F.cross_entropy(outputs.float(), target, weight=weight, label_smoothing=self.label_smoothing)
 
     def validation_step(self, batch: GraphBatch, batch_index: int) -> None:
         self.val_measures.update(self.network(batch), batch.y)
@@ -292,6 +296,15 @@ class GraphTask(Task):
                 bar.print(f"scored {repetition} of {repetitions} times")
                 said = time.monotonic()
             yield repetition
+
+
+def class_weights(target: Tensor, classes: int) -> Tensor:
+    """Weight (classes,) of each class: the share of ``target`` (n,) that is of other classes; 0 if the class is absent.
+
+    These are the weights of benchmarking-gnns (Dwivedi et al., 2020) for PATTERN and CLUSTER.
+    """
+    share = torch.bincount(target, minlength=classes).float() / len(target)
+    return (1 - share) * (share > 0)
 
 
 @contextmanager

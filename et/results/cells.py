@@ -20,9 +20,9 @@ from et.sweeps.cells import jobs
 from et.utils.paths import CONF, command
 
 PROTOCOLS = ("held_out", "released")
-# Settings in which the methods of a comparison may differ: warm-up and validation follow the epochs, and precision is
-# chosen for speed (bfloat16 makes ET faster on the CPU and GIN slower).
-FREE = ("optim.schedule.warmup_epochs", "trainer.check_val_every_n_epoch", "trainer.precision")
+# Settings in which the methods of a comparison may differ: each has its own learning-rate schedule, validation follows
+# the epochs, and precision is chosen for speed (bfloat16 makes ET faster on the CPU and GIN slower).
+FREE = ("optim.schedule.name", "optim.schedule.warmup_epochs", "trainer.check_val_every_n_epoch", "trainer.precision")
 INPUTS = ("model.known_labels=", "model.label_counts=")  # settings of models that say what they read
 USUAL_FIDELITY = {"held_out": "paper", "released": "released"}
 

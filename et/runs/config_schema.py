@@ -45,6 +45,7 @@ TOP = Section(
                 "optimizer": NODE,
                 "schedule": {
                     "constant": Section({"name": None}),
+                    "cosine": Section({"name": None}),
                     "warmup_cosine": Section({"name": None, "warmup_epochs": None, "start_lr": None, "end_lr": None}),
                 },
                 "clip_norm": None,

@@ -86,6 +86,7 @@ ADDED_KEYS: Mapping[str, Mapping[str, Any]] = {
     "task.rest_steps": {"paper": 0, "released": 0},
     "task.masked_share": {"paper": 0.2, "released": 0.2},
     "callbacks.patience": {"paper": None, "released": None},
+    "task.class_weights": {"paper": False, "released": False},
 }
 
 

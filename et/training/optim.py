@@ -60,26 +60,28 @@ def configure(cfg: DictConfig, module: nn.Module, trainer: Any) -> dict[str, Any
     """What ``configure_optimizers`` returns for a configuration of the group ``optim``.
 
     Args:
-        cfg: ``optimizer`` (a partial that takes parameters), ``schedule`` (name, warmup_epochs, start_lr, end_lr).
+        cfg: ``optimizer`` (a partial that takes parameters), ``schedule``: ``name`` constant, cosine (down to 0), or
+            warmup_cosine with warmup_epochs, start_lr and end_lr.
         module: Module whose parameters are trained.
         trainer: The Lightning trainer, asked for the number of steps.
     """
     optimizer = build_optimizer(cfg.optimizer, [p for p in module.parameters() if p.requires_grad])
     if cfg.schedule.name == "constant":
         return {"optimizer": optimizer}
-    if cfg.schedule.name != "warmup_cosine":
-        raise ValueError(f"optim.schedule.name must be 'constant' or 'warmup_cosine', not {cfg.schedule.name!r}")
+    if cfg.schedule.name not in ("cosine", "warmup_cosine"):
+        raise ValueError(f"optim.schedule.name must be constant, cosine or warmup_cosine, not {cfg.schedule.name!r}")
     peak = cfg.optimizer.lr
-    if 0 < trainer.max_epochs <= cfg.schedule.warmup_epochs:
+    warmup_epochs, start_lr, end_lr = (cfg.schedule.get(key, 0) for key in ("warmup_epochs", "start_lr", "end_lr"))
+    if 0 < trainer.max_epochs <= warmup_epochs:
         rank_zero_warn(
             f"the learning rate is still warming up when training ends: optim.schedule.warmup_epochs is "
-            f"{cfg.schedule.warmup_epochs}, trainer.max_epochs {trainer.max_epochs}; set both"
+            f"{warmup_epochs}, trainer.max_epochs {trainer.max_epochs}; set both"
         )
     total = int(trainer.estimated_stepping_batches)
-    warmup = round(total * min(1.0, cfg.schedule.warmup_epochs / max(1, trainer.max_epochs)))
+    warmup = round(total * min(1.0, warmup_epochs / max(1, trainer.max_epochs)))
 
     def factor(step: int) -> float:
-        return warmup_cosine(step, total, warmup, peak, cfg.schedule.start_lr, cfg.schedule.end_lr) / peak
+        return warmup_cosine(step, total, warmup, peak, start_lr, end_lr) / peak
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

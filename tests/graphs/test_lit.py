@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from et.graphs import lit
-from et.graphs.lit import GraphTask, seeded
+from et.graphs.lit import GraphTask, class_weights, seeded
 from et.graphs.metrics import Measures, constant_answers
 from et.graphs.model import GraphEnergyTransformer
 from et.graphs.protocol import released_accuracy
@@ -69,6 +69,22 @@ def test_constant_answers_are_the_commonest_class_and_the_median():
     answers = constant_answers(torch.tensor([2, 2, 1, 0]))
     assert answers["val/accuracy"][1] == 0.5 and answers["val/accuracy_weighted"][1] == pytest.approx(1 / 3)
     assert constant_answers(torch.tensor([0.0, 1.0, 5.0]))["val/mae"][1] == pytest.approx(5 / 3)
+
+
+def test_class_weights_are_the_shares_of_the_other_classes():
+    target = torch.tensor([0, 0, 0, 2])
+    assert class_weights(target, 4).tolist() == [0.25, 0.0, 0.0, 0.75]
+
+
+def test_with_class_weights_both_classes_of_pattern_count_alike():
+    """Each class has the same total weight in the loss, so that answering with the common one is worth nothing."""
+    task = GraphTask(nn.Identity(), None, num_classes=2, class_weights=True)
+    target = torch.tensor([0] * 8 + [1] * 2)
+    outputs = torch.zeros(10, 2, requires_grad=True)
+    task.loss(outputs, target).backward()
+    torch.testing.assert_close(outputs.grad.sum(0), torch.zeros(2))
+    GraphTask(nn.Identity(), None, num_classes=2).loss(outputs, target).backward()
+    assert outputs.grad.sum(0)[0] < -0.1  # it can fail
 
 
 def test_losses(config):

@@ -69,7 +69,7 @@ def test_what_is_shipped_is_accepted(configs):
         ("optim.optimizer.wieght_decay", 1, r"did you mean optim\.optimizer\.weight_decay"),
         ("optim.optimizer.params", 1, "is given by the run itself"),
         ("optim.clipnorm", 1, r"did you mean optim\.clip_norm"),
-        ("optim.schedule.name", "cosine", "must be constant or warmup_cosine"),
+        ("optim.schedule.name", "linear", "must be constant, cosine or warmup_cosine"),
         ("optim.schedule.warmup", 1, r"optim\.schedule\.warmup"),
         ("task.network", 1, "task.network is given by the run itself"),
         ("task.seeed", 1, "takes no seeed"),

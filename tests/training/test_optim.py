@@ -49,6 +49,12 @@ def test_adam_at_a_constant_rate():
     assert set(found) == {"optimizer"}
 
 
+def test_adam_down_a_cosine_to_0():
+    found, _ = build("optim=adam", "optim.schedule.name=cosine")
+    factor = found["lr_scheduler"]["scheduler"].lr_lambdas[0]
+    assert [factor(step) for step in (0, 500, 1000)] == pytest.approx([1.0, 0.5, 0.0])
+
+
 def test_a_layer_of_one_input_keeps_its_gradient():
     gradient = torch.randn(4, 1)
     kept = gradient.clone()
