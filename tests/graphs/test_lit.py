@@ -73,7 +73,7 @@ def test_constant_answers_are_the_commonest_class_and_the_median():
 
 def test_class_weights_are_the_shares_of_the_other_classes():
     target = torch.tensor([0, 0, 0, 2])
-    assert class_weights(target, 4).tolist() == [0.25, 0.0, 0.0, 0.75]
+    assert class_weights(target, 4).tolist() == [0.25, 0.0, 0.75, 0.0]
 
 
 def test_with_class_weights_both_classes_of_pattern_count_alike():
