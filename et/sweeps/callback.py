@@ -147,6 +147,8 @@ class SweepCallback(Callback):
     def _start(self, config: DictConfig) -> None:
         title, runs = f"sweep {plain_name(config.sweep.name, 'sweep.name')}", Path(config.paths.runs)
         self.cells = plan(config)
+        if not self.cells:
+            raise UserError(f"{title} has no such run: its sweep.skip leaves out every combination that was asked for")
         report(self.cells, title, runs, verbose=config.sweep.dry_run)
         if config.sweep.dry_run:
             absent = missing_data(self.cells)

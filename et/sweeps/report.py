@@ -19,6 +19,9 @@ from et.utils.errors import unwrapped
 from et.utils.paths import EXPERIMENTS
 
 
+OF_PACE = ("trainer.precision=", "data.batch_size=", "model.")  # overrides that change the time of an epoch
+
+
 class Past(NamedTuple):
     """A finished run of which the training time is known.
 
@@ -26,11 +29,13 @@ class Past(NamedTuple):
         run_id: Its id.
         epoch: Seconds of training per epoch. None if it has no epochs, or they had a limited number of batches.
         device: Where it ran.
+        pace: Its settings that change the time of an epoch, :data:`OF_PACE`.
     """
 
     run_id: str
     epoch: float | None
     device: str
+    pace: frozenset[str] = frozenset()
 
 
 Paces = Mapping[tuple[str, str], Sequence[Past]]  # by experiment and protocol
@@ -43,10 +48,11 @@ def report(cells: Sequence[Cell], title: str, runs: Path, verbose: bool) -> None
     recorded = recorded_paces()
     if verbose:
         groups: dict[str, Counter[str]] = defaultdict(Counter)
+        known = on_record([cell for cell in cells if cell.state == "open"], recorded)
         for cell in cells:
-            groups[cell.group][STATES[cell.state]] += 1
+            groups[cell.group]["on record" if cell in known else STATES[cell.state]] += 1
         for group, states in groups.items():
-            left = [cell for cell in cells if cell.group == group and cell.state != "done"]
+            left = [cell for cell in cells if cell.group == group and cell.state != "done" and cell not in known]
             seconds, unknown = estimate(left, runs, recorded)
             time = f", up to {duration(seconds)}" if unknown < len(left) else ""
             say(f"  {group}: " + ", ".join(f"{count} {state}" for state, count in states.items()) + time)
@@ -86,15 +92,19 @@ def recorded_paces(experiments: Path = EXPERIMENTS, only: str = "") -> Paces:
                 continue
             with suppress(ValueError, KeyError, TypeError):  # et.results.collect says what is wrong
                 record = json.loads(line)
-                limited = any("limit_train_batches" in override for override in record.get("overrides", ()))
-                found[record["experiment"], record["protocol"]].append(_past(record, limited))
+                found[record["experiment"], record["protocol"]].append(_past(record, record.get("overrides", ())))
     return found
 
 
-def _past(record: Mapping[str, Any], limited: bool) -> Past:
+def _past(record: Mapping[str, Any], overrides: Sequence[str]) -> Past:
     epochs, seconds = record["epochs"], float(record["seconds"])
+    limited = any("limit_train_batches" in override for override in overrides)
     epoch = None if limited or not epochs else seconds / epochs
-    return Past(record["run_id"], epoch, str(record.get("device", "unknown")))
+    return Past(record["run_id"], epoch, str(record.get("device", "unknown")), _pace(overrides))
+
+
+def _pace(overrides: Sequence[str]) -> frozenset[str]:
+    return frozenset(o for o in (override.lstrip("+~") for override in overrides) if o.startswith(OF_PACE))
 
 
 def on_record(cells: Sequence[Cell], recorded: Paces) -> list[Cell]:
@@ -106,21 +116,23 @@ def on_record(cells: Sequence[Cell], recorded: Paces) -> list[Cell]:
 def estimate(cells: Sequence[Cell], runs: Path, recorded: Paces) -> tuple[float, int]:
     """(seconds of training, number of cells without an estimate), if no run stops early.
 
-    An epoch of a cell takes as long as the mean one of its experiment under its protocol, here or on record.
+    An epoch of a cell takes as long as the mean one of its experiment under its protocol, here or on record. Runs with
+    another precision, batch size or model count only if there is no run with those of the cell.
     """
     known: dict[tuple[str, str], list[Past]] = defaultdict(list)
     for name in {cell.experiment for cell in cells}:
         for path in sorted((runs / name).glob("*/result.json")):
             record, overrides = read_result(path.parent), path.with_name("overrides.yaml")
             if record is not None:
-                limited = overrides.exists() and "limit_train_batches" in overrides.read_text(encoding="utf-8")
-                known[name, record["protocol"]].append(_past(record, limited))
+                given = overrides.read_text(encoding="utf-8").splitlines() if overrides.exists() else []
+                known[name, record["protocol"]].append(_past(record, [line.removeprefix("- ") for line in given]))
     seconds, unknown = 0.0, 0
     for cell in cells:
         config = cell.config or {}
         key = (cell.experiment, config.get("protocol", ""))
-        here = {past.run_id: past.epoch for past in [*recorded.get(key, ()), *known[key]]}
-        epochs = [epoch for epoch in here.values() if epoch is not None]
+        timed = [past for past in [*recorded.get(key, ()), *known[key]] if past.epoch is not None]
+        alike = [past for past in timed if past.pace == _pace(cell.overrides)]
+        epochs = list({past.run_id: past.epoch for past in alike or timed}.values())
         if epochs:
             seconds += sum(epochs) / len(epochs) * config["trainer"]["max_epochs"]
         unknown += not epochs

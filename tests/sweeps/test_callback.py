@@ -176,6 +176,11 @@ def test_a_sweep_goes_on_after_a_failure_skips_what_is_finished_and_retries(run_
 
 
 @pytest.mark.slow
+def test_a_part_of_a_sweep_that_has_no_runs_is_an_error(run_command):
+    status, _, told = run_command("--multirun", "sweep=table02", "experiment=tu_mutag_gin", "protocol=released")
+    assert status == 1 and "sweep table02 has no such run: its sweep.skip leaves out every combination" in told
+
+
 def test_a_dry_run_says_what_there_is_to_do_and_does_nothing(run_sweep, tmp_path):
     status, printed = run_sweep("sweep=table16", BOTH, "sweep.dry_run=true", *SMALL)
     assert status == 0

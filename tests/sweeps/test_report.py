@@ -14,9 +14,11 @@ from et.utils.paths import EXPERIMENTS
 from tests.runs import make_record
 
 
-def cell(state: str, experiment: str = "a", run_id: str = "none", epochs: int = 10, protocol: str = "held_out") -> Cell:
+def cell(
+    state: str, experiment: str = "a", run_id: str = "none", epochs: int = 10, protocol: str = "held_out", *more: str
+) -> Cell:
     config = {"protocol": protocol, "trainer": {"max_epochs": epochs}}
-    return Cell((f"experiment={experiment}",), experiment, state, Path(run_id), config=config)
+    return Cell((f"experiment={experiment}", *more), experiment, state, Path(run_id), config=config)
 
 
 def finished(runs: Path, name: str, seconds: float, **other: str | int) -> None:
@@ -37,6 +39,16 @@ def test_the_estimate_is_the_pace_of_finished_runs_of_the_experiment(tmp_path):
     assert estimate(cells, tmp_path, {}) == (15 + 150, 2)
     assert estimate([cell("open", protocol="released")], tmp_path, {}) == (7000, 0)
     assert estimate([Cell((), "a", "invalid")], tmp_path, {}) == (0, 1)
+
+
+def test_runs_of_another_precision_or_batch_size_count_only_without_those_of_the_cell(tmp_path):
+    finished(tmp_path, "x", 10)
+    finished(tmp_path, "y", 1000, override="trainer.precision=bf16-mixed")
+    assert estimate([cell("open")], tmp_path, {}) == (10, 0)
+    bf16 = cell("open", "a", "none", 10, "held_out", "trainer.precision=bf16-mixed")
+    assert estimate([bf16], tmp_path, {}) == (1000, 0)
+    larger = cell("open", "a", "none", 10, "held_out", "data.batch_size=64", "optim.optimizer.lr=1")
+    assert estimate([larger], tmp_path, {}) == ((10 + 1000) / 2, 0)
 
 
 def line(experiment: str, run_id: str, seconds: float, *overrides: str) -> str:
@@ -64,6 +76,7 @@ def test_the_estimate_and_the_report_know_what_is_on_record(tmp_path, monkeypatc
     assert "left: 5 runs, up to 67 s of training (scoring not counted) for 4 of them; 1 without an estimate" in printed
     assert "3 of them are on record in experiments/" in printed
     assert "already; the other 2, up to 30 s of training (scoring not counted) for 1 of them; 1 without" in printed
+    assert "experiment=a: 1 on record, 1 finished, 1 not run yet, 1 started, not finished, up to 45 s\n" in printed
     assert "experiment=b: 1 failed, up to 7 s\n" in printed and "experiment=c: 1 not run yet\n" in printed
 
 
