@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from et.graphs.node_order import main, score_by_order
+from et.graphs.positional import with_eigenvectors
 from et.training.run import train
 from et.utils.errors import UserError
 
@@ -34,6 +35,19 @@ def test_without_convolution_there_is_no_spread(run):
     assert found["given_order"] == pytest.approx(outcome.record["metrics"]["test/accuracy"])
 
 
+def test_recomputed_eigenvectors_are_those_of_the_reordered_graph(run):
+    """The spread that is left without a convolution is that of the solver's signs and bases."""
+    outcome = run("model.conv=none")
+    found = score_by_order(outcome.task.network, outcome.data, orders=2, recompute=True)
+    assert found["eigenvectors"] == "recomputed" and found["given_order"] == outcome.record["metrics"]["test/accuracy"]
+    graphs = outcome.data.graphs
+    permuted = graphs.permute_nodes(torch.Generator().manual_seed(0))
+    recomputed = with_eigenvectors(permuted, outcome.data.num_eigenvectors, progress=False)
+    assert not torch.allclose(recomputed.pe, permuted.pe) and torch.equal(recomputed.x, permuted.x)
+    network = outcome.task.network.eval()
+    assert (network(graphs) - network(permuted)).abs().max() < 1e-5 < (network(graphs) - network(recomputed)).abs().max()
+
+
 def test_with_convolution_the_outputs_differ_and_the_script_writes_them_down(run, capsys):
     outcome = run()
     batch = outcome.data.graphs
@@ -53,5 +67,7 @@ def test_usage_and_missing_runs_are_told(tmp_path):
     for orders in ("0", "x", "-1", "2.5", ""):
         with pytest.raises(UserError, match=f"orders={orders}: it says how many"):
             main([f"run={tmp_path}/none", f"orders={orders}"])
+    with pytest.raises(UserError, match="kept or recomputed"):
+        main([f"run={tmp_path}/none", "eigenvectors=new"])
     with pytest.raises(UserError, match="no checkpoint"):
         main([f"run={tmp_path}/none"])
