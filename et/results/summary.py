@@ -33,8 +33,13 @@ MARKS = {
     "paper": {"marker": "D", "markerfacecolor": "none", "color": "#b4500f"},
     "held_out": {"marker": "o", "color": "#2b5bc7"},
     "released": {"marker": "s", "markerfacecolor": "none", "color": "#0b6b60"},
-    "best other method, held_out": {"marker": "|", "markersize": 12, "markeredgewidth": 2, "color": "#1f1d1a"},
+    "best other method, held_out": {"marker": "|", "markersize": 9, "markeredgewidth": 2, "color": "#1f1d1a"},
 }
+OFFSETS = dict(zip(MARKS, (-0.27, -0.09, 0.27, 0.09), strict=True))  # of the marks of a row, in rows
+CAPTION = (
+    "The figure has the rows in per cent whose settings are the experiment's own. Bars are ± one standard deviation over "
+    "runs, n the most runs behind a mark. Short runs, and rows in other units, are in the tables below."
+)
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ def summary_document(collection: Collection) -> tuple[Document, list[Glance]]:
     everything = total(standings)
     figure = "![Measured values beside the paper's, and on other data beside the best other method](summary.svg)"
     sections = [Section("Tables without a measurement", without)] if without else []
-    return Document("Results at a glance", f"{everything.sentence()}\n\n{INTRO}\n\n{figure}", grids, sections), rows
+    return Document("Results at a glance", f"{everything.sentence()}\n\n{INTRO}\n\n{figure}\n\n{CAPTION}", grids, sections), rows
 
 
 def glance_grids(table: Table, rows: Sequence[Glance]) -> list[Grid]:
@@ -148,7 +153,7 @@ def write_summary(collection: Collection, experiments: Path) -> Path:
 def draw_summary(rows: Sequence[Glance], path: Path) -> None:
     """Per cent on the horizontal axis: the paper's value, both protocols and the best baseline of every row.
 
-    Rows of other units and of configurations that are not the experiment's own are left out.
+    Bars are one standard deviation over runs. Rows of other units and of configurations that are not the experiment's own are left out.
     """
     import matplotlib
 
@@ -156,6 +161,8 @@ def draw_summary(rows: Sequence[Glance], path: Path) -> None:
     from matplotlib import pyplot
 
     chosen = [row for row in rows if row.metric.unit == "%" and not row.line.label]
+    values = [mean for row in chosen for mean, _ in marks_of(row).values()]
+    left = max(0, min(values, default=0) - 6)
     parts = [
         ("On the paper's data", [row for row in chosen if not on_other_data(row.line)]),
         ("On other data", [row for row in chosen if on_other_data(row.line)]),
@@ -163,10 +170,11 @@ def draw_summary(rows: Sequence[Glance], path: Path) -> None:
     heights = [max(1, len(part)) for _, part in parts]
     with pyplot.rc_context({"svg.hashsalt": "summary", "font.size": 10, "font.family": "DejaVu Sans"}):
         figure, axes = pyplot.subplots(
-            len(parts), 1, figsize=(9, 2 + 0.3 * sum(heights)), height_ratios=heights, layout="constrained"
+            len(parts), 1, figsize=(9, 2 + 0.42 * sum(heights)), height_ratios=heights, layout="constrained"
         )
         for axis, (title, part) in zip(axes, parts, strict=True):
             _draw_part(axis, title, part)
+            axis.set_xlim(left, 103)
         axes[-1].set_xlabel("per cent; higher is better")
         handles = [pyplot.Line2D([], [], label=label, linestyle="", **style) for label, style in MARKS.items()]
         figure.legend(handles=handles, loc="outside upper center", ncols=len(MARKS), frameon=False)
@@ -174,21 +182,31 @@ def draw_summary(rows: Sequence[Glance], path: Path) -> None:
         pyplot.close(figure)
 
 
+def marks_of(row: Glance) -> dict[str, tuple[float, float]]:
+    """What a row of the figure shows: (value, standard deviation over runs), by the names of :data:`MARKS`."""
+    found = {} if row.cell is None else {"paper": (row.cell.mean, 0.0)}
+    measured = {name: entry.measured for name, entry in row.entries.items()}
+    if row.baseline is not None:
+        measured["best other method, held_out"] = row.baseline[1]
+    for name, m in measured.items():
+        if m is not None:
+            found[name] = (m.mean, m.std if m.n > 1 and m.std is not None else 0.0)
+    return found
+
+
 def _draw_part(axis, title: str, rows: Sequence[Glance]) -> None:
     axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axis.set_ylim(max(1, len(rows)) - 0.4, -0.6)
-    axis.set_xlim(0, 103)
     axis.grid(axis="x", alpha=0.3)
-    labels = [f"{row.name}, {row.line.method.name} (table {row.table.number}, {row.metric.label})" for row in rows]
+    labels = []
+    for row in rows:
+        runs = max(entry.measured.n for entry in row.entries.values() if entry.measured is not None)
+        method = f"{row.name}, {row.line.method.name}"
+        labels.append(f"{method} (table {row.table.number}, {row.metric.label}, n = {runs})")
     axis.set_yticks(range(len(rows)), labels, fontsize=8)
     for at, row in enumerate(rows):
-        values: dict[str, float | None] = {
-            "paper": None if row.cell is None else row.cell.mean,
-            **{name: entry.measured and entry.measured.mean for name, entry in row.entries.items()},
-            "best other method, held_out": None if row.baseline is None else row.baseline[1].mean,
-        }
-        known = [value for value in values.values() if value is not None]
-        axis.plot([min(known), max(known)], [at, at], color="#bbbbbb", linewidth=1, zorder=1)
-        for name, value in values.items():
-            if value is not None:
-                axis.plot(value, at, linestyle="", **MARKS[name])
+        for name, (value, deviation) in marks_of(row).items():
+            place = at + OFFSETS[name]  # so that equal values do not cover each other
+            bar = [value - deviation, value + deviation]
+            axis.plot(bar, [place, place], color=MARKS[name]["color"], linewidth=1, alpha=0.6)
+            axis.plot(value, place, linestyle="", **MARKS[name])
