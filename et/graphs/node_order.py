@@ -84,7 +84,11 @@ def main(arguments: list[str]) -> None:
     if arguments in (["--help"], ["-h"]):
         return print(__doc__)
     options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    if "run" not in options or set(options) - {"run", "orders", "checkpoint", "eigenvectors"} or len(options) != len(arguments):
+    if (
+        "run" not in options
+        or set(options) - {"run", "orders", "checkpoint", "eigenvectors"}
+        or len(options) != len(arguments)
+    ):
         raise UserError(
             "usage: python -m et.graphs.node_order run=PATH [orders=20] [eigenvectors=kept|recomputed] "
             "[checkpoint=best|last]"
@@ -100,7 +104,10 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"{options['run']} is a run of {cfg.name}, which is not about graphs")
     data = instantiate(cfg.data)
     data.setup()
-    record = {"run": options["run"], **score_by_order(network, data, int(orders), recompute=eigenvectors == "recomputed")}
+    record = {
+        "run": options["run"],
+        **score_by_order(network, data, int(orders), recompute=eigenvectors == "recomputed"),
+    }
     print(json.dumps(record, indent=2))
     run = Path(options["run"])
     target = run / "node_order.json" if run.is_dir() else run.with_name(f"{run.stem}_node_order.json")

@@ -19,12 +19,12 @@ from et.results.standing import line_differs, on_other_data, standing_of, total
 from et.utils.files import write_atomically
 
 INTRO = (
-    "Each row is one method on one data set: mean ± standard deviation (n runs). With n = 1, ± is over repeated scorings "
-    "or masks of one model. `held_out` tests on data that training and model selection never see. *Tuned* rows are an "
-    "exception: their settings were chosen on seed 0, whose validation nodes are test nodes of other seeds. `released` "
-    "follows the authors' protocol; in table 2 its accuracy is on training data. Rows on other data have no number of the paper beside them. The best other method is the one "
-    "with the best test mean shown under `held_out` on the same data with the same settings, which favours it over ET. "
-    "Precision and warm-up may differ. "
+    "Each row is one method on one data set: mean ± standard deviation (n runs). With n = 1, ± is over repeated "
+    "scorings or masks of one model. `held_out` tests on data that training and model selection never see. *Tuned* "
+    "rows are an exception: their settings were chosen on seed 0, whose validation nodes are test nodes of other "
+    "seeds. `released` follows the authors' protocol; in table 2 its accuracy is on training data. Rows on other data "
+    "have no number of the paper beside them. The best other method is the one with the best test mean shown under `held_out` on the same data with the same settings, which favours it over ET. "
+    "Precision and learning-rate schedule may differ. "
     "Settings in brackets differ from the paper's, for example fewer epochs. "
     "Detectors under GADBench's protocol have [a table of their own](gadbench/table.md)."
 )
@@ -37,8 +37,8 @@ MARKS = {
 }
 OFFSETS = dict(zip(MARKS, (-0.27, -0.09, 0.27, 0.09), strict=True))  # of the marks of a row, in rows
 CAPTION = (
-    "The figure has the rows in per cent whose settings are the experiment's own. Bars are ± one standard deviation over "
-    "runs, n the most runs behind a mark. Short runs, and rows in other units, are in the tables below."
+    "The figure has the rows in per cent whose settings are the experiment's own. Bars are ± one standard deviation "
+    "over runs, n the most runs behind a mark. Short runs, and rows in other units, are in the tables below."
 )
 
 
@@ -109,7 +109,9 @@ def summary_document(collection: Collection) -> tuple[Document, list[Glance]]:
     everything = total(standings)
     figure = "![Measured values beside the paper's, and on other data beside the best other method](summary.svg)"
     sections = [Section("Tables without a measurement", without)] if without else []
-    return Document("Results at a glance", f"{everything.sentence()}\n\n{INTRO}\n\n{figure}\n\n{CAPTION}", grids, sections), rows
+    return Document(
+        "Results at a glance", f"{everything.sentence()}\n\n{INTRO}\n\n{figure}\n\n{CAPTION}", grids, sections
+    ), rows
 
 
 def glance_grids(table: Table, rows: Sequence[Glance]) -> list[Grid]:
@@ -153,7 +155,8 @@ def write_summary(collection: Collection, experiments: Path) -> Path:
 def draw_summary(rows: Sequence[Glance], path: Path) -> None:
     """Per cent on the horizontal axis: the paper's value, both protocols and the best baseline of every row.
 
-    Bars are one standard deviation over runs. Rows of other units and of configurations that are not the experiment's own are left out.
+    Bars are one standard deviation over runs. Rows of other units and of configurations that are not the experiment's
+    own are left out.
     """
     import matplotlib
 

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
+from et.graphs.published import MEAN_NODES, PUBLISHED_PARTS, PUBLISHED_TU
+from et.runs.experiments import split_name
 from et.runs.record import read_result
 from et.sweeps.cells import STATES, Cell
 from et.utils.errors import unwrapped
 from et.utils.paths import EXPERIMENTS
-
 
 OF_PACE = ("trainer.precision=", "data.batch_size=", "model.")  # overrides that change the time of an epoch
 
@@ -30,12 +31,16 @@ class Past(NamedTuple):
         epoch: Seconds of training per epoch. None if it has no epochs, or they had a limited number of batches.
         device: Where it ran.
         pace: Its settings that change the time of an epoch, :data:`OF_PACE`.
+        data: Name of its data.
+        nodes: Number of nodes of the data; None if the record has none.
     """
 
     run_id: str
     epoch: float | None
     device: str
     pace: frozenset[str] = frozenset()
+    data: str = ""
+    nodes: int | None = None
 
 
 Paces = Mapping[tuple[str, str], Sequence[Past]]  # by experiment and protocol
@@ -79,8 +84,13 @@ def _time_of(cells: Sequence[Cell], runs: Path, recorded: Paces) -> str:
     seconds, unknown = estimate(cells, runs, recorded)
     some = len(cells) - unknown
     known = f", up to {duration(seconds)} of training (scoring not counted) for {some} of them" if some else ""
-    no_guess = f"; {unknown} without an estimate: no run of their experiments is finished yet" if unknown else ""
-    return known + no_guess
+    if not unknown:
+        return known
+    rest = [cell for cell in cells if estimate([cell], runs, recorded)[1]]
+    seconds, strange = estimate_by_size(rest, recorded)
+    by_size = f", roughly {duration(seconds)} for {unknown - strange} by the pace of their method on other data"
+    no_guess = f"; {strange} without an estimate: no run of their experiments is finished yet" if strange else ""
+    return known + (by_size if strange < unknown else "") + no_guess
 
 
 def recorded_paces(experiments: Path = EXPERIMENTS, only: str = "") -> Paces:
@@ -100,7 +110,9 @@ def _past(record: Mapping[str, Any], overrides: Sequence[str]) -> Past:
     epochs, seconds = record["epochs"], float(record["seconds"])
     limited = any("limit_train_batches" in override for override in overrides)
     epoch = None if limited or not epochs else seconds / epochs
-    return Past(record["run_id"], epoch, str(record.get("device", "unknown")), _pace(overrides))
+    data = record.get("dataset", {})
+    device, name, nodes = str(record.get("device", "unknown")), str(data.get("name", "")), data.get("num_nodes")
+    return Past(record["run_id"], epoch, device, _pace(overrides), name, nodes)
 
 
 def _pace(overrides: Sequence[str]) -> frozenset[str]:
@@ -137,6 +149,36 @@ def estimate(cells: Sequence[Cell], runs: Path, recorded: Paces) -> tuple[float,
             seconds += sum(epochs) / len(epochs) * config["trainer"]["max_epochs"]
         unknown += not epochs
     return seconds, unknown
+
+
+def estimate_by_size(cells: Sequence[Cell], recorded: Paces) -> tuple[float, int]:
+    """(seconds of training, number of cells without an estimate) by recorded runs of the cells' methods on other data.
+
+    An epoch takes as long for each node as the mean recorded one. This is rough: graphs differ in size and in edges.
+    """
+    sizes = {past.data: past.nodes for runs in recorded.values() for past in runs if past.nodes is not None}
+    sizes |= {name: round(data.graphs * data.nodes) for name, data in PUBLISHED_TU.items()}
+    sizes |= {name: sum(PUBLISHED_PARTS[name]) * nodes for name, nodes in MEAN_NODES.items()}
+    per_node: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for (experiment, protocol), runs in recorded.items():
+        for past in runs:
+            nodes = sizes.get(past.data)
+            if past.epoch is not None and nodes:
+                per_node[_kind(experiment), split_name(experiment)[1], protocol].append(past.epoch / nodes)
+    seconds, unknown = 0.0, 0
+    for cell in cells:
+        config = cell.config or {}
+        nodes = sizes.get(config.get("data", {}).get("name", ""))
+        paces = per_node.get((_kind(cell.experiment), split_name(cell.experiment)[1], config.get("protocol", "")))
+        if paces and nodes:
+            seconds += sum(paces) / len(paces) * nodes * config["trainer"]["max_epochs"]
+        unknown += not (paces and nodes)
+    return seconds, unknown
+
+
+def _kind(experiment: str) -> str:
+    """The first word of an experiment, which says what kind of data it has: tu, gnnbench, zinc."""
+    return experiment.split("_")[0]
 
 
 def missing_data(cells: Sequence[Cell]) -> dict[str, list[str]]:
