@@ -142,7 +142,7 @@ def test_the_comparison_is_with_the_best_baseline_on_shared_splits(gathered):
 
 
 def test_a_configuration_is_compared_with_baselines_of_its_settings(make_run, tmp_path):
-    """Settings of the models, their schedules, and what follows the number of epochs do not matter. Their input does."""
+    """Settings of the models, their schedules and what follows the number of epochs do not matter. Their input does."""
     scores = {
         ("amazon_1pct", "trainer.max_epochs=20", "trainer.check_val_every_n_epoch=2"): 0.7,
         ("amazon_1pct", "trainer.max_epochs=20", "model.steps=3"): 0.75,
