@@ -13,8 +13,6 @@ PUBLISHED_PARTS = {
     "ZINC": (220_011, 24_445, 5_000),
     "ZINC12k": (10_000, 1_000, 1_000),
 }
-# Mean number of nodes of a graph, rounded (Dwivedi et al. 2020).
-MEAN_NODES = {"MNIST": 71, "CIFAR10": 118, "PATTERN": 119, "CLUSTER": 117, "ZINC": 23, "ZINC12k": 23}
 # Hashes of contents: of MNIST's digits in any order (et.graphs.synthetic.hash_digits), of graphs, and of a file.
 MNIST_SHA256 = (
     "da6370735bf1d490f086dde49c15f2ed0480ad05dc7c70abf5d36bf471d5e312",

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
-from et.graphs.published import MEAN_NODES, PUBLISHED_PARTS, PUBLISHED_TU
 from et.runs.experiments import split_name
 from et.runs.record import read_result
 from et.sweeps.cells import STATES, Cell
 from et.utils.errors import unwrapped
 from et.utils.paths import EXPERIMENTS
 
+STATISTICS = EXPERIMENTS / "table08" / "statistics.json"  # of the data sets of table 2
 OF_PACE = ("trainer.precision=", "data.batch_size=", "model.")  # overrides that change the time of an epoch
 
 
@@ -157,8 +157,8 @@ def estimate_by_size(cells: Sequence[Cell], recorded: Paces) -> tuple[float, int
     An epoch takes as long for each node as the mean recorded one. This is rough: graphs differ in size and in edges.
     """
     sizes = {past.data: past.nodes for runs in recorded.values() for past in runs if past.nodes is not None}
-    sizes |= {name: round(data.graphs * data.nodes) for name, data in PUBLISHED_TU.items()}
-    sizes |= {name: sum(PUBLISHED_PARTS[name]) * nodes for name, nodes in MEAN_NODES.items()}
+    for data in json.loads(STATISTICS.read_text(encoding="utf-8")).values():
+        sizes[data["dataset"]["name"]] = round(data["metrics"]["graphs"] * data["metrics"]["avg_nodes"])
     per_node: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for (experiment, protocol), runs in recorded.items():
         for past in runs:

@@ -71,7 +71,9 @@ def configure(cfg: DictConfig, module: nn.Module, trainer: Any) -> dict[str, Any
     if cfg.schedule.name not in ("cosine", "warmup_cosine"):
         raise ValueError(f"optim.schedule.name must be constant, cosine or warmup_cosine, not {cfg.schedule.name!r}")
     peak = cfg.optimizer.lr
-    warmup_epochs, start_lr, end_lr = (cfg.schedule.get(key, 0) for key in ("warmup_epochs", "start_lr", "end_lr"))
+    warmup_epochs, start_lr, end_lr = 0, 0.0, 0.0
+    if cfg.schedule.name == "warmup_cosine":
+        warmup_epochs, start_lr, end_lr = cfg.schedule.warmup_epochs, cfg.schedule.start_lr, cfg.schedule.end_lr
     if 0 < trainer.max_epochs <= warmup_epochs:
         rank_zero_warn(
             f"the learning rate is still warming up when training ends: optim.schedule.warmup_epochs is "
