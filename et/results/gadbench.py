@@ -184,9 +184,9 @@ def render(table: Sequence[Row]) -> str:
         "Mean ± standard deviation over trials, test nodes, in %. *Settings* counts what was tried on trial 0:",
         "the defaults and a random search. The setting with the best validation AUPRC is shown. A network *and boosted",
         "trees* is the mean of the log-odds of that network and of trees on its input, with the winning settings of",
-        "both. *Ahead by* are the differences in AUPRC of the ET with the better validation AUPRC, and of ET and",
-        "boosted trees, on the trials that both have, with p of a two-sided paired t-test, without a correction for",
-        "many comparisons. Splits overlap, so p is too small. *Run* is the run id on trial 0 of the setting shown; its",
+        "both. *Ahead by* are differences in AUPRC on the trials that both have: of the ET with the better validation",
+        "AUPRC, and of ET and boosted trees. Each p is of a two-sided paired t-test, without a correction for many",
+        "comparisons. Splits overlap, so p is too small. *Run* is the run id on trial 0 of the setting shown; its",
         "line of [results.jsonl](results.jsonl) has the setting.",
         "Rendered by `python -m et.results.gadbench`.",
     ]

@@ -110,9 +110,8 @@ def summary_document(collection: Collection) -> tuple[Document, list[Glance]]:
     everything = total(standings)
     figure = "![Measured values beside the paper's, and on other data beside the best other method](summary.svg)"
     sections = [Section("Tables without a measurement", without)] if without else []
-    return Document(
-        "Results at a glance", f"{everything.sentence()}\n\n{INTRO}\n\n{figure}\n\n{CAPTION}", grids, sections
-    ), rows
+    intro = "\n\n".join([everything.sentence(), INTRO, figure, CAPTION])
+    return Document("Results at a glance", intro, grids, sections), rows
 
 
 def glance_grids(table: Table, rows: Sequence[Glance]) -> list[Grid]:

@@ -81,16 +81,16 @@ def report(cells: Sequence[Cell], title: str, runs: Path, verbose: bool) -> None
 
 
 def _time_of(cells: Sequence[Cell], runs: Path, recorded: Paces) -> str:
-    seconds, unknown = estimate(cells, runs, recorded)
-    some = len(cells) - unknown
-    known = f", up to {duration(seconds)} of training (scoring not counted) for {some} of them" if some else ""
-    if not unknown:
-        return known
-    rest = [cell for cell in cells if estimate([cell], runs, recorded)[1]]
-    seconds, strange = estimate_by_size(rest, recorded)
-    by_size = f", roughly {duration(seconds)} for {unknown - strange} by the pace of their method on other data"
-    no_guess = f"; {strange} without an estimate: no run of their experiments is finished yet" if strange else ""
-    return known + (by_size if strange < unknown else "") + no_guess
+    found = _seconds(cells, runs, recorded)
+    known = [seconds for seconds in found if seconds is not None]
+    rest = [cell for cell, seconds in zip(cells, found, strict=True) if seconds is None]
+    by_size, strange = estimate_by_size(rest, recorded) if rest else (0.0, 0)
+    text = f", up to {duration(sum(known))} of training (scoring not counted) for {len(known)} of them" if known else ""
+    if strange < len(rest):
+        text += f", roughly {duration(by_size)} for {len(rest) - strange} by the pace of their method on other data"
+    if strange:
+        text += f"; {strange} without an estimate: no run of their experiments is finished yet"
+    return text
 
 
 def recorded_paces(experiments: Path = EXPERIMENTS, only: str = "") -> Paces:
@@ -126,7 +126,14 @@ def on_record(cells: Sequence[Cell], recorded: Paces) -> list[Cell]:
 
 
 def estimate(cells: Sequence[Cell], runs: Path, recorded: Paces) -> tuple[float, int]:
-    """(seconds of training, number of cells without an estimate), if no run stops early.
+    """(seconds of training, number of cells without an estimate), if no run stops early."""
+    found = _seconds(cells, runs, recorded)
+    known = [seconds for seconds in found if seconds is not None]
+    return sum(known), len(found) - len(known)
+
+
+def _seconds(cells: Sequence[Cell], runs: Path, recorded: Paces) -> list[float | None]:
+    """Seconds of training of each cell; None without an estimate.
 
     An epoch of a cell takes as long as the mean one of its experiment under its protocol, here or on record. Runs with
     another precision, batch size or model count only if there is no run with those of the cell.
@@ -138,17 +145,15 @@ def estimate(cells: Sequence[Cell], runs: Path, recorded: Paces) -> tuple[float,
             if record is not None:
                 given = overrides.read_text(encoding="utf-8").splitlines() if overrides.exists() else []
                 known[name, record["protocol"]].append(_past(record, [line.removeprefix("- ") for line in given]))
-    seconds, unknown = 0.0, 0
+    found: list[float | None] = []
     for cell in cells:
         config = cell.config or {}
         key = (cell.experiment, config.get("protocol", ""))
         timed = [past for past in [*recorded.get(key, ()), *known[key]] if past.epoch is not None]
         alike = [past for past in timed if past.pace == _pace(cell.overrides)]
         epochs = list({past.run_id: past.epoch for past in alike or timed}.values())
-        if epochs:
-            seconds += sum(epochs) / len(epochs) * config["trainer"]["max_epochs"]
-        unknown += not epochs
-    return seconds, unknown
+        found.append(sum(epochs) / len(epochs) * config["trainer"]["max_epochs"] if epochs else None)
+    return found
 
 
 def estimate_by_size(cells: Sequence[Cell], recorded: Paces) -> tuple[float, int]:

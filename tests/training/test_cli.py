@@ -166,16 +166,11 @@ def test_a_multirun_says_how_to_set_what_only_its_experiments_have(monkeypatch, 
 
 
 @pytest.mark.parametrize("sweep", [[], ["sweep=search_anomaly"]])
-def test_a_dry_run_of_something_without_a_plan_names_the_sweeps_that_have_one(monkeypatch, capsys, sweep):
+def test_a_dry_run_of_something_without_a_plan_names_the_sweeps_that_have_one(monkeypatch, run_command, sweep):
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    arguments = ["--multirun", *sweep, "experiment=demo_anomaly_mlp,demo_anomaly_trees", "sweep.dry_run=true"]
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-    try:
-        with pytest.raises(SystemExit):
-            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-    finally:
-        GlobalHydra.instance().clear()
-    told = capsys.readouterr().err
+    _, _, told = run_command(
+        "--multirun", *sweep, "experiment=demo_anomaly_mlp,demo_anomaly_trees", "sweep.dry_run=true"
+    )
     assert told.startswith("error: only a sweep file has sweep.dry_run: --multirun sweep=NAME, NAME one of gadbench, ")
     assert "search" not in told and "table16" in told
 
