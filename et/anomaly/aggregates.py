@@ -13,26 +13,36 @@ from et.core import EdgeTopology
 
 
 def neighbour_features(
-    features: Tensor, topologies: Sequence[EdgeTopology], hops: int, aggregate: str = "mean", degrees: bool = False
+    features: Tensor,
+    topologies: Sequence[EdgeTopology],
+    hops: int | Sequence[int],
+    aggregate: str = "mean",
+    degrees: bool = False,
 ) -> Tensor:
     """Features, then for each relation their aggregates over 1, 2 ... ``hops`` hops: (n, F) -> (n, F (1 + hops R)).
 
     Args:
         features: Node features, (n, F).
         topologies: One topology, or one per relation.
-        hops: Number of aggregations; each aggregates the result of the one before.
+        hops: Number of aggregations, one for all relations or one for each; each aggregates the result of the one
+            before.
         aggregate: ``mean``, ``sum`` or ``max``.
         degrees: If True, R columns follow: log(1 + number of neighbours) in each relation.
     """
     columns = [features]
-    for topology in topologies:
+    for topology, times in zip(topologies, hops_of(hops, len(topologies)), strict=True):
         collected = features
-        for _ in range(hops):
+        for _ in range(times):
             collected = AGGREGATES[aggregate](collected, topology)
             columns.append(collected)
     if degrees:
         columns += [topology.edges.degree.to(features)[:, None].log1p() for topology in topologies]
     return torch.cat(columns, dim=1)
+
+
+def hops_of(hops: int | Sequence[int], num_relations: int) -> list[int]:
+    """Number of hops in each relation."""
+    return [hops] * num_relations if isinstance(hops, int) else list(hops)
 
 
 def neighbour_mean(x: Tensor, topology: EdgeTopology) -> Tensor:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from et.anomaly.aggregates import neighbour_features
+from et.anomaly.aggregates import hops_of, neighbour_features
 from et.anomaly.batch import NodeBatch, SubgraphSamples, disjoint_union, induced
 from et.anomaly.graph import (
     NodeGraph,
     check_graph,
+    components,
     drop_columns,
     make_undirected,
     neighbourhoods,
@@ -67,9 +68,12 @@ class NodeDataModule(pl.LightningDataModule):
             known to a transductive model, their labels are not), or not at all (``none``).
         scaling: ``moments`` or ``quantiles``, for counts with long tails: see :func:`et.utils.features.scale_columns`.
         neighbour_hops: If not 0, append the means over the neighbours of so many hops and the log numbers of neighbours
-            (:func:`et.anomaly.aggregates.neighbour_features`). They are scaled as the features are.
+            (:func:`et.anomaly.aggregates.neighbour_features`). They are scaled as the features are. A list has a
+            number for each relation.
         encoding_bins: If not 0, append the piecewise linear encoding of all columns, with so many bins
             (:func:`et.utils.features.piecewise_linear`), fitted on the nodes that the scale is fitted on.
+        group_by: Name of a relation whose connected components stay in one part, such as the reviews of a user
+            (:func:`et.anomaly.splits.grouped_split`). If None, nodes are drawn one by one.
         sample_ratio: Share of the training, validation and test nodes in the subgraph that an epoch trains on (appendix
             C.2: 5 %). If None, it trains on the whole graph.
         subgraphs: Number of such subgraphs per step, over all processes.
@@ -103,12 +107,16 @@ class NodeDataModule(pl.LightningDataModule):
         semi_supervised: bool = False,
         inductive: bool = False,
         drop_features: Sequence[int] | None = None,
-        neighbour_hops: int = 0,
+        neighbour_hops: int | Sequence[int] = 0,
         encoding_bins: int = 0,
+        group_by: str | None = None,
     ):
         super().__init__()
         check_sizes(neighbours=neighbours, subgraphs=subgraphs)
-        check_sizes(minimum=0, neighbour_hops=neighbour_hops, encoding_bins=encoding_bins)
+        neighbour_hops = neighbour_hops if isinstance(neighbour_hops, int) else list(neighbour_hops)
+        for hops in [neighbour_hops] if isinstance(neighbour_hops, int) else neighbour_hops:
+            check_sizes(minimum=0, neighbour_hops=hops)
+        check_sizes(minimum=0, encoding_bins=encoding_bins)
         check_given(num_nodes=num_nodes, num_features=num_features, num_relations=num_relations)
         self.released = released = fidelity == "released"
         self.source, self.root, self.path, self.neighbours = source, root, path, neighbours
@@ -120,7 +128,7 @@ class NodeDataModule(pl.LightningDataModule):
         self.standardize, self.scaling = standardize, scaling
         self.neighbour_hops, self.encoding_bins = neighbour_hops, encoding_bins
         self.split, self.semi_supervised, self.inductive = split, semi_supervised, inductive
-        self.drop_features = list(drop_features or ())
+        self.drop_features, self.group_by = list(drop_features or ()), group_by
         self.whole: NodeBatch | None = None
         self._moved: NodeBatch | None = None  # the same on the device where it is trained
 
@@ -204,9 +212,13 @@ class NodeDataModule(pl.LightningDataModule):
         """The parts, by masks or drawn."""
         labels = graph.labels.numpy()
         if self.split == "drawn":
-            return make_split(labels, self.train_ratio, self.seed, self.protocol, self.source, self.semi_supervised)
+            groups = None if self.group_by is None else components(graph, self.group_by)
+            drawn = (self.train_ratio, self.seed, self.protocol, self.source, self.semi_supervised, groups)
+            return make_split(labels, *drawn)
         if self.split != "masks":
             raise UserError(f"data.split must be drawn or masks, not {self.split!r}")
+        if self.group_by is not None:
+            raise UserError("data.group_by draws a split, and data.split=masks takes that of the file: leave one out")
         path = graph_path(self.source, self.root, self.path)
         if path is None:
             raise UserError(f"{self.source} is not a file and has no masks: set data.split=drawn")
@@ -222,7 +234,13 @@ class NodeDataModule(pl.LightningDataModule):
     def _counts_of(self, graph: NodeGraph) -> dict[str, int]:
         num_features, num_relations = graph.features.shape[1], 1 if self.merge else len(graph.relations)
         if self.neighbour_hops:
-            num_features = num_features * (1 + self.neighbour_hops * num_relations) + num_relations
+            hops = hops_of(self.neighbour_hops, num_relations)
+            if len(hops) != num_relations:
+                raise UserError(
+                    f"data.neighbour_hops={hops} has {len(hops)} numbers for {num_relations} relation(s): give one for "
+                    "each, or one number for all"
+                )
+            num_features = num_features * (1 + sum(hops)) + num_relations
         num_features *= 1 + self.encoding_bins
         return {"num_nodes": graph.num_nodes, "num_features": num_features, "num_relations": num_relations}
 
@@ -262,6 +280,7 @@ class NodeDataModule(pl.LightningDataModule):
             **({"split": "masks of the file"} if self.split == "masks" else {}),
             **({"semi_supervised": True} if self.semi_supervised else {}),
             **({"inductive": True} if self.inductive else {}),
+            **({"group_by": self.group_by} if self.group_by is not None else {}),
             **({"dropped_features": self.drop_features} if self.drop_features else {}),
             **({"neighbour_hops": self.neighbour_hops} if self.neighbour_hops else {}),
             **({"encoding_bins": self.encoding_bins} if self.encoding_bins else {}),

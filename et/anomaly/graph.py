@@ -208,6 +208,23 @@ def _neighbourhood(edge_index: Tensor, num_nodes: int, self_loops: bool, repeate
     return edge_index
 
 
+def components(graph: NodeGraph, relation: str) -> np.ndarray:
+    """Connected component of each node along one relation, (N,).
+
+    Raises:
+        UserError: The graph has no relation of this name.
+    """
+    from scipy.sparse.csgraph import connected_components
+
+    if relation not in graph.relations:
+        raise UserError(
+            f"{graph.name} has no relation {relation!r} for data.group_by, only {', '.join(graph.relations)}"
+        )
+    rows, columns = graph.relations[relation].numpy()
+    edges = csr_matrix((np.ones(len(rows)), (rows, columns)), (graph.num_nodes,) * 2)
+    return connected_components(edges, directed=False)[1]
+
+
 def reverse_cuthill_mckee_order(relations: Iterable[Tensor], num_nodes: int) -> Tensor:
     """Reverse Cuthill-McKee order of the nodes; nodes of equal degree come in the order of their ids.
 

@@ -66,6 +66,7 @@ def make_split(
     protocol: str,
     name: str = "",
     semi_supervised: bool = False,
+    groups: np.ndarray | None = None,
 ) -> Split:
     """Split the labelled nodes.
 
@@ -77,13 +78,18 @@ def make_split(
         protocol: ``held_out`` and ``released``: see :func:`stratified_split`. ``gadbench``: see :func:`gadbench_split`.
         name: Data set, for GADBench's ratios; the prefix ``gadbench_`` is ignored.
         semi_supervised: 20 anomalous and 80 benign nodes for training and as many for validation; ``gadbench`` only.
+        groups: Group of each node, (N,), for :func:`grouped_split`. If None, nodes are drawn one by one.
 
     Raises:
         UserError: No number where one belongs; too few nodes; a part would lack one of the two classes.
     """
+    if semi_supervised and protocol != "gadbench":
+        raise UserError("data.semi_supervised=true is a setting of GADBench: set protocol=gadbench too")
+    if groups is not None:
+        if protocol == "released" or semi_supervised:
+            raise UserError("data.group_by needs protocol=held_out or gadbench, and data.semi_supervised=false")
+        return grouped_split(labels, groups, train_ratio, seed if protocol == "held_out" else _gadbench_state(seed))
     if protocol != "gadbench":
-        if semi_supervised:
-            raise UserError("data.semi_supervised=true is a setting of GADBench: set protocol=gadbench too")
         return stratified_split(labels, train_ratio, seed, protocol)
     return gadbench_split(labels, train_ratio, seed, name.removeprefix("gadbench_"), semi_supervised)
 
@@ -98,13 +104,12 @@ def gadbench_split(labels: np.ndarray, train_ratio: float | str, trial: int, nam
 
     A numerical ``train_ratio`` replaces the published one; a third of the rest is then for validation.
     """
-    if not isinstance(trial, int) or not 0 <= trial < GADBENCH_TRIALS:
-        raise UserError(f"protocol=gadbench has the trials seed=0 to seed={GADBENCH_TRIALS - 1}, not {trial!r}")
+    state = _gadbench_state(trial)
     nodes = np.flatnonzero(labels != UNLABELLED)
     if semi:
         return _few_labels(labels, nodes, trial)
     if train_ratio != "published":
-        return _stratified(labels, nodes, train_ratio, None, 3407 + 10 * trial)
+        return _stratified(labels, nodes, train_ratio, None, state)
     if name in DGL_SPLIT_SETS:
         shuffled = np.random.RandomState(DGL_SEED).permutation(nodes)
         train, val = (int(share * len(nodes)) for share in DGL_SHARES)
@@ -116,7 +121,42 @@ def gadbench_split(labels: np.ndarray, train_ratio: float | str, trial: int, nam
         known = ", ".join((*GADBENCH_RATIOS, *DGL_SPLIT_SETS))
         raise UserError(f"GADBench has no ratio for {name or 'this data'} (it has for {known}): set data.train_ratio")
     train_ratio, val_ratio = GADBENCH_RATIOS[name]
-    return _stratified(labels, nodes, train_ratio, int(len(nodes) * val_ratio), 3407 + 10 * trial)
+    return _stratified(labels, nodes, train_ratio, int(len(nodes) * val_ratio), state)
+
+
+def _gadbench_state(trial: int) -> int:
+    """Seed of one of GADBench's trials."""
+    if not isinstance(trial, int) or not 0 <= trial < GADBENCH_TRIALS:
+        raise UserError(f"protocol=gadbench has the trials seed=0 to seed={GADBENCH_TRIALS - 1}, not {trial!r}")
+    return 3407 + 10 * trial
+
+
+def grouped_split(labels: np.ndarray, groups: np.ndarray, train_ratio: float | str, state: int) -> Split:
+    """Split in which all labelled nodes of a group are in one part, so that no model can recognise a group.
+
+    ``train_ratio`` is a share of the groups. A third of the other groups is for validation. The parts are not
+    stratified: their shares of anomalies differ.
+
+    Args:
+        labels: Labels 0, 1 or -1, (N,).
+        groups: Group of each node, (N,).
+        state: Seed of the draw.
+    """
+    from sklearn.model_selection import GroupShuffleSplit
+
+    _check_ratio(train_ratio)
+    nodes = np.flatnonzero(labels != UNLABELLED)
+    try:
+        first = GroupShuffleSplit(1, train_size=train_ratio, random_state=state)
+        train, rest = (nodes[part] for part in next(first.split(nodes, groups=groups[nodes])))
+        second = GroupShuffleSplit(1, train_size=1 / 3, random_state=state)
+        val, test = (rest[part] for part in next(second.split(rest, groups=groups[rest])))
+    except ValueError as error:
+        raise UserError(
+            f"{len(np.unique(groups[nodes]))} groups cannot be split at train_ratio {train_ratio} ({error}): change "
+            "data.train_ratio or data.group_by"
+        ) from error
+    return check_split(Split(train, val, test), labels)
 
 
 def _few_labels(labels: np.ndarray, nodes: np.ndarray, trial: int) -> Split:

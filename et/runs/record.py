@@ -72,6 +72,7 @@ ADDED_KEYS: Mapping[str, Mapping[str, Any]] = {
     "data.semi_supervised": {"paper": False, "released": False},
     "data.inductive": {"paper": False, "released": False},
     "data.drop_features": {"paper": None, "released": None},
+    "data.group_by": {"paper": None, "released": None},
     "data.neighbour_hops": {"paper": 0, "released": 0},
     "data.encoding_bins": {"paper": 0, "released": 0},
     "model.degrees": {"paper": False, "released": False},

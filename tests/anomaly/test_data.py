@@ -438,6 +438,38 @@ def test_means_over_neighbours_and_their_encoding_are_counted_and_fitted_on_the_
     torch.testing.assert_close(encoded.whole.features, torch.cat([expected, codes], 1))
 
 
+def test_hops_may_differ_between_relations(graph, tmp_path):
+    path = save_npz(graph, tmp_path / "graph.npz")
+    options = {"merge": False, "num_relations": None, "num_features": None}
+    plain = module(path, **options)
+    x, topologies, F = plain.whole.features, plain.whole.topologies, plain.whole.features.shape[1]
+    second = neighbour_features(x, topologies[1:], 2)[:, F:]
+    data = module(path, **options, neighbour_hops=[0, 2])
+    assert torch.equal(data.whole.features[:, F:-2], second)
+    assert data.counts()["num_features"] == data.whole.features.shape[1] == 3 * F + 2
+    assert torch.equal(module(path, **options, neighbour_hops=[1, 1]).whole.features,
+                       module(path, **options, neighbour_hops=1).whole.features)  # fmt: skip
+    with pytest.raises(UserError, match=r"neighbour_hops=\[1\] has 1 numbers for 2 relation"):
+        module(path, **options, neighbour_hops=[1])
+    with pytest.raises(ValueError, match="neighbour_hops"):
+        module(path, **options, neighbour_hops=[1, -1])
+
+
+def test_components_of_a_relation_stay_in_one_part(graph, tmp_path):
+    threes = torch.arange(199)[torch.arange(199) % 3 != 2]
+    cliques = torch.stack([torch.cat([threes, threes + 1]), torch.cat([threes + 1, threes])])
+    first = next(iter(graph.relations))
+    path = save_npz(replace(graph, relations={**graph.relations, first: cliques}), tmp_path / "graph.npz")
+    data = module(path, group_by=first)
+    parts = data.parts()
+    assert all((parts[i : i + 3] == parts[i]).all() for i in range(0, 200, 3)) and len(parts.unique()) == 3
+    assert data.describe()["group_by"] == first
+    with pytest.raises(UserError, match=r"no relation 'users' for data\.group_by, only"):
+        module(path, group_by="users")
+    with pytest.raises(UserError, match=r"data\.split=masks takes that of the file"):
+        module(path, group_by=first, split="masks")
+
+
 def test_means_over_the_whole_graph_are_refused_where_it_is_hidden(graph_file):
     with pytest.raises(UserError, match=r"data\.inductive=false"):
         module(graph_file, neighbour_hops=1, inductive=True)

@@ -168,3 +168,34 @@ class TestGADBench:
     def test_what_it_has_no_split_for_is_an_error(self, arguments, message):
         with pytest.raises(UserError, match=message):
             make_split(labels_with(1000, 30), *arguments)
+
+
+@settings(max_examples=20, deadline=None)
+@given(groups=st.integers(40, 200), ratio=st.floats(0.2, 0.6), seed=st.integers(0, 9))
+def test_groups_are_in_one_part(groups, ratio, seed):
+    generator = np.random.default_rng(seed)
+    group = generator.integers(groups, size=4000)
+    labels = generator.integers(-1, 2, size=4000)
+    shares = []
+    for protocol in ("held_out", "gadbench"):
+        split = make_split(labels, ratio, seed, protocol, groups=group)
+        parts = split.parts(4000)
+        assert np.array_equal(parts > 0, labels >= 0)
+        present = [np.unique(group[part]) for part in (split.train, split.val, split.test)]
+        assert len(np.concatenate(present)) == len(np.unique(group[labels >= 0]))
+        shares.append([len(part) / groups for part in present])
+    assert np.allclose(shares, [ratio, (1 - ratio) / 3, (1 - ratio) * 2 / 3], atol=2 / 40)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"protocol": "released"}, "data.group_by needs protocol=held_out"),
+     ({"protocol": "gadbench", "semi_supervised": True}, "data.group_by needs"),
+     ({"protocol": "gadbench", "seed": 10}, "seed=0 to seed=9"),
+     ({"train_ratio": "published"}, "must be a number"),
+     ({"groups": np.zeros(1000, np.int64)}, "1 groups cannot be split at train_ratio 0.4")],
+)  # fmt: skip
+def test_groups_that_cannot_be_split_are_an_error(changes, message):
+    given = {"train_ratio": 0.4, "seed": 0, "protocol": "held_out", "groups": np.arange(1000) // 3, **changes}
+    with pytest.raises(UserError, match=message):
+        make_split(labels_with(1000, 100), **given)
