@@ -122,8 +122,9 @@ def _settings(run: Run) -> list[str]:
 
 
 def blended(network: Row, trees: Row) -> list[str]:
-    """Settings of a blend of two methods. Its trees take the input of the network, so that they have no hops."""
-    of_trees = [s for s in trees.settings if s.startswith("model.") and not s.startswith(OF_THE_INPUT)]
+    """Settings of a blend of two methods. Its trees take the input of the network, whose means they do not repeat."""
+    has_means = "data.neighbour_hops=0" not in network.settings
+    of_trees = [s for s in trees.settings if s.startswith("model.") and not (has_means and s.startswith(OF_THE_INPUT))]
     return [*network.settings, *(s.replace("model.", "model.trees.", 1) for s in of_trees)]
 
 

@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from et.runs.config_check import check_choices, check_config, unknown_key
 from et.runs.config_schema import FIDELITIES, PROTOCOLS
 from et.runs.foreign import check_targets
-from et.runs.record import hashed_config, plain_name, run_id
+from et.runs.record import ADDED_KEYS, hashed_config, plain_name, run_id
 from et.utils.errors import UserError, constructor_of, keywords_go_to, unwrapped
 from et.utils.paths import CONF
 
@@ -309,9 +309,16 @@ def claimed_key(record: Mapping[str, Any], fold: Any, where: str) -> Key:
 
 
 def differences(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Hashed values in which two resolved configurations differ, as (first, second) by dotted key."""
-    a, b = flatten(hashed_config(config)), flatten(hashed_config(other))
+    """Hashed values in which two resolved configurations differ, as (first, second) by dotted key.
+
+    A key of :data:`et.runs.record.ADDED_KEYS` that the hash leaves out has its former value.
+    """
+    a, b = (_with_former_values(flatten(hashed_config(one)), one.get("fidelity")) for one in (config, other))
     return {key: (a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)}
+
+
+def _with_former_values(values: Mapping[str, Any], fidelity: str | None) -> dict[str, Any]:
+    return {key: before[fidelity] for key, before in ADDED_KEYS.items() if fidelity in before} | dict(values)
 
 
 def reproduces(overrides: Iterable[str], identity: str, source: str | None = None) -> bool:

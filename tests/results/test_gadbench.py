@@ -115,6 +115,11 @@ def test_a_blend_is_of_the_winners_and_counts_the_settings_of_both(make_run, tmp
     main([*arguments, "--left"])
     [left] = [line for line in capsys.readouterr().out.splitlines() if "encoded_blend" in line]
     assert "'model.trees.l2=1.0' 'model.trees.rounds=50'" in left
+    make_run(key("reddit_gadbench_trees_labels", 0), metrics(0.8, 0.5), "model.hops=3")
+    make_run(key("reddit_gadbench_encoded_labels", 0), metrics(0.9, 0.5), "data.neighbour_hops=0")  # reads no means
+    main([*arguments, "--left"])
+    [left] = [line for line in capsys.readouterr().out.splitlines() if "encoded_blend" in line]
+    assert "'data.neighbour_hops=0' 'model.trees.hops=3'" in left
 
 
 def test_runs_on_a_file_of_ones_own_are_left_out(make_run, tmp_path):

@@ -99,6 +99,12 @@ def test_the_keys_added_later_exist():
                 assert any(key in config and config[key] == before[fidelity] for config in found), key
 
 
+def test_the_value_that_a_run_id_leaves_out_is_named_where_an_experiment_has_another():
+    experiment = ["experiment=reddit_gadbench_encoded", "protocol=gadbench"]
+    own, run = config_of(experiment), config_of([*experiment, "data.neighbour_hops=0", "data.num_features=64"])
+    assert differences(own, run)["data.neighbour_hops"] == (2, 0)
+
+
 def test_recorded_image_runs_keep_their_ids():
     for path in (EXPERIMENTS / "table14", EXPERIMENTS / "table16"):
         for line in (path / "results.jsonl").read_text().splitlines():
