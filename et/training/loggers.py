@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from et.runs.record import plain_name
+from et.runs.record import git_commit, plain_name
 from et.utils.errors import UserError, constructor_of
 
 
@@ -30,11 +30,13 @@ class RunInfo:
         cfg: Resolved configuration.
         folder: Folder of the run.
         identity: Id of the run.
+        commit: Commit of the source tree when the run starts; it may change while the run goes on.
     """
 
     cfg: DictConfig
     folder: Path
     identity: str
+    commit: str = field(default_factory=lambda: git_commit())
 
     @property
     def cell(self) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from et.runs.folder import SCORES, ResumePoint, find_resume_point, locked, settl
 from et.runs.identity import resolve
 from et.runs.record import (
     forced,
-    git_commit,
     machine,
     read_result,
     run_dir,
@@ -169,7 +168,6 @@ def describe_run(run: RunInfo, parts: Parts, tested: dict[str, float]) -> dict[s
     cfg, trainer, checkpoints = run.cfg, parts.trainer, parts.checkpoints
     best = tests_best(cfg, checkpoints)
     validated = checkpoints.best_metrics if best else checkpoints.metrics_at(trainer.global_step)
-    commit = git_commit()
     return {
         "experiment": cfg.name,
         "run_id": run.identity,
@@ -187,8 +185,8 @@ def describe_run(run: RunInfo, parts: Parts, tested: dict[str, float]) -> dict[s
         "peak_memory_mb": peak_memory_mb(trainer.strategy.root_device),
         "device": device_name(trainer),
         "machine": machine(torch.get_num_threads()),
-        "git_commit": commit,
-        "uncommitted_changes": uncommitted_changes(commit),
+        "git_commit": run.commit,
+        "uncommitted_changes": uncommitted_changes(run.commit),
         "versions": versions(),
     }
 

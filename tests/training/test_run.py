@@ -14,6 +14,7 @@ from et.inpainting.lit import InpaintingTask
 from et.runs.folder import ResumePoint, find_resume_point
 from et.runs.identity import resolve
 from et.runs.record import RESULT_KEYS, read_result, run_id
+from et.training import loggers
 from et.training.callbacks import Checkpoints, FiniteLoss
 from et.training.optim import warmup_cosine
 from et.training.run import train
@@ -34,6 +35,15 @@ def test_a_run_leaves_what_the_contract_names(tiny):
     with (outcome.folder / "metrics.csv").open() as file:
         epochs = {row["epoch"] for row in csv.DictReader(file)}
     assert {"0", "1", "2"} <= {epoch.split(".")[0] for epoch in epochs}
+
+
+def test_a_run_names_the_commit_that_it_started_from(tiny, monkeypatch):
+    """Whoever commits or edits while a run goes on changes nothing of its code."""
+    commits = iter(["a" * 40, "b" * 40 + "+changes"])
+    monkeypatch.setattr(loggers, "git_commit", lambda: next(commits))
+    outcome = train(tiny())
+    assert (outcome.record["git_commit"], outcome.record["uncommitted_changes"]) == ("a" * 40, False)
+    assert next(commits).startswith("b"), "it is read once"
 
 
 def test_clipping_and_schedule_act_on_every_step(tiny, monkeypatch):
