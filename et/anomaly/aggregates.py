@@ -10,6 +10,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from et.core import EdgeTopology
+from et.utils.errors import UserError
 
 
 def neighbour_features(
@@ -41,8 +42,19 @@ def neighbour_features(
 
 
 def hops_of(hops: int | Sequence[int], num_relations: int) -> list[int]:
-    """Number of hops in each relation."""
-    return [hops] * num_relations if isinstance(hops, int) else list(hops)
+    """Number of hops in each relation.
+
+    Raises:
+        UserError: ``hops`` has numbers for more or fewer relations.
+    """
+    if isinstance(hops, int):
+        return [hops] * num_relations
+    if len(hops) != num_relations:
+        raise UserError(
+            f"data.neighbour_hops={list(hops)} has {len(hops)} numbers for {num_relations} relation(s): give one for "
+            "each, or one number for all"
+        )
+    return list(hops)
 
 
 def neighbour_mean(x: Tensor, topology: EdgeTopology) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -69,7 +69,7 @@ class NodeDataModule(pl.LightningDataModule):
         scaling: ``moments`` or ``quantiles``, for counts with long tails: see :func:`et.utils.features.scale_columns`.
         neighbour_hops: If not 0, append the means over the neighbours of so many hops and the log numbers of neighbours
             (:func:`et.anomaly.aggregates.neighbour_features`). They are scaled as the features are. A list has a
-            number for each relation.
+            number for each relation, in the order of the file.
         encoding_bins: If not 0, append the piecewise linear encoding of all columns, with so many bins
             (:func:`et.utils.features.piecewise_linear`), fitted on the nodes that the scale is fitted on.
         group_by: Name of a relation whose connected components stay in one part, such as the reviews of a user
@@ -113,8 +113,8 @@ class NodeDataModule(pl.LightningDataModule):
     ):
         super().__init__()
         check_sizes(neighbours=neighbours, subgraphs=subgraphs)
-        neighbour_hops = neighbour_hops if isinstance(neighbour_hops, int) else list(neighbour_hops)
-        for hops in [neighbour_hops] if isinstance(neighbour_hops, int) else neighbour_hops:
+        by_relation = isinstance(neighbour_hops, Sequence) and not isinstance(neighbour_hops, str) and neighbour_hops
+        for hops in neighbour_hops if by_relation else [neighbour_hops]:
             check_sizes(minimum=0, neighbour_hops=hops)
         check_sizes(minimum=0, encoding_bins=encoding_bins)
         check_given(num_nodes=num_nodes, num_features=num_features, num_relations=num_relations)
@@ -126,7 +126,8 @@ class NodeDataModule(pl.LightningDataModule):
         self.repeated_edges = released if repeated_edges is None else repeated_edges
         self.one_way_edges, self.sample_ratio, self.subgraphs = one_way_edges, sample_ratio, subgraphs
         self.standardize, self.scaling = standardize, scaling
-        self.neighbour_hops, self.encoding_bins = neighbour_hops, encoding_bins
+        self.neighbour_hops = list(neighbour_hops) if by_relation else neighbour_hops
+        self.encoding_bins = encoding_bins
         self.split, self.semi_supervised, self.inductive = split, semi_supervised, inductive
         self.drop_features, self.group_by = list(drop_features or ()), group_by
         self.whole: NodeBatch | None = None
@@ -180,7 +181,7 @@ class NodeDataModule(pl.LightningDataModule):
         topologies = tuple(EdgeTopology(place[edge_index], graph.num_nodes) for edge_index in edges.values())
         features = graph.features
         if self.neighbour_hops:
-            features = neighbour_features(features[nodes], topologies, self.neighbour_hops, degrees=True)[place]
+            features = neighbour_features(features[nodes], topologies, self._hops(edges), degrees=True)[place]
         self.whole = NodeBatch(
             features=self._features(features, split, graph.name)[nodes],
             labels=graph.labels[nodes],
@@ -231,21 +232,33 @@ class NodeDataModule(pl.LightningDataModule):
         masks = split_masks(Path(self.path))
         return [f"{self.path} has {', '.join(masks)}, unused: data.split=masks takes its parts"] if masks else []
 
+    def _uneven_groups(self, split: Split, labelled: Tensor) -> list[str]:
+        """A warning if the share of training nodes is far from the share of groups that was asked for."""
+        share = len(split.train) / len(labelled)
+        if self.group_by is None or abs(share - self.train_ratio) <= 0.1:
+            return []
+        return [
+            f"{share:.0%} of the nodes are for training, with data.train_ratio={self.train_ratio}: that is a share of "
+            f"the groups of {self.group_by}, whose sizes differ"
+        ]
+
     def _counts_of(self, graph: NodeGraph) -> dict[str, int]:
         num_features, num_relations = graph.features.shape[1], 1 if self.merge else len(graph.relations)
         if self.neighbour_hops:
-            hops = hops_of(self.neighbour_hops, num_relations)
-            if len(hops) != num_relations:
-                raise UserError(
-                    f"data.neighbour_hops={hops} has {len(hops)} numbers for {num_relations} relation(s): give one for "
-                    "each, or one number for all"
-                )
-            num_features = num_features * (1 + sum(hops)) + num_relations
+            num_features = num_features * (1 + sum(hops_of(self.neighbour_hops, num_relations))) + num_relations
         num_features *= 1 + self.encoding_bins
         return {"num_nodes": graph.num_nodes, "num_features": num_features, "num_relations": num_relations}
 
+    def _hops(self, relations: Iterable[str]) -> list[int]:
+        """Number of hops in each of ``relations``, which need not have the order of the file."""
+        if self.merge:
+            return hops_of(self.neighbour_hops, 1)
+        hops = dict(zip(self._names, hops_of(self.neighbour_hops, len(self._names)), strict=True))
+        return [hops[name] for name in relations]
+
     def _read(self) -> NodeGraph:
         graph = self._load()
+        self._names = list(graph.relations)
         found = self._counts_of(graph)
         wrong = {key: count for key, count in found.items() if self.expected[key] not in (None, count)}
         if wrong:
@@ -262,7 +275,7 @@ class NodeDataModule(pl.LightningDataModule):
 
     def _describe(self, graph: NodeGraph, split: Split, edges: dict[str, Tensor]) -> dict[str, Any]:
         labelled = graph.labels[graph.labels >= 0]
-        found = few_anomalies(graph.labels.numpy(), split) + self._unused_masks()
+        found = few_anomalies(graph.labels.numpy(), split) + self._unused_masks() + self._uneven_groups(split, labelled)
         return {
             **({"warnings": found} if found else {}),
             "name": graph.name,
@@ -309,6 +322,7 @@ class NodeDataModule(pl.LightningDataModule):
     def _train_share(self, split: Split, labelled: int) -> float:
         """``train_ratio`` if it made the split, else the share of training nodes that the split has."""
         asked = self.split == "drawn" and not self.semi_supervised and self.train_ratio != "published"
+        asked = asked and self.group_by is None
         return self.train_ratio if asked else round(len(split.train) / labelled, 6)
 
     def parts(self) -> Tensor:

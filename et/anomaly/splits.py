@@ -144,7 +144,10 @@ def grouped_split(labels: np.ndarray, groups: np.ndarray, train_ratio: float | s
     """
     from sklearn.model_selection import GroupShuffleSplit
 
+    if train_ratio == "published":
+        raise UserError("data.group_by has no published ratio: set data.train_ratio, such as 0.4")
     _check_ratio(train_ratio)
+    _check_seed(state)
     nodes = np.flatnonzero(labels != UNLABELLED)
     try:
         first = GroupShuffleSplit(1, train_size=train_ratio, random_state=state)
@@ -156,7 +159,7 @@ def grouped_split(labels: np.ndarray, groups: np.ndarray, train_ratio: float | s
             f"{len(np.unique(groups[nodes]))} groups cannot be split at train_ratio {train_ratio} ({error}): change "
             "data.train_ratio or data.group_by"
         ) from error
-    return check_split(Split(train, val, test), labels)
+    return check_split(Split(train, val, test), labels, ": another seed draws other groups")
 
 
 def _few_labels(labels: np.ndarray, nodes: np.ndarray, trial: int) -> Split:
@@ -193,6 +196,11 @@ def _stratified(labels: np.ndarray, nodes: np.ndarray, ratio: float | str, num_v
 def _check_ratio(train_ratio: float | str) -> None:
     if not isinstance(train_ratio, int | float) or not 0 < train_ratio < 1:
         raise UserError(f"data.train_ratio must be a number between 0 and 1, not {train_ratio!r}")
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise UserError(f"seed={seed}: seeds of splits start at 0")
 
 
 def _cannot_split(labels: np.ndarray, nodes: np.ndarray, train_ratio: float, error: Exception) -> UserError:
@@ -234,8 +242,7 @@ def stratified_split(labels: np.ndarray, train_ratio: float | str, seed: int, pr
     from sklearn.model_selection import train_test_split
 
     _check_ratio(train_ratio)
-    if seed < 0:
-        raise UserError(f"seed={seed}: seeds of splits start at 0")
+    _check_seed(seed)
     state, test_share = (RELEASED_STATE, RELEASED_TEST_SHARE) if protocol == "released" else (seed, 2 / 3)
     nodes = np.flatnonzero(labels != UNLABELLED)
     try:

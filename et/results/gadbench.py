@@ -21,6 +21,7 @@ from et.results.cells import paired
 from et.results.collect import Run, append, collect, relative
 from et.results.formats import signed
 from et.results.paper import Metric
+from et.runs.identity import config_of
 from et.utils.errors import exit_on_user_error
 from et.utils.files import write_atomically
 from et.utils.paths import EXPERIMENTS, command
@@ -122,10 +123,16 @@ def _settings(run: Run) -> list[str]:
 
 
 def blended(network: Row, trees: Row) -> list[str]:
-    """Settings of a blend of two methods. Its trees take the input of the network, whose means they do not repeat."""
-    has_means = "data.neighbour_hops=0" not in network.settings
-    of_trees = [s for s in trees.settings if s.startswith("model.") and not (has_means and s.startswith(OF_THE_INPUT))]
-    return [*network.settings, *(s.replace("model.", "model.trees.", 1) for s in of_trees)]
+    """Settings of a blend of two methods.
+
+    Its trees take the input of the network. They add hops and degrees to it only where it has none.
+    """
+    of_trees = [s for s in trees.settings if s.startswith("model.") and not s.startswith(OF_THE_INPUT)]
+    settings = [*network.settings, *(s.replace("model.", "model.trees.", 1) for s in of_trees)]
+    if not config_of(network.runs[0].overrides)["data"]["neighbour_hops"]:
+        model = config_of(trees.runs[0].overrides)["model"]
+        settings += [f"model.trees.hops={model['hops']}"] + ["+model.trees.degrees=true"] * model.get("degrees", False)
+    return settings
 
 
 def compared(run: Run) -> bool:

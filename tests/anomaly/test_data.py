@@ -451,8 +451,20 @@ def test_hops_may_differ_between_relations(graph, tmp_path):
                        module(path, **options, neighbour_hops=1).whole.features)  # fmt: skip
     with pytest.raises(UserError, match=r"neighbour_hops=\[1\] has 1 numbers for 2 relation"):
         module(path, **options, neighbour_hops=[1])
-    with pytest.raises(ValueError, match="neighbour_hops"):
-        module(path, **options, neighbour_hops=[1, -1])
+    for wrong in ([1, -1], [], "12", 1.5, [1.5, 0], None):
+        with pytest.raises(ValueError, match="neighbour_hops must be a whole number"):
+            module(path, **options, neighbour_hops=wrong)
+
+
+def test_hops_go_by_the_order_of_the_file_where_fidelity_sorts_the_relations(graph, tmp_path):
+    names = ("b", "a")  # released: a, b
+    relations = dict(zip(names, graph.relations.values(), strict=True))
+    path = save_npz(replace(graph, relations=relations), tmp_path / "graph.npz")
+    options = {"merge": False, "num_relations": 2, "num_features": None, "repeated_edges": False}
+    in_file, by_name = (module(path, **options, fidelity=f, neighbour_hops=[1, 0]) for f in ("paper", "released"))
+    assert list(in_file.describe()["directed_edges"]) != list(by_name.describe()["directed_edges"])
+    means = [data.whole.features[data.whole.nodes.argsort(), :-2] for data in (in_file, by_name)]
+    torch.testing.assert_close(*means)
 
 
 def test_components_of_a_relation_stay_in_one_part(graph, tmp_path):
@@ -463,7 +475,15 @@ def test_components_of_a_relation_stay_in_one_part(graph, tmp_path):
     data = module(path, group_by=first)
     parts = data.parts()
     assert all((parts[i : i + 3] == parts[i]).all() for i in range(0, 200, 3)) and len(parts.unique()) == 3
-    assert data.describe()["group_by"] == first
+    about = data.describe()
+    assert about["group_by"] == first and about["train_ratio"] == pytest.approx(len(data.whole.train) / 200)
+    large = torch.stack([torch.arange(149), torch.arange(1, 150)])
+    path = save_npz(
+        replace(graph, relations={first: torch.cat([large, large.flip(0)], dim=1)}), tmp_path / "uneven.npz"
+    )
+    with pytest.warns(UserWarning, match=r"% of the nodes are for training, with data\.train_ratio=0\.4"):
+        module(path, group_by=first)
+    path = save_npz(replace(graph, relations={**graph.relations, first: cliques}), tmp_path / "graph.npz")
     with pytest.raises(UserError, match=r"no relation 'users' for data\.group_by, only"):
         module(path, group_by="users")
     with pytest.raises(UserError, match=r"data\.split=masks takes that of the file"):

@@ -192,7 +192,9 @@ def test_groups_are_in_one_part(groups, ratio, seed):
     [({"protocol": "released"}, "data.group_by needs protocol=held_out"),
      ({"protocol": "gadbench", "semi_supervised": True}, "data.group_by needs"),
      ({"protocol": "gadbench", "seed": 10}, "seed=0 to seed=9"),
-     ({"train_ratio": "published"}, "must be a number"),
+     ({"train_ratio": "published"}, "no published ratio"),
+     ({"seed": -1}, "seeds of splits start at 0"),
+     ({"groups": np.arange(1000) // 500}, "another seed|cannot be split"),
      ({"groups": np.zeros(1000, np.int64)}, "1 groups cannot be split at train_ratio 0.4")],
 )  # fmt: skip
 def test_groups_that_cannot_be_split_are_an_error(changes, message):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from omegaconf import OmegaConf
 
 from et.results.collect import collect
-from et.results.gadbench import BLEND, COLUMNS, FOLDER, METHODS, SCORE, main, mean, render, rows
+from et.results.gadbench import BLEND, COLUMNS, FOLDER, METHODS, SCORE, blended, main, mean, render, rows
 from et.runs.identity import Key
 from et.utils.paths import ROOT
 
@@ -115,11 +116,25 @@ def test_a_blend_is_of_the_winners_and_counts_the_settings_of_both(make_run, tmp
     main([*arguments, "--left"])
     [left] = [line for line in capsys.readouterr().out.splitlines() if "encoded_blend" in line]
     assert "'model.trees.l2=1.0' 'model.trees.rounds=50'" in left
-    make_run(key("reddit_gadbench_trees_labels", 0), metrics(0.8, 0.5), "model.hops=3")
-    make_run(key("reddit_gadbench_encoded_labels", 0), metrics(0.9, 0.5), "data.neighbour_hops=0")  # reads no means
-    main([*arguments, "--left"])
-    [left] = [line for line in capsys.readouterr().out.splitlines() if "encoded_blend" in line]
-    assert "'data.neighbour_hops=0' 'model.trees.hops=3'" in left
+
+
+@pytest.mark.parametrize(
+    ("of_trees", "expected"),
+    [
+        ([], "model.trees.hops=2"),
+        (["model.hops=3", "model.degrees=true"], "model.trees.hops=3 +model.trees.degrees=true"),
+    ],
+)
+def test_trees_of_a_blend_have_their_hops_where_the_network_reads_no_means(make_run, tmp_path, of_trees, expected):
+    make_run(key("reddit_gadbench_trees_labels", 0), metrics(0.8, 0.5), *of_trees)
+    network = ["data.neighbour_hops=0", "data.num_features=64"]
+    make_run(key("reddit_gadbench_encoded_labels", 0), metrics(0.9, 0.5), *network)
+    of = {row.method: row for row in rows(collect([tmp_path / "runs"]).runs.values())}
+    settings = blended(of["encoded"], of["trees"])
+    assert settings[:2] == network and settings[-len(expected.split()) :] == expected.split()
+    blend = key("reddit_gadbench_encoded_blend_labels", 0)
+    assert make_run(blend, metrics(0.7, 0.7), *settings).name  # the settings compose
+    assert "encoded_blend" in {row.method for row in rows(collect([tmp_path / "runs"]).runs.values())}
 
 
 def test_runs_on_a_file_of_ones_own_are_left_out(make_run, tmp_path):
