@@ -25,7 +25,7 @@ INTRO = (
     "seeds. `released` follows the authors' protocol; in table 2 its accuracy is on training data. Rows on other data "
     "have no number of the paper beside them. The best other method is the one with the best "
     "test mean shown under `held_out` on the same data with the same settings, which favours it over ET. "
-    "Precision and learning-rate schedule may differ. "
+    "Precision, learning-rate schedule and the encoding of atom and bond types may differ. "
     "Settings in brackets differ from the paper's, for example fewer epochs. "
     "Detectors under GADBench's protocol have [a table of their own](gadbench/table.md)."
 )
