@@ -132,7 +132,7 @@ def _gadbench_state(trial: int) -> int:
 
 
 def grouped_split(labels: np.ndarray, groups: np.ndarray, train_ratio: float | str, state: int) -> Split:
-    """Split in which all labelled nodes of a group are in one part, so that no model can recognise a group.
+    """Split in which all labelled nodes of a group are in one part, so that no test node has a group of the training.
 
     ``train_ratio`` is a share of the groups. A third of the other groups is for validation. The parts are not
     stratified: their shares of anomalies differ.
