@@ -19,7 +19,7 @@ from et.sweeps.cells import STATES, Cell
 from et.utils.errors import unwrapped
 from et.utils.paths import EXPERIMENTS
 
-STATISTICS = EXPERIMENTS / "table08" / "statistics.json"  # of the data sets of table 2
+SIZES = Path(__file__).parents[1] / "results" / "paper" / "table08.yaml"  # of the data sets of table 2
 OF_PACE = ("trainer.precision=", "data.batch_size=", "model.")  # overrides that change the time of an epoch
 
 
@@ -161,19 +161,21 @@ def estimate_by_size(cells: Sequence[Cell], recorded: Paces) -> tuple[float, int
 
     An epoch takes as long for each node as the mean recorded one. This is rough: graphs differ in size and in edges.
     """
-    sizes = {past.data: past.nodes for runs in recorded.values() for past in runs if past.nodes is not None}
-    for data in json.loads(STATISTICS.read_text(encoding="utf-8")).values():
-        sizes[data["dataset"]["name"]] = round(data["metrics"]["graphs"] * data["metrics"]["avg_nodes"])
+    sizes = {past.data.upper(): past.nodes for runs in recorded.values() for past in runs if past.nodes is not None}
+    published: Any = OmegaConf.to_container(OmegaConf.load(SIZES))
+    graphs, nodes_each = (published["values"][column]["counted"] for column in ("graphs", "avg_nodes"))
+    for (name,), count, mean in zip(published["conditions"].values(), graphs, nodes_each, strict=True):
+        sizes[name] = round(count * float(mean))
     per_node: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for (experiment, protocol), runs in recorded.items():
         for past in runs:
-            nodes = sizes.get(past.data)
+            nodes = sizes.get(past.data.upper())
             if past.epoch is not None and nodes:
                 per_node[_kind(experiment), split_name(experiment)[1], protocol].append(past.epoch / nodes)
     seconds, unknown = 0.0, 0
     for cell in cells:
         config = cell.config or {}
-        nodes = sizes.get(config.get("data", {}).get("name", ""))
+        nodes = sizes.get(str(config.get("data", {}).get("name", "")).upper())
         paces = per_node.get((_kind(cell.experiment), split_name(cell.experiment)[1], config.get("protocol", "")))
         if paces and nodes:
             seconds += sum(paces) / len(paces) * nodes * config["trainer"]["max_epochs"]
