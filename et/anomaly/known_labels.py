@@ -16,7 +16,8 @@ from et.core import EdgeTopology
 from et.core.sparse import edge_aggregate
 
 MASKED = 2
-FOLDS = 5  # passes over which the training nodes are scored
+FOLDS = 5  # parts of the training nodes, each scored with the labels of the others
+SMOOTHING = 0.25  # weight of the prior in a rate; if all nodes have as many neighbours, the labels weigh about 1
 
 
 def open_labels(labels: Tensor, nodes: Tensor) -> Tensor:
@@ -52,31 +53,93 @@ def label_counts(known: Tensor, topologies: Sequence[EdgeTopology]) -> Tensor:
     Returns:
         (n, 2 R) float32.
     """
-    kinds = torch.stack([known == 0, known == 1], dim=1).float()[:, None]  # (n, 1, 2)
-    columns = []
-    for topology in topologies:
-        between = (topology.edges.key != topology.edges.query).float()[:, None]  # (E, 1)
-        columns.append(edge_aggregate(between, kinds, topology.edges)[:, 0])
-    return torch.cat(columns, dim=1).log1p()
+    kinds = _kinds(known)
+    return torch.cat([_sum_of_neighbours(kinds, topology) for topology in topologies], dim=1).log1p()
+
+
+def label_rates(known: Tensor, topologies: Sequence[EdgeTopology], merged: bool = False) -> Tensor:
+    """What the open labels two steps away from each node say, for graphs in which neighbours differ in kind.
+
+    With d the number of neighbours, the label of node k weighs N / (M d_j sqrt(d_i d_k)) for each path i, j, k: the
+    weights of two GCN layers, times the number of nodes N per open label M. The rate of node i is s_1 / (s_0 + s_1),
+    with s_c the sum of these weights over the labels c, smoothed by the share of anomalies among all open labels. An
+    open label has a part in the rate of its own node: score a node with its label masked.
+
+    Args:
+        known: (n,) labels, or :data:`MASKED`.
+        topologies: One, or one a relation.
+        merged: If True, add up the weights of all relations.
+
+    Returns:
+        For each relation the log-odds of the rate minus those of the share, and s_0 + s_1: (n, 2 R), or (n, 2) if
+        ``merged``; float32.
+    """
+    kinds = _kinds(known)
+    count = kinds.sum(0)  # (2,)
+    share = (count[1] + 0.5) / (count.sum() + 1)
+    sums = torch.stack([_two_steps(kinds, topology) for topology in topologies])  # (R, n, 2)
+    sums = (sums.sum(0, keepdim=True) if merged else sums) * (len(known) / count.sum().clamp(min=1))
+    benign, anomalous = sums.unbind(-1)  # (R, n) each
+    odds = (anomalous + SMOOTHING * share) / (benign + SMOOTHING * (1 - share))
+    return torch.stack([odds.log() - torch.logit(share), benign + anomalous], dim=-1).transpose(0, 1).flatten(1)
 
 
 def with_label_counts(
-    features: Tensor, topologies: Sequence[EdgeTopology], known: Tensor | None, counted: bool
+    features: Tensor, topologies: Sequence[EdgeTopology], known: Tensor | None, counted: bool, hops: int = 1
 ) -> Tensor:
-    """Features with the log counts of all relations together behind them, for networks built without their number.
+    """Features with what the neighbours' labels say in all relations together, for networks built without their number.
 
     Args:
         features: (n, F).
         topologies: One, or one a relation.
         known: (n,) open labels. If None, none is open.
         counted: False leaves the features as they are.
+        hops: 1 for :func:`label_counts`, 2 for :func:`label_rates` as well.
 
     Returns:
-        (n, F + 2), or (n, F).
+        (n, F + 2 hops), or (n, F).
     """
     if not counted:
         return features
     if known is None:
         known = torch.full((len(features),), MASKED, device=features.device)
     counts = label_counts(known, topologies).expm1().unflatten(1, (len(topologies), 2)).sum(1).log1p()
-    return torch.cat([features, counts.to(features)], dim=1)
+    columns = [counts, label_rates(known, topologies, merged=True)][:hops]
+    return torch.cat([features, *(column.to(features) for column in columns)], dim=1)
+
+
+def label_features(known: Tensor, topologies: Sequence[EdgeTopology], hops: int = 1) -> Tensor:
+    """:func:`label_counts`, and with ``hops=2`` :func:`label_rates` behind them: (n, 2 R hops)."""
+    counts = label_counts(known, topologies)
+    return counts if hops == 1 else torch.cat([counts, label_rates(known, topologies)], dim=1)
+
+
+def check_label_hops(hops: int, known_labels: bool) -> int:
+    """Return ``hops``.
+
+    Raises:
+        ValueError: It is not 1 or 2, or it is 2 without known labels.
+    """
+    if hops not in (1, 2) or isinstance(hops, bool):
+        raise ValueError(f"label_hops must be 1 or 2, not {hops!r}")
+    if hops == 2 and not known_labels:
+        raise ValueError("label_hops=2 reads known labels, which this model does not: see known_labels, label_counts")
+    return hops
+
+
+def _kinds(known: Tensor) -> Tensor:
+    """Whether each node has an open label 0, and 1: (n, 2) float32."""
+    return torch.stack([known == 0, known == 1], dim=1).float()
+
+
+def _sum_of_neighbours(values: Tensor, topology: EdgeTopology) -> Tensor:
+    """Sum over the neighbours of each node, itself not among them: (n, k) -> (n, k)."""
+    between = (topology.edges.key != topology.edges.query).float()[:, None]  # (E, 1)
+    return edge_aggregate(between, values[:, None], topology.edges)[:, 0]
+
+
+def _two_steps(kinds: Tensor, topology: EdgeTopology) -> Tensor:
+    """Sums of 1 / (d_j sqrt(d_i d_k)) over paths i, j, k, by the label of k: (n, 2) -> (n, 2)."""
+    degree = _sum_of_neighbours(torch.ones_like(kinds[:, :1]), topology).clamp(min=1)  # (n, 1)
+    root = degree.sqrt()
+    return _sum_of_neighbours(_sum_of_neighbours(kinds / root, topology) / degree, topology) / root

@@ -284,8 +284,9 @@ class FittedTask(AnomalyTask):
     The only training step fits it.
 
     Args:
-        network: Has ``fit(features, topologies, labels, train)`` and ``fitted``. With known labels it is fitted and
-            scores with all training labels open, so a row of its input must not depend on the node's own label.
+        network: Has ``fit(features, topologies, labels, train)`` and ``fitted``. With known labels it is fitted with
+            all training labels open. So does it score, if a row of its input does not depend on the node's own label:
+            if it has no ``label_hops``, or 1.
         *args, **kwargs: The other arguments of :class:`AnomalyTask`. The optimizer is ignored.
     """
 
@@ -302,7 +303,7 @@ class FittedTask(AnomalyTask):
         return batch.train, open_labels(batch.labels, batch.train) if self.known_labels else None
 
     def score(self, batch: NodeBatch) -> Tensor:
-        return self.score_others(batch)
+        return self.score_others(batch) if getattr(self.network, "label_hops", 1) == 1 else super().score(batch)
 
     def training_step(self, batch: NodeBatch, batch_index: int) -> None:
         super().training_step(batch, batch_index)

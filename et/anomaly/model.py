@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from et.anomaly import known_labels as labels_seen
 from et.anomaly.dynamics import PaperDynamics, ReleasedDynamics, reached_nodes
-from et.anomaly.known_labels import MASKED
+from et.anomaly.known_labels import MASKED, check_label_hops, label_features
 from et.anomaly.scoring import BLOCK, WHOLE, blocks, take_step
 from et.core import EdgeTopology
 from et.core.arguments import check_sizes
@@ -59,6 +58,7 @@ class AnomalyTransformer(nn.Module):
         known_labels: Add an embedding of the node's label to its token: benign, anomalous or masked. Not in the paper.
         label_counts: Append the log counts of the neighbours with an open label, by class and relation, to the
             features. Not in the paper.
+        label_hops: With ``label_counts``: 1, or 2 to append :func:`et.anomaly.known_labels.label_rates` as well.
         num_blocks: Number of blocks, each with its own weights and its own T steps, under ``paper``. The paper has one.
         energy_features: The head also reads each node's attention and Hopfield energies at g_1 and g_T, under
             ``paper``. Not in the paper.
@@ -89,6 +89,7 @@ class AnomalyTransformer(nn.Module):
         use_hopfield: bool = True,
         known_labels: bool = False,
         label_counts: bool = False,
+        label_hops: Literal[1, 2] = 1,
         num_blocks: int = 1,
         energy_features: bool = False,
     ):
@@ -106,7 +107,8 @@ class AnomalyTransformer(nn.Module):
         sizes = (dim, num_heads, head_dim, num_memories)
         parts = {"use_attention": use_attention, "use_hopfield": use_hopfield}
         self.label_counts, self.takes_known_labels = label_counts, known_labels or label_counts
-        self.embed = nn.Linear(in_features + (2 * num_relations if label_counts else 0), dim)
+        self.label_hops = check_label_hops(label_hops, label_counts)
+        self.embed = nn.Linear(in_features + (2 * num_relations * label_hops if label_counts else 0), dim)
         self.label = nn.Parameter(torch.empty(3, dim).normal_(std=0.02)) if known_labels else None
         self.position = None
         if position_embedding or (position_embedding is None and not self.released):
@@ -163,12 +165,12 @@ class AnomalyTransformer(nn.Module):
         return x + (self.position if nodes is None else self.position[nodes])
 
     def inputs(self, features: Tensor, topologies: Sequence[EdgeTopology], known: Tensor | None) -> Tensor:
-        """The features with what is appended to them, (n, F) -> (n, F) or (n, F + 2 R)."""
+        """The features with what is appended to them, (n, F) -> (n, F), (n, F + 2 R) or (n, F + 4 R)."""
         if not self.label_counts:
             return features
         if known is None:
             known = torch.full((len(features),), MASKED, device=features.device)
-        return torch.cat([features, labels_seen.label_counts(known, topologies).to(features)], dim=1)
+        return torch.cat([features, label_features(known, topologies, self.label_hops).to(features)], dim=1)
 
     def forward(
         self,

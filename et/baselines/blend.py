@@ -28,18 +28,20 @@ class Blend(nn.Module):
             does.
 
     Raises:
-        UserError: ``trees`` are no settings, or set ``known_labels``.
+        UserError: ``trees`` are no settings, or set ``known_labels`` or ``label_hops``.
     """
 
     def __init__(self, network: nn.Module, trees: Mapping[str, Any] | None = None):
         super().__init__()
         if not (trees is None or isinstance(trees, Mapping)):
             raise UserError(f"model.trees has settings, such as model.trees.rounds=100; it must not be {trees!r}")
-        if trees is not None and "known_labels" in trees:
-            raise UserError("model.trees.known_labels: the trees read what the network reads; set model.known_labels")
+        for key in ("known_labels", "label_hops"):
+            if trees is not None and key in trees:
+                raise UserError(f"model.trees.{key}: the trees read what the network reads; set model.{key}")
         self.takes_known_labels = network.takes_known_labels
         self.network = network
-        self.trees = NeighbourTrees(**(trees or {}), known_labels=network.takes_known_labels)
+        of_labels = {"known_labels": network.takes_known_labels, "label_hops": network.label_hops}
+        self.trees = NeighbourTrees(**(trees or {}), **of_labels)
         self._latest: tuple[Any, ...] | None = None  # what the trees read last, and their log-odds
 
     @classmethod

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from et.anomaly.aggregates import AGGREGATES, neighbour_features
-from et.anomaly.known_labels import MASKED, label_counts, open_labels
+from et.anomaly.known_labels import FOLDS, MASKED, check_label_hops, label_features, label_rates, open_labels
 from et.core import EdgeTopology
 from et.core.arguments import check_sizes
 from et.utils.errors import UserError
@@ -31,6 +31,8 @@ class NeighbourTrees(nn.Module):
         known_labels: Append the log counts of the neighbours with a known label, by class and relation. They are not
             averaged over hops: a node's own label would come back to it over two of them.
         degrees: Append the log number of neighbours in each relation.
+        label_hops: With ``known_labels``: 1, or 2 to append :func:`et.anomaly.known_labels.label_rates` as well. Those
+            of a training node are made with the labels of its fifth of the training nodes masked.
     """
 
     def __init__(
@@ -45,13 +47,14 @@ class NeighbourTrees(nn.Module):
         seed: int = 0,
         known_labels: bool = False,
         degrees: bool = False,
+        label_hops: Literal[1, 2] = 1,
     ):
         super().__init__()
         check_sizes(rounds=rounds, min_samples_leaf=min_samples_leaf)
         check_sizes(minimum=2, max_leaf_nodes=max_leaf_nodes)
         check_sizes(minimum=0, hops=hops)
         self.hops, self.trees, self.aggregate, self.takes_known_labels = hops, None, "mean", known_labels
-        self.degrees = degrees
+        self.degrees, self.label_hops = degrees, check_label_hops(label_hops, known_labels)
         self.settings = {
             "max_iter": rounds,
             "learning_rate": learning_rate,
@@ -68,13 +71,13 @@ class NeighbourTrees(nn.Module):
         return self.trees is not None
 
     def inputs(self, features: Tensor, topologies: Sequence[EdgeTopology], known: Tensor | None = None) -> Tensor:
-        """Inputs of the trees: :func:`neighbour_features`, and with known labels 2 R columns of their counts. If
-        ``known`` (n,) is None, no label is open.
+        """Inputs of the trees: :func:`neighbour_features`, and with known labels :func:`label_features`. If ``known``
+        (n,) is None, no label is open.
         """
         inputs = neighbour_features(features, topologies, self.hops, self.aggregate, self.degrees)
         if self.takes_known_labels:
             known = torch.full((len(features),), MASKED, device=features.device) if known is None else known
-            inputs = torch.cat([inputs, label_counts(known, topologies).to(features)], dim=1)
+            inputs = torch.cat([inputs, label_features(known, topologies, self.label_hops).to(features)], dim=1)
         return inputs
 
     def fit(self, features: Tensor, topologies: Sequence[EdgeTopology], labels: Tensor, train: Tensor) -> None:
@@ -82,6 +85,12 @@ class NeighbourTrees(nn.Module):
         known = open_labels(labels, train) if self.takes_known_labels else None
         inputs, of_train = self.inputs(features, topologies, known)[train].cpu().numpy(), labels[train].cpu().numpy()
         order = np.lexsort((of_train, *inputs.T))
+        if self.label_hops == 2:
+            fold = order.argsort() % FOLDS  # by the sorted inputs: does not depend on the order of the nodes
+            for part in range(FOLDS):
+                others = open_labels(labels, train[torch.from_numpy(fold != part)])
+                rates = label_rates(others, topologies)[train].cpu().numpy()
+                inputs[fold == part, -rates.shape[1] :] = rates[fold == part]
         self.trees = self.grow(inputs[order], of_train[order])
 
     def grow(self, inputs: np.ndarray, labels: np.ndarray) -> Any:
@@ -121,7 +130,7 @@ class XGBGraph(NeighbourTrees):
         learning_rate, max_depth, l2, subsample: XGBoost's eta, max_depth, lambda and subsample.
         booster: ``gbtree`` or ``dart``.
         seed: Of the subsamples.
-        known_labels, degrees: See :class:`NeighbourTrees`.
+        known_labels, degrees, label_hops: See :class:`NeighbourTrees`.
     """
 
     def __init__(
@@ -137,8 +146,9 @@ class XGBGraph(NeighbourTrees):
         seed: int = 0,
         known_labels: bool = False,
         degrees: bool = False,
+        label_hops: Literal[1, 2] = 1,
     ):
-        super().__init__(hops=hops, known_labels=known_labels, degrees=degrees)
+        super().__init__(hops=hops, known_labels=known_labels, degrees=degrees, label_hops=label_hops)
         check_sizes(rounds=rounds, max_depth=max_depth)
         self.aggregate = check_aggregate(aggregate)
         self.settings = {
@@ -173,7 +183,7 @@ class RFGraph(NeighbourTrees):
         max_samples: Share of the training nodes that each tree sees. If None, as many as there are, with replacement.
         max_features: Features tried at each split: ``sqrt``, ``log2`` or None (all).
         seed: Of the draws.
-        known_labels, degrees: See :class:`NeighbourTrees`.
+        known_labels, degrees, label_hops: See :class:`NeighbourTrees`.
     """
 
     def __init__(
@@ -187,8 +197,9 @@ class RFGraph(NeighbourTrees):
         seed: int = 0,
         known_labels: bool = False,
         degrees: bool = False,
+        label_hops: Literal[1, 2] = 1,
     ):
-        super().__init__(hops=hops, known_labels=known_labels, degrees=degrees)
+        super().__init__(hops=hops, known_labels=known_labels, degrees=degrees, label_hops=label_hops)
         check_sizes(num_trees=num_trees)
         self.aggregate = check_aggregate(aggregate)
         self.settings = {

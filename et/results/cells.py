@@ -24,7 +24,8 @@ PROTOCOLS = ("held_out", "released")
 # the epochs, and precision is chosen for speed (bfloat16 makes ET faster on the CPU and GIN slower).
 FREE = ("optim.schedule.name", "optim.schedule.warmup_epochs", "trainer.check_val_every_n_epoch", "trainer.precision")
 FREE += ("data.one_hot", "data.num_features", "data.num_edge_features")  # how a method reads types, and what it counts
-INPUTS = ("model.known_labels=", "model.label_counts=")  # settings of models that say what they read
+# Settings of models that say what they read
+INPUTS = ("model.known_labels=", "model.label_counts=", "model.label_hops=")
 USUAL_FIDELITY = {"held_out": "paper", "released": "released"}
 
 

@@ -78,6 +78,7 @@ ADDED_KEYS: Mapping[str, Mapping[str, Any]] = {
     "model.degrees": {"paper": False, "released": False},
     "model.known_labels": {"paper": False, "released": False},
     "model.label_counts": {"paper": False, "released": False},
+    "model.label_hops": {"paper": 1, "released": 1},
     "model.num_blocks": {"paper": 1, "released": 1},
     "model.energy_features": {"paper": False, "released": False},
     "data.occluded_range": {"paper": None, "released": None},

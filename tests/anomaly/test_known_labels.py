@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 
 from et.anomaly import lit
 from et.anomaly.graph import NodeGraph
-from et.anomaly.known_labels import MASKED, draw_masked, folds, label_counts, open_labels
+from et.anomaly.known_labels import MASKED, SMOOTHING, draw_masked, folds, label_counts, label_rates, open_labels
 from et.anomaly.lit import AnomalyTask
 from et.core import EdgeTopology
 from et.runs.identity import fill_counts
@@ -17,6 +17,7 @@ from tests.anomaly.conftest import save_npz
 
 SIZES = ["model.head_dim=8", "model.num_memories=16", "model.steps=2"]
 COUNTS = "model.label_counts=true"
+HOPS = "model.label_hops=2"
 BASELINES = ["mlp", "gt", "bwgnn", "gcn", "sage", "gin", "gat", "pmp", "trees", "rfgraph", "xgbgraph"]
 
 
@@ -52,6 +53,25 @@ def test_counts_are_the_dense_ones_and_leave_the_own_label_out():
     torch.testing.assert_close(label_counts(known, [topology, topology]).expm1(), expected.repeat(1, 2))
 
 
+def test_rates_are_those_of_two_dense_gcn_layers():
+    source, target = torch.randint(0, 12, (2, 40), generator=torch.Generator().manual_seed(0))
+    adjacency = torch.zeros(12, 12).index_put((source, target), torch.tensor(1.0))
+    adjacency = (adjacency + adjacency.T).clamp(max=1).fill_diagonal_(0)
+    known = torch.arange(12) % 3
+    root = adjacency.sum(1).clamp(min=1).rsqrt()
+    layer = root[:, None] * adjacency * root
+    edges = [(adjacency * scale).nonzero().T for scale in (1, 0)] + [torch.arange(12).expand(2, -1)]  # and self-loops
+    topologies = [EdgeTopology(torch.cat([edge_index, edges[2]], 1), 12) for edge_index in edges[:2]]
+    sums = layer @ layer @ torch.stack([known == 0, known == 1], dim=1).float() * 12 / 8
+    share = 4.5 / 9
+    odds = (sums[:, 1] + SMOOTHING * share) / (sums[:, 0] + SMOOTHING * (1 - share))
+    expected = torch.stack([odds.log() - torch.tensor(share).logit(), sums.sum(1)], dim=1)
+    torch.testing.assert_close(label_rates(known, topologies[:1]), expected)
+    torch.testing.assert_close(label_rates(known, topologies, merged=True), expected)  # the other has no edges
+    torch.testing.assert_close(label_rates(known, topologies), torch.cat([expected, torch.zeros(12, 2)], dim=1))
+    assert torch.equal(label_rates(torch.full((12,), MASKED), topologies), torch.zeros(12, 4))
+
+
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.99])
 def test_the_masked_and_the_open_divide_the_training_nodes(share):
     train_nodes = torch.arange(5, 25)
@@ -66,6 +86,7 @@ def test_the_masked_and_the_open_divide_the_training_nodes(share):
 
 EXPERIMENTS = [("labels", []), ("labels", [COUNTS]), *[(f"{name}_labels", []) for name in BASELINES]]
 EXPERIMENTS += [("pmp_labels", ["model.layers=2"])]  # over two layers labels come back
+EXPERIMENTS += [("labels", [COUNTS, HOPS]), *((f"{name}_labels", [HOPS]) for name in ("mlp", "trees", "rfgraph"))]
 
 
 @pytest.mark.parametrize("loops", [False, True], ids=["", "self-loops"])
@@ -84,7 +105,7 @@ def test_no_label_reaches_its_own_score(small_config, suffix, extra, loops):
     assert not torch.equal(task.score(with_labels(batch, batch.train)), before)  # training labels are: it can fail
 
 
-@pytest.mark.parametrize("extra", [[], [COUNTS]])
+@pytest.mark.parametrize("extra", [[], [COUNTS], [COUNTS, HOPS]])
 def test_scoring_in_pieces_sees_the_same_labels(small_config, extra):
     task, batch = task_of(small_config("amazon_upu_40pct_labels", *SIZES, *extra))
     known = open_labels(batch.labels, batch.train)
@@ -112,6 +133,12 @@ def homophilous_graph() -> NodeGraph:
     edges = torch.stack([source, target])[:, source != target]
     features = torch.randn(300, 5, generator=generator)
     return NodeGraph("alike", features, labels, {"edges": torch.cat([edges, edges.flip(0)], 1)})
+
+
+def test_two_hops_need_known_labels(small_config):
+    for experiment, wrong in (("labels", HOPS), ("mlp", HOPS), ("trees", HOPS), ("trees_labels", "model.label_hops=3")):
+        with pytest.raises(Exception, match="label_hops"):
+            instantiate(fill_counts(small_config(f"amazon_upu_40pct_{experiment}", wrong)).model)
 
 
 @pytest.mark.slow

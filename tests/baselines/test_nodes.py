@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from et.anomaly.aggregates import neighbour_max, neighbour_mean, neighbour_sum
-from et.anomaly.known_labels import MASKED, label_counts
+from et.anomaly.known_labels import MASKED, label_counts, open_labels
 from et.baselines.bwgnn import BWGNN, beta_wavelets, laplacian_times
 from et.baselines.neighbour_trees import NeighbourTrees, RFGraph, XGBGraph
 from et.baselines.node_gnn import KINDS, NodeGNN
@@ -307,7 +307,8 @@ class TestTrees:
             results.append(trees(features.float(), [topology]))
         assert torch.equal(*results)
 
-    def test_trees_do_not_depend_on_the_order_of_the_nodes(self):
+    @pytest.mark.parametrize("labels_read", [{}, {"known_labels": True, "label_hops": 2}])
+    def test_trees_do_not_depend_on_the_order_of_the_nodes(self, labels_read):
         """Features with many equal values, so that many splits gain the same."""
         rng = np.random.default_rng(1)
         nodes, count = torch.from_numpy(rng.permutation(400)), 400
@@ -318,7 +319,8 @@ class TestTrees:
         found = []
         for ids, at in ((torch.arange(count), torch.arange(count)), (nodes, place)):
             topology = EdgeTopology(at[edge_index], count)
-            trees = NeighbourTrees(rounds=60, learning_rate=0.3, min_samples_leaf=2)
+            trees = NeighbourTrees(rounds=60, learning_rate=0.3, min_samples_leaf=2, **labels_read)
             trees.fit(features[ids], [topology], labels[ids], at[train])
-            found.append(trees(features[ids], [topology])[at])
+            known = open_labels(labels[ids], at[train]) if labels_read else None
+            found.append(trees(features[ids], [topology], known=known)[at])
         assert torch.equal(*found)

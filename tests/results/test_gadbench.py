@@ -123,6 +123,7 @@ def test_a_blend_is_of_the_winners_and_counts_the_settings_of_both(make_run, tmp
     [
         ([], "model.trees.hops=2"),
         (["model.hops=3", "model.degrees=true"], "model.trees.hops=3 +model.trees.degrees=true"),
+        (["model.label_hops=2"], "model.trees.hops=2"),  # labels are read as the network reads them
     ],
 )
 def test_trees_of_a_blend_have_their_hops_where_the_network_reads_no_means(make_run, tmp_path, of_trees, expected):

@@ -83,7 +83,7 @@ def test_the_estimate_and_the_report_know_what_is_on_record(tmp_path, monkeypatc
 
 
 def test_without_a_run_the_pace_of_the_method_on_other_data_counts(monkeypatch, tmp_path, capsys):
-    """Sizes are those of table 8, for data that nobody has run too. Per node an epoch takes as long as on other data."""
+    """Sizes are those of table 8, also for data without a run. Per node an epoch takes as long as on other data."""
     here = Past("x", 2.0, "cpu", data="MUTAG", nodes=3371)
     recorded = {("tu_mutag_gin", "held_out"): [here, Past("y", None, "cpu", data="ENZYMES", nodes=1)]}
     open_cells = []
