@@ -34,9 +34,9 @@ TRIALS = 10
 SEMI, KNOWN_LABELS = "_semi", "_labels"  # how experiments with few labels go on, and those with known labels end
 BLEND = "_blend"  # how methods end that are another method with trees
 OF_THE_INPUT = ("model.hops=", "model.degrees=", "model.label_hops=")  # settings of trees that say what they read
-# Settings of the data that change the task: runs with another one have a table of their own.
+# Settings that change the task or what is known: runs with another one have a table of their own.
 OF_THE_TASK = tuple(f"data.{key}=" for key in ("inductive", "merge", "drop_features", "train_ratio", "group_by"))
-OF_THE_TASK += ("data.one_way_edges=keep",)
+OF_THE_TASK += ("data.one_way_edges=keep", "model.label_hops=2")
 ETS = ("", "encoded")
 # Names of the methods by the suffix of their experiments; any other suffix is shown as it is.
 METHODS = {
