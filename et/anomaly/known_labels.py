@@ -123,7 +123,7 @@ def check_label_hops(hops: int, known_labels: bool) -> int:
     if hops not in (1, 2) or isinstance(hops, bool):
         raise ValueError(f"label_hops must be 1 or 2, not {hops!r}")
     if hops == 2 and not known_labels:
-        raise ValueError("label_hops=2 reads known labels, which this model does not: see known_labels, label_counts")
+        raise ValueError("label_hops=2 reads known labels: set known_labels=true, for ET label_counts=true")
     return hops
 
 
