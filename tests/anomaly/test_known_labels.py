@@ -142,7 +142,7 @@ def test_two_hops_need_known_labels(small_config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", [[], [COUNTS]])
+@pytest.mark.parametrize("extra", [[], [COUNTS], [COUNTS, HOPS]])
 def test_labels_tell_and_permuted_ones_do_not(small_config, tmp_path, monkeypatch, extra):
     path = save_npz(homophilous_graph(), tmp_path / "alike.npz")
     common = [f"data.path={path}", "data.num_nodes=300", "model.position_embedding=false", "trainer.max_epochs=60"]
