@@ -17,7 +17,7 @@ from et.core.sparse import edge_aggregate
 
 MASKED = 2
 FOLDS = 5  # parts of the training nodes, each scored with the labels of the others
-SMOOTHING = 0.25  # weight of the prior in a rate; if all nodes have as many neighbours, the labels weigh about 1
+SMOOTHING = 0.25  # weight of the prior in a rate; if all nodes have as many neighbours, labels weigh 1 on average
 
 
 def open_labels(labels: Tensor, nodes: Tensor) -> Tensor:
@@ -74,14 +74,15 @@ def label_rates(known: Tensor, topologies: Sequence[EdgeTopology], merged: bool 
         For each relation the log-odds of the rate minus those of the share, and s_0 + s_1: (n, 2 R), or (n, 2) if
         ``merged``; float32.
     """
-    kinds = _kinds(known)
+    kinds = _kinds(known).double()  # rounded at the end, the sums do not depend on the order of the nodes
     count = kinds.sum(0)  # (2,)
     share = (count[1] + 0.5) / (count.sum() + 1)
     sums = torch.stack([_two_steps(kinds, topology) for topology in topologies])  # (R, n, 2)
     sums = (sums.sum(0, keepdim=True) if merged else sums) * (len(known) / count.sum().clamp(min=1))
     benign, anomalous = sums.unbind(-1)  # (R, n) each
     odds = (anomalous + SMOOTHING * share) / (benign + SMOOTHING * (1 - share))
-    return torch.stack([odds.log() - torch.logit(share), benign + anomalous], dim=-1).transpose(0, 1).flatten(1)
+    columns = torch.stack([odds.log() - torch.logit(share), benign + anomalous], dim=-1)  # (R, n, 2)
+    return columns.transpose(0, 1).flatten(1).float()
 
 
 def with_label_counts(
@@ -120,7 +121,7 @@ def check_label_hops(hops: int, known_labels: bool) -> int:
     Raises:
         ValueError: It is not 1 or 2, or it is 2 without known labels.
     """
-    if hops not in (1, 2) or isinstance(hops, bool):
+    if isinstance(hops, bool) or not isinstance(hops, int) or hops not in (1, 2):
         raise ValueError(f"label_hops must be 1 or 2, not {hops!r}")
     if hops == 2 and not known_labels:
         raise ValueError("label_hops=2 reads known labels: set known_labels=true, for ET label_counts=true")

@@ -79,9 +79,10 @@ def test_a_checkpoint_scores_as_the_run_did(small_config, suffix):
         assert again["metrics"][name] == pytest.approx(outcome.record["metrics"][name], rel=1e-6)
 
 
-def test_no_label_reaches_its_own_score(small_config):
+@pytest.mark.parametrize("extra", [[], ["model.label_hops=2"]])
+def test_no_label_reaches_its_own_score(small_config, extra):
     """As :mod:`tests.anomaly.test_known_labels` has it for other networks; the trees stay as they were fitted."""
-    task, batch = task_of(small_config("amazon_upu_gadbench_encoded_blend_labels", *SMALL))
+    task, batch = task_of(small_config("amazon_upu_gadbench_encoded_blend_labels", *SMALL, *extra))
     before = task.score(batch)
     for node in batch.train[:4].tolist():
         assert task.score(with_labels(batch, node))[node] == before[node]
@@ -121,5 +122,7 @@ def test_keys_and_values_of_both_parts_are_checked(small_config):
             check(override)
     with pytest.raises(UserError, match=r"set model\.known_labels"):
         Blend.of_mlp({"known_labels": True}, in_features=5)
+    with pytest.raises(UserError, match=r"set model\.label_hops"):
+        Blend.of_mlp({"label_hops": 2}, in_features=5)
     with pytest.raises(UserError, match=r"model\.trees has settings"):
         Blend.of_mlp(3, in_features=5)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from et.anomaly.aggregates import neighbour_max, neighbour_mean, neighbour_sum
 from et.anomaly.known_labels import MASKED, label_counts, open_labels
@@ -307,6 +308,21 @@ class TestTrees:
             results.append(trees(features.float(), [topology]))
         assert torch.equal(*results)
 
+    def test_trees_are_not_fitted_to_rates_that_contain_the_own_label(self):
+        """Neighbours are drawn at random, so their labels say nothing. A rate with the node's own label would."""
+        count, generator = 2000, torch.Generator().manual_seed(0)
+        labels = torch.arange(count) % 2
+        features = labels[:, None] + torch.randn(count, 1, generator=generator)
+        topology = EdgeTopology(symmetric_edges(count, 1500, loops=False), count)
+        train = torch.arange(count // 2)
+        auc = []
+        for label_hops in (1, 2):
+            trees = NeighbourTrees(hops=0, rounds=20, known_labels=True, label_hops=label_hops)
+            trees.fit(features, [topology], labels, train)
+            scores = trees(features, [topology], known=open_labels(labels, train))
+            auc.append(roc_auc_score(labels[count // 2 :], scores[count // 2 :]))
+        assert auc[0] > 0.7 and auc[1] > auc[0] - 0.03, auc
+
     @pytest.mark.parametrize("labels_read", [{}, {"known_labels": True, "label_hops": 2}])
     def test_trees_do_not_depend_on_the_order_of_the_nodes(self, labels_read):
         """Features with many equal values, so that many splits gain the same."""
@@ -320,7 +336,7 @@ class TestTrees:
         for ids, at in ((torch.arange(count), torch.arange(count)), (nodes, place)):
             topology = EdgeTopology(at[edge_index], count)
             trees = NeighbourTrees(rounds=60, learning_rate=0.3, min_samples_leaf=2, **labels_read)
-            trees.fit(features[ids], [topology], labels[ids], at[train])
+            trees.fit(features[ids], [topology], labels[ids], at[train].sort().values)
             known = open_labels(labels[ids], at[train]) if labels_read else None
             found.append(trees(features[ids], [topology], known=known)[at])
         assert torch.equal(*found)

@@ -71,6 +71,22 @@ def test_other_data_splits_and_few_labels_have_tables_of_their_own(make_run, tmp
     }
 
 
+def test_labels_over_two_steps_are_a_regime_of_their_own(make_run, tmp_path):
+    """Methods with equal knowledge are compared, and the trees of a blend read labels as its network does."""
+    two = "model.label_hops=2"
+    for experiment in ("reddit_gadbench_encoded_labels", "reddit_gadbench_trees_labels"):
+        make_run(key(experiment, 0), metrics(0.5, 0.5))
+        make_run(key(experiment, 0), metrics(0.4, 0.4), two)
+    found = {(row.data, row.method): row for row in rows(collect([tmp_path / "runs"]).runs.values())}
+    data = sorted({data for data, _ in found})
+    assert data == ["amazon", f"amazon, {two}"] and all(row.searched == 1 for row in found.values())
+    settings = blended(found[data[1], "encoded"], found[data[1], "trees"])
+    assert settings == [two]
+    make_run(key("reddit_gadbench_encoded_blend_labels", 0), metrics(0.6, 0.6), *settings)
+    table = rows(collect([tmp_path / "runs"]).runs.values())
+    assert [row.data for row in table if row.method == "encoded_blend"] == [data[1]]
+
+
 def test_the_sweep_has_every_method():
     """Ten trials of each on Reddit and Tolokers, on features only and with known labels."""
     sweep = OmegaConf.load(ROOT / "conf/sweep/gadbench.yaml").hydra.sweeper.params
@@ -123,7 +139,6 @@ def test_a_blend_is_of_the_winners_and_counts_the_settings_of_both(make_run, tmp
     [
         ([], "model.trees.hops=2"),
         (["model.hops=3", "model.degrees=true"], "model.trees.hops=3 +model.trees.degrees=true"),
-        (["model.label_hops=2"], "model.trees.hops=2"),  # labels are read as the network reads them
     ],
 )
 def test_trees_of_a_blend_have_their_hops_where_the_network_reads_no_means(make_run, tmp_path, of_trees, expected):
