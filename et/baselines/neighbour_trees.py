@@ -86,7 +86,7 @@ class NeighbourTrees(nn.Module):
         inputs, of_train = self.inputs(features, topologies, known)[train].cpu().numpy(), labels[train].cpu().numpy()
         order = np.lexsort((of_train, *inputs.T))
         if self.label_hops == 2:
-            fold = order.argsort() % FOLDS  # by the sorted inputs, not by the order of the nodes unless inputs are equal
+            fold = order.argsort() % FOLDS  # by the sorted inputs: the order of the nodes decides for equal ones only
             for part in range(FOLDS):
                 others = open_labels(labels, train[torch.from_numpy(fold != part)])
                 rates = label_rates(others, topologies)[train].cpu().numpy()
