@@ -27,7 +27,8 @@ INTRO = (
     "test mean shown under `held_out` on the same data with the same settings, which favours it over ET. "
     "Precision, learning-rate schedule and the encoding of atom and bond types may differ. "
     "Settings in brackets differ from the paper's, for example fewer epochs. "
-    "Detectors under GADBench's protocol have [a table of their own](gadbench/table.md)."
+    "Detectors under GADBench's protocol have [a table of their own](gadbench/table.md). The last list has the paper's "
+    "numbers that nothing here stands beside; a star marks data that were run with other settings."
 )
 
 MARKS = {
@@ -85,6 +86,25 @@ def glances(table: Table, lines: Sequence[Line]) -> list[Glance]:
     return found
 
 
+def unmeasured_numbers(table: Table, rows: Sequence[Glance]) -> list[str]:
+    """The paper's numbers of ET that no row stands beside; a star marks data with rows of other settings."""
+    beside = [row.cell for row in rows if row.cell is not None]
+    tried = {row.line.condition.name for row in rows}
+    cells = [
+        (condition, table.cell(metric.name, condition.name, method.name))
+        for metric in first_metrics(table)
+        for condition in table.conditions
+        for method in table.methods
+        if method.ours
+    ]
+    several = len({cell.method for _, cell in cells if cell is not None}) > 1
+    return [
+        " ".join([*condition.labels, *[cell.method] * several, cell.printed]) + "*" * (condition.name in tried)
+        for condition, cell in cells
+        if cell is not None and cell not in beside
+    ]
+
+
 def first_metrics(table: Table) -> list[Metric]:
     """The first measured metric of each condition, and those that say ``in_summary``."""
     measured = [metric for metric in table.metrics if metric.measured and metric.in_paper]
@@ -94,7 +114,7 @@ def first_metrics(table: Table) -> list[Metric]:
 
 def summary_document(collection: Collection) -> tuple[Document, list[Glance]]:
     """The page, and its rows for the figure."""
-    grids, rows, standings, without = [], [], [], []
+    grids, rows, standings, without, unmeasured = [], [], [], [], []
     for number in paper.NUMBERS:
         table = paper.load(number)
         if table.kind != "results" or not any(metric.measured for metric in table.metrics):
@@ -103,13 +123,16 @@ def summary_document(collection: Collection) -> tuple[Document, list[Glance]]:
         found, standing = glances(table, lines), standing_of(table, lines)
         standings.append(standing)
         rows += found
+        if missing := unmeasured_numbers(table, found):
+            unmeasured.append(f"Table {number}: {', '.join(missing)}")
         if found:
             grids += glance_grids(table, found)
         else:
             without.append(f"Table {number}: {table.title}")
     everything = total(standings)
     figure = "![Measured values beside the paper's, and on other data beside the best other method](summary.svg)"
-    sections = [Section("Tables without a measurement", without)] if without else []
+    sections = [Section("Numbers of the paper's ET without a measurement of its data and settings", unmeasured)]
+    sections += [Section("Tables without a measurement", without)] if without else []
     intro = "\n\n".join([everything.sentence(), INTRO, figure, CAPTION])
     return Document("Results at a glance", intro, grids, sections), rows
 

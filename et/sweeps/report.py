@@ -58,8 +58,8 @@ def report(cells: Sequence[Cell], title: str, runs: Path, verbose: bool) -> None
             groups[cell.group]["on record" if cell in known else STATES[cell.state]] += 1
         for group, states in groups.items():
             left = [cell for cell in cells if cell.group == group and cell.state != "done" and cell not in known]
-            seconds, unknown = estimate(left, runs, recorded)
-            time = f", up to {duration(seconds)}" if unknown < len(left) else ""
+            (exact, _), (rough, _), _ = _totals(left, runs, recorded)
+            time = f", up to {duration(exact)}" * bool(exact) + f", roughly {duration(rough)}" * bool(rough)
             say(f"  {group}: " + ", ".join(f"{count} {state}" for state, count in states.items()) + time)
     reasons: dict[str, list[Cell]] = defaultdict(list)
     for cell in cells:
@@ -81,16 +81,23 @@ def report(cells: Sequence[Cell], title: str, runs: Path, verbose: bool) -> None
 
 
 def _time_of(cells: Sequence[Cell], runs: Path, recorded: Paces) -> str:
-    found = _seconds(cells, runs, recorded)
-    known = [seconds for seconds in found if seconds is not None]
-    rest = [cell for cell, seconds in zip(cells, found, strict=True) if seconds is None]
-    by_size, strange = estimate_by_size(rest, recorded) if rest else (0.0, 0)
-    text = f", up to {duration(sum(known))} of training (scoring not counted) for {len(known)} of them" if known else ""
-    if strange < len(rest):
-        text += f", roughly {duration(by_size)} for {len(rest) - strange} by the pace of their method on other data"
-    if strange:
-        text += f"; {strange} without an estimate: no run of their experiments is finished yet"
+    (exact, known), (rough, by_size), unknown = _totals(cells, runs, recorded)
+    text = f", up to {duration(exact)} of training (scoring not counted) for {known} of them" if known else ""
+    if by_size:
+        text += f", roughly {duration(rough)} for {by_size} by the pace of their method on other data"
+    if unknown:
+        text += f"; {unknown} without an estimate: no run of their experiments is finished yet"
     return text
+
+
+def _totals(cells: Sequence[Cell], runs: Path, recorded: Paces) -> tuple[tuple[float, int], tuple[float, int], int]:
+    """(seconds, number of cells) by their own experiments and by other data, and the number without an estimate."""
+    own = seconds_of(cells, runs, recorded)
+    rest = [cell for cell, seconds in zip(cells, own, strict=True) if seconds is None]
+    other = seconds_by_size(rest, recorded) if rest else []
+    found = [[seconds for seconds in part if seconds is not None] for part in (own, other)]
+    (exact, known), (rough, by_size) = ((sum(part), len(part)) for part in found)
+    return (exact, known), (rough, by_size), len(rest) - by_size
 
 
 def recorded_paces(experiments: Path = EXPERIMENTS, only: str = "") -> Paces:
@@ -125,15 +132,8 @@ def on_record(cells: Sequence[Cell], recorded: Paces) -> list[Cell]:
     return [cell for cell in cells if cell.folder is not None and cell.folder.name in known]
 
 
-def estimate(cells: Sequence[Cell], runs: Path, recorded: Paces) -> tuple[float, int]:
-    """(seconds of training, number of cells without an estimate), if no run stops early."""
-    found = _seconds(cells, runs, recorded)
-    known = [seconds for seconds in found if seconds is not None]
-    return sum(known), len(found) - len(known)
-
-
-def _seconds(cells: Sequence[Cell], runs: Path, recorded: Paces) -> list[float | None]:
-    """Seconds of training of each cell; None without an estimate.
+def seconds_of(cells: Sequence[Cell], runs: Path, recorded: Paces) -> list[float | None]:
+    """Seconds of training of each cell, if it does not stop early; None without a finished run of its experiment.
 
     An epoch of a cell takes as long as the mean one of its experiment under its protocol, here or on record. Runs with
     another precision, batch size or model count only if there is no run with those of the cell.
@@ -156,8 +156,8 @@ def _seconds(cells: Sequence[Cell], runs: Path, recorded: Paces) -> list[float |
     return found
 
 
-def estimate_by_size(cells: Sequence[Cell], recorded: Paces) -> tuple[float, int]:
-    """(seconds of training, number of cells without an estimate) by recorded runs of the cells' methods on other data.
+def seconds_by_size(cells: Sequence[Cell], recorded: Paces) -> list[float | None]:
+    """Seconds of training of each cell by recorded runs of its method on other data; None without one.
 
     An epoch takes as long for each node as the mean recorded one. This is rough: graphs differ in size and in edges.
     """
@@ -172,15 +172,14 @@ def estimate_by_size(cells: Sequence[Cell], recorded: Paces) -> tuple[float, int
             nodes = sizes.get(past.data.upper())
             if past.epoch is not None and nodes:
                 per_node[_kind(experiment), split_name(experiment)[1], protocol].append(past.epoch / nodes)
-    seconds, unknown = 0.0, 0
+    found: list[float | None] = []
     for cell in cells:
         config = cell.config or {}
         nodes = sizes.get(str(config.get("data", {}).get("name", "")).upper())
         paces = per_node.get((_kind(cell.experiment), split_name(cell.experiment)[1], config.get("protocol", "")))
-        if paces and nodes:
-            seconds += sum(paces) / len(paces) * nodes * config["trainer"]["max_epochs"]
-        unknown += not (paces and nodes)
-    return seconds, unknown
+        known = paces and nodes
+        found.append(sum(paces) / len(paces) * nodes * config["trainer"]["max_epochs"] if known else None)
+    return found
 
 
 def _kind(experiment: str) -> str:

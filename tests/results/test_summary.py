@@ -25,6 +25,8 @@ def test_rows_counts_and_figure(make_run, tmp_path):
     (short,) = [line for line in papers.splitlines() if "ET (Ours) (max_epochs=3)" in line]
     assert "50.0 (n = 1)" in short and "40.0 (n = 1) GT" in short and "89.3" not in short, "equal budgets are compared"
     assert "| Amazon-UPU | 1% | ET (Ours) |" in others and "Paper" not in others.split("\n## ")[0]
+    (missing,) = re.findall(r"^- Table 1: (.*)$", text, re.MULTILINE)
+    assert "Amazon 40% 92.8 ± 0.3," in missing and "Amazon 1%" not in missing, "it has a row beside it"
     assert "numbers of the paper are measured here, with its data and settings" in text
     drawing = (tmp_path / "experiments/summary.svg").read_text()
     assert drawing.startswith("<?xml")

@@ -11,7 +11,7 @@ from et.runs.identity import config_of
 from et.runs.record import write_result
 from et.sweeps import report as sweep_report
 from et.sweeps.cells import Cell
-from et.sweeps.report import Past, absent_files, estimate, estimate_by_size, missing_data, recorded_paces
+from et.sweeps.report import Past, absent_files, missing_data, recorded_paces, seconds_by_size, seconds_of
 from et.utils.paths import EXPERIMENTS
 from tests.runs import make_record
 
@@ -38,19 +38,19 @@ def test_the_estimate_is_the_pace_of_finished_runs_of_the_experiment(tmp_path):
     finished(tmp_path, "z", 7000, protocol="released")
     finished(tmp_path, "w", 1, override="+trainer.limit_train_batches=8")
     cells = [cell("open"), cell("failed", epochs=100), cell("open", "b"), cell("open", protocol="gadbench")]
-    assert estimate(cells, tmp_path, {}) == (15 + 150, 2)
-    assert estimate([cell("open", protocol="released")], tmp_path, {}) == (7000, 0)
-    assert estimate([Cell((), "a", "invalid")], tmp_path, {}) == (0, 1)
+    assert seconds_of(cells, tmp_path, {}) == [15, 150, None, None]
+    assert seconds_of([cell("open", protocol="released")], tmp_path, {}) == [7000]
+    assert seconds_of([Cell((), "a", "invalid")], tmp_path, {}) == [None]
 
 
 def test_runs_of_another_precision_or_batch_size_count_only_without_those_of_the_cell(tmp_path):
     finished(tmp_path, "x", 10)
     finished(tmp_path, "y", 1000, override="trainer.precision=bf16-mixed")
-    assert estimate([cell("open")], tmp_path, {}) == (10, 0)
+    assert seconds_of([cell("open")], tmp_path, {}) == [10]
     bf16 = cell("open", "a", "none", 10, "held_out", "trainer.precision=bf16-mixed")
-    assert estimate([bf16], tmp_path, {}) == (1000, 0)
+    assert seconds_of([bf16], tmp_path, {}) == [1000]
     larger = cell("open", "a", "none", 10, "held_out", "data.batch_size=64", "optim.optimizer.lr=1")
-    assert estimate([larger], tmp_path, {}) == ((10 + 1000) / 2, 0)
+    assert seconds_of([larger], tmp_path, {}) == [(10 + 1000) / 2]
 
 
 def line(experiment: str, run_id: str, seconds: float, *overrides: str) -> str:
@@ -90,11 +90,14 @@ def test_without_a_run_the_pace_of_the_method_on_other_data_counts(monkeypatch, 
     for experiment, data in [("tu_mutagenicity_gin", "Mutagenicity"), ("tu_nci1_gat", "NCI1"), ("tu_mine_gin", "MINE")]:
         config = {"protocol": "held_out", "trainer": {"max_epochs": 10}, "data": {"name": data}}
         open_cells.append(Cell((f"experiment={experiment}",), experiment, "open", Path("z"), config=config))
-    seconds, unknown = estimate_by_size(open_cells, recorded)
-    assert seconds == pytest.approx(10 * 2.0 * 4337 * 30.32 / (188 * 17.93), rel=1e-4) and unknown == 2
+    seconds, *unknown = seconds_by_size(open_cells, recorded)
+    assert seconds == pytest.approx(10 * 2.0 * 4337 * 30.32 / (188 * 17.93), rel=1e-4) and unknown == [None, None]
     monkeypatch.setattr(sweep_report, "recorded_paces", lambda: recorded)
-    sweep_report.report(open_cells, "sweep", tmp_path, verbose=False)
-    assert "roughly 13 min for 1 by the pace of their method on other data; 2 without" in capsys.readouterr().out
+    sweep_report.report(open_cells, "sweep", tmp_path, verbose=True)
+    printed = capsys.readouterr().out
+    assert "roughly 13 min for 1 by the pace of their method on other data; 2 without" in printed
+    assert "experiment=tu_mutagenicity_gin: 1 not run yet, roughly 13 min\n" in printed
+    assert "experiment=tu_nci1_gat: 1 not run yet\n" in printed
 
 
 def test_every_recorded_run_has_its_seconds():
