@@ -27,7 +27,7 @@ def test_a_table_that_is_not_there_is_an_error_for_people():
 
 @pytest.mark.parametrize(
     ("number", "methods", "conditions", "cells"),
-    [(1, 7, 8, 112), (2, 12, 8, 51), (7, 6, 5, 27), (12, 3, 4, 24), (13, 3, 8, 48), (14, 5, 1, 10), (15, 3, 1, 6),
+    [(1, 7, 8, 112), (2, 12, 8, 51), (7, 6, 6, 27), (12, 3, 4, 24), (13, 3, 8, 48), (14, 5, 1, 10), (15, 3, 1, 6),
      (16, 2, 1, 6), (5, 1, 4, 16), (8, 1, 8, 40)],
 )  # fmt: skip
 def test_counts_of_rows_columns_and_cells(number, methods, conditions, cells):
@@ -48,6 +48,7 @@ def test_counts_of_rows_columns_and_cells(number, methods, conditions, cells):
         (2, "accuracy", "tu_frankenstein", "ASAP", 66.3, 0.5, False),
         (7, "accuracy", "gnnbench_pattern", "ET (Ours)", 90.690, 0.013, True),
         (7, "mae", "zinc", "GT", 0.226, 0.014, False),
+        (7, "mae", "zinc_full", "ET (Ours)", 0.096, 0.0, True),
         (12, "auc", "yelp_40pct", "BWGNN (Heterogenous)", 90.54, None, True),
         (13, "f1_macro", "tsocial_1pct", "ATT ✗ / HN ✓", 72.7, 1.0, False),
         (14, "mse", "imagenet", "ET-NoATT", 0.825, 0.20, False),
@@ -64,7 +65,10 @@ def test_exact_cells(number, metric, condition, method, mean, std, bold):
 
 @pytest.mark.parametrize("number", RESULTS)
 def test_bold_is_best(number):
-    """Where the paper prints bold at all, the bold value is the best of its column (table 2: only EvoG is bold)."""
+    """Where the paper prints bold at all, the bold value is the best of its column (table 2: only EvoG is bold).
+
+    Its column ZINC is two conditions here: the bold value of ET is of full ZINC, the others are of the 12k subset.
+    """
     table = paper.load(number)
     for metric in table.metrics:
         for condition in table.conditions:
@@ -73,7 +77,7 @@ def test_bold_is_best(number):
             if bold:
                 assert bold == [(max if metric.direction == "max" else min)(c.mean for c in cells)]
             else:
-                assert not cells or number == 2 or metric.direction == "none"
+                assert not cells or number == 2 or metric.direction == "none" or condition.name == "zinc"
 
 
 def test_the_full_model_of_table_13_is_that_of_table_1():
