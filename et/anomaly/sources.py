@@ -75,7 +75,7 @@ def published_graph(name: str, folder: Path) -> NodeGraph:
     if differences:
         warnings.warn(f"{path} is not the published data set {name!r}: {differences}", stacklevel=2)
         return replace(graph, variant=f"{USER_DATA} saved as {about.file}: {differences}")
-    if about.nodes is not None:  # no hash of it is known
+    if about.edges is not None:  # no hash of it is known
         return replace(graph, variant=COUNTS_ONLY)
     return graph
 

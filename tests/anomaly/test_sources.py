@@ -12,7 +12,7 @@ from scipy.sparse import csc_matrix
 
 from et.anomaly import sources
 from et.anomaly.graph import check_graph
-from et.anomaly.published import Published
+from et.anomaly.published import PUBLISHED, Published
 from et.anomaly.sources import load_graph
 from et.utils.errors import UserError
 from tests.anomaly.conftest import make_graph, save_npz
@@ -104,8 +104,33 @@ def test_dgl_graph_with_one_hot_labels(graph, tmp_path, monkeypatch):
     read = load_graph("tfinance", tmp_path)
     assert torch.equal(read.features, graph.features) and torch.equal(read.labels, graph.labels)
     assert edge_set(next(iter(read.relations.values()))) == edge_set(graph.relations["first"])
-    assert read.variant.startswith("user data saved as tfinance: 200 nodes and ")
-    assert "where table 5 has 39357 and 21222543" in read.variant
+    assert read.variant == "user data saved as tfinance: 200 nodes where table 5 has 39357"
+
+
+def test_a_file_of_gadbench_has_the_sizes_of_its_table_or_is_the_user_s(graph, tmp_path, monkeypatch):
+    """Anomalies are a share of the labelled nodes there."""
+    monkeypatch.setenv("DGLBACKEND", "pytorch")
+    dgl = pytest.importorskip("dgl", reason="dgl is not installed")
+    source, target = graph.relations["first"]
+    saved, labelled = dgl.graph((source, target), num_nodes=200), torch.arange(200) >= 20
+    saved.ndata.update({"feature": graph.features, "label": graph.labels, "mark": labelled})
+    (tmp_path / "node" / "gadbench").mkdir(parents=True)
+    dgl.save_graphs(str(tmp_path / "node" / "gadbench" / "elliptic"), [saved])
+    assert load_graph("gadbench_elliptic", tmp_path).variant == (
+        "user data saved as gadbench/elliptic: 200 nodes where GADBench's table has 203769"
+    )
+    share = round(100 * float(graph.labels[labelled].double().mean()), 1)
+    assert share != round(100 * float(graph.labels.double().mean()), 1)
+    sizes = {"nodes": 200, "features": 5, "anomalies": share, "table": "GADBench's table", "variant": "theirs"}
+    monkeypatch.setitem(sources.PUBLISHED, "gadbench_elliptic", Published("gadbench/elliptic", "", **sizes))
+    assert load_graph("gadbench_elliptic", tmp_path).variant == "theirs"
+
+
+@pytest.mark.parametrize("name", ["reddit", "tolokers"])
+def test_the_sizes_of_gadbench_s_table_are_those_of_the_data(name, data_root):
+    graph = load_graph(name, data_root)
+    about = PUBLISHED[f"gadbench_{name}"]
+    assert about.differences(graph) == ""
 
 
 def test_a_damaged_dgl_file_is_an_error(tmp_path):
@@ -138,6 +163,8 @@ def test_a_file_of_the_published_name_is_exact_only_with_the_published_sizes_and
         ({"edges": undirected + 1}, "edges where table 5 has"),
         ({"features": 6}, "5 features where"),
         ({"anomalies": 3.0}, "20.0 % anomalies where table 5 has 3.0 %"),
+        ({"nodes": 201}, "200 nodes where table 5 has 201"),
+        ({"anomalies": 20.1, "table": "GADBench's table"}, "20.0 % anomalies where GADBench's table has 20.1 %"),
         ({"sha256": "0" * 64}, "other contents than the published file"),
     ):
         with pytest.warns(UserWarning, match="is not the published data set 'yelp'"):
