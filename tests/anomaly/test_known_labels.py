@@ -10,6 +10,7 @@ from et.anomaly import lit
 from et.anomaly.graph import NodeGraph
 from et.anomaly.known_labels import MASKED, SMOOTHING, draw_masked, folds, label_counts, label_rates, open_labels
 from et.anomaly.lit import AnomalyTask
+from et.baselines import neighbour_trees
 from et.core import EdgeTopology
 from et.runs.identity import fill_counts
 from et.training.run import train
@@ -141,12 +142,18 @@ def test_two_hops_need_known_labels(small_config):
             instantiate(fill_counts(small_config(f"amazon_upu_40pct_{experiment}", wrong)).model)
 
 
+PERMUTED = [("", []), ("", [COUNTS]), ("", [COUNTS, HOPS]), ("_mlp", []), ("_mlp", [HOPS])]
+PERMUTED += [("_gt", []), ("_bwgnn", []), ("_pmp", []), ("_trees", []), ("_trees", [HOPS])]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", [[], [COUNTS], [COUNTS, HOPS]])
-def test_labels_tell_and_permuted_ones_do_not(small_config, tmp_path, monkeypatch, extra):
+@pytest.mark.parametrize(("suffix", "extra"), PERMUTED)
+def test_labels_tell_and_permuted_ones_do_not(small_config, tmp_path, monkeypatch, suffix, extra):
     path = save_npz(homophilous_graph(), tmp_path / "alike.npz")
-    common = [f"data.path={path}", "data.num_nodes=300", "model.position_embedding=false", "trainer.max_epochs=60"]
-    common += [*SIZES, "optim.optimizer.lr=0.01", "trainer.check_val_every_n_epoch=10"]
+    common = [f"data.path={path}", "data.num_nodes=300"]
+    if suffix != "_trees":
+        common += ["trainer.max_epochs=60", "optim.optimizer.lr=0.01", "trainer.check_val_every_n_epoch=10"]
+    common += [*SIZES, "model.position_embedding=false"] if suffix == "" else []
 
     def auc(experiment: str, *more: str) -> float:
         cfg = small_config(experiment, *common, *more)
@@ -159,9 +166,10 @@ def test_labels_tell_and_permuted_ones_do_not(small_config, tmp_path, monkeypatc
         known[nodes] = labels[nodes[order]]
         return known
 
-    without, with_known = auc("amazon_upu_40pct"), auc("amazon_upu_40pct_labels", *extra)
-    monkeypatch.setattr(lit, "open_labels", permuted)
-    shuffled = auc("amazon_upu_40pct_labels", *extra)
+    name = f"amazon_upu_40pct{suffix}"
+    without, with_known = auc(name), auc(f"{name}_labels", *extra)
+    monkeypatch.setattr(neighbour_trees if suffix == "_trees" else lit, "open_labels", permuted)
+    shuffled = auc(f"{name}_labels", *extra)
     assert with_known > 0.8 > 0.65 > max(without, shuffled)
     assert abs(shuffled - without) < 0.15
 

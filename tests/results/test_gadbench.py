@@ -167,7 +167,7 @@ def test_the_committed_table_is_rendered_from_the_committed_records():
     assert (FOLDER / "table.md").read_text() == render(rows(found.runs.values()))
 
 
-PAGE = (ROOT / "docs/how-to/anomaly.md").read_text()
+PAGE = (ROOT / "docs/explanation/anomaly.md").read_text()
 RESULTS = (ROOT / "docs/explanation/results.md").read_text()
 
 
