@@ -23,6 +23,7 @@ class Published:
         features: Number of columns. None if they are not compared.
         anomalies: Share of anomalous nodes in percent: of all nodes with two decimals (table 5), or of the labelled
             ones with one decimal (GADBench's table). None if it is not compared.
+        of_labelled: Whether ``anomalies`` is the share of the labelled nodes.
         table: Where these sizes are printed.
         unlabelled: Number of nodes without a label, at the start of the file.
         sha256: :meth:`et.anomaly.graph.NodeGraph.sha256` of the published contents, or None if unknown.
@@ -38,6 +39,7 @@ class Published:
     unlabelled: int = 0
     variant: str = "exact"
     sha256: str | None = None
+    of_labelled: bool = False
     table: str = "table 5"
 
     def differences(self, graph: NodeGraph) -> str:
@@ -51,10 +53,9 @@ class Published:
             if found != self.edges:
                 return f"{found} edges where {self.table} has {self.edges}"
         if self.features not in (None, graph.features.shape[1]):
-            return f"{graph.features.shape[1]} features where the published data set has {self.features}"
-        of_all = self.table == "table 5"
-        counted = graph.labels if of_all else graph.labels[graph.labels >= 0]
-        anomalies = round(100 * float((counted == 1).double().mean()), 2 if of_all else 1)
+            return f"{graph.features.shape[1]} features where {self.table} has {self.features}"
+        counted = graph.labels[graph.labels >= 0] if self.of_labelled else graph.labels
+        anomalies = round(100 * float((counted == 1).double().mean()), 1 if self.of_labelled else 2)
         if self.anomalies not in (None, anomalies):
             return f"{anomalies} % anomalies where {self.table} has {self.anomalies} %"
         return "other contents than the published file" if self.sha256 not in (None, graph.sha256()) else ""
@@ -119,6 +120,7 @@ PUBLISHED |= {
         features=features,
         anomalies=anomalies,
         variant="GADBench's file, contents not checked",
+        of_labelled=True,
         table="GADBench's table",
     )
     for name, (nodes, features, anomalies) in GADBENCH_SIZES.items()

@@ -27,8 +27,9 @@ INTRO = (
     "test mean shown under `held_out` on the same data with the same settings, which favours it over ET. "
     "Precision, learning-rate schedule and the encoding of atom and bond types may differ. "
     "Settings in brackets differ from the paper's, for example fewer epochs. "
-    "Detectors under GADBench's protocol have [a table of their own](gadbench/table.md). The last list has the paper's "
-    "numbers that nothing here stands beside; a star marks data that were run with other settings."
+    "Detectors under GADBench's protocol have [a table of their own](gadbench/table.md). The numbers "
+    "of the paper's ET without a row here, by the first metric of each table, are listed below the rows; a star marks "
+    "those whose data were run with other settings."
 )
 
 MARKS = {
@@ -89,7 +90,7 @@ def glances(table: Table, lines: Sequence[Line]) -> list[Glance]:
 def unmeasured_numbers(table: Table, rows: Sequence[Glance]) -> list[str]:
     """The paper's numbers of ET that no row stands beside; a star marks data with rows of other settings."""
     beside = [row.cell for row in rows if row.cell is not None]
-    tried = {row.line.condition.name for row in rows}
+    tried = {(row.line.condition.name, row.line.method.name) for row in rows if not on_other_data(row.line)}
     cells = [
         (condition, table.cell(metric.name, condition.name, method.name))
         for metric in first_metrics(table)
@@ -98,11 +99,12 @@ def unmeasured_numbers(table: Table, rows: Sequence[Glance]) -> list[str]:
         if method.ours
     ]
     several = len({cell.method for _, cell in cells if cell is not None}) > 1
-    return [
-        " ".join([*condition.labels, *[cell.method] * several, cell.printed]) + "*" * (condition.name in tried)
-        for condition, cell in cells
-        if cell is not None and cell not in beside
-    ]
+    found = []
+    for condition, cell in cells:
+        if cell is not None and cell not in beside:
+            star = "*" if (condition.name, cell.method) in tried else ""
+            found.append(" ".join([*condition.labels, *[cell.method] * several, cell.printed]) + star)
+    return found
 
 
 def first_metrics(table: Table) -> list[Metric]:
@@ -131,7 +133,8 @@ def summary_document(collection: Collection) -> tuple[Document, list[Glance]]:
             without.append(f"Table {number}: {table.title}")
     everything = total(standings)
     figure = "![Measured values beside the paper's, and on other data beside the best other method](summary.svg)"
-    sections = [Section("Numbers of the paper's ET without a measurement of its data and settings", unmeasured)]
+    title = "Numbers of the paper's ET without a measurement of its data and settings"
+    sections = [Section(title, unmeasured)] if unmeasured else []
     sections += [Section("Tables without a measurement", without)] if without else []
     intro = "\n\n".join([everything.sentence(), INTRO, figure, CAPTION])
     return Document("Results at a glance", intro, grids, sections), rows

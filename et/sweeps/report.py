@@ -51,15 +51,17 @@ def report(cells: Sequence[Cell], title: str, runs: Path, verbose: bool) -> None
     counts = {state: sum(cell.state == state for cell in cells) for state in STATES}
     say(f"{title}: " + ", ".join(f"{n} {STATES[state]}" for state, n in counts.items() if n))
     recorded = recorded_paces()
+    left = [cell for cell in cells if cell.state != "done"]
+    known = on_record(left, recorded)
+    rest = [cell for cell in left if cell not in known]
+    prices = dict(zip(map(id, left), _prices(left, runs, recorded), strict=True))
     if verbose:
         groups: dict[str, Counter[str]] = defaultdict(Counter)
-        known = on_record([cell for cell in cells if cell.state == "open"], recorded)
         for cell in cells:
-            groups[cell.group]["on record" if cell in known else STATES[cell.state]] += 1
+            groups[cell.group]["on record" if cell.state == "open" and cell in known else STATES[cell.state]] += 1
         for group, states in groups.items():
-            left = [cell for cell in cells if cell.group == group and cell.state != "done" and cell not in known]
-            (exact, _), (rough, _), _ = _totals(left, runs, recorded)
-            time = f", up to {duration(exact)}" * bool(exact) + f", roughly {duration(rough)}" * bool(rough)
+            (exact, some), (rough, others), _ = _totals([prices[id(cell)] for cell in rest if cell.group == group])
+            time = f", up to {duration(exact)}" * bool(some) + f", roughly {duration(rough)}" * bool(others)
             say(f"  {group}: " + ", ".join(f"{count} {state}" for state, count in states.items()) + time)
     reasons: dict[str, list[Cell]] = defaultdict(list)
     for cell in cells:
@@ -71,33 +73,43 @@ def report(cells: Sequence[Cell], title: str, runs: Path, verbose: bool) -> None
             say(f"      {cell.label}" + (f"  [{cell.folder}]" if cell.folder else ""))
         if len(failed) > 3:
             say(f"      and {len(failed) - 3} more")
-    left = [cell for cell in cells if cell.state != "done"]
     if left:
-        say(f"  left: {len(left)} runs{_time_of(left, runs, recorded)}")
-        if known := on_record(left, recorded):
-            rest = [cell for cell in left if cell not in known]
-            others = f"; the other {len(rest)}{_time_of(rest, runs, recorded)}" if rest else ""
+        say(f"  left: {len(left)} runs{_time_of(list(prices.values()))}")
+        if known:
+            others = f"; the other {len(rest)}{_time_of([prices[id(cell)] for cell in rest])}" if rest else ""
             say(f"  {len(known)} of them are on record in experiments/: the tables have their results already{others}")
 
 
-def _time_of(cells: Sequence[Cell], runs: Path, recorded: Paces) -> str:
-    (exact, known), (rough, by_size), unknown = _totals(cells, runs, recorded)
+class Price(NamedTuple):
+    """Estimated seconds of training of a cell; None if unknown. ``rough`` if they are those of other data."""
+
+    seconds: float | None
+    rough: bool
+
+
+def _prices(cells: Sequence[Cell], runs: Path, recorded: Paces) -> list[Price]:
+    """The price of each cell, by runs of its experiment or else by its method on other data."""
+    own = seconds_of(cells, runs, recorded)
+    without = [cell for cell, seconds in zip(cells, own, strict=True) if seconds is None]
+    other = iter(seconds_by_size(without, recorded) if without else ())
+    return [Price(next(other), True) if seconds is None else Price(seconds, False) for seconds in own]
+
+
+def _totals(prices: Sequence[Price]) -> tuple[tuple[float, int], tuple[float, int], int]:
+    """(seconds, number of cells) by their own experiments and by other data, and the number without an estimate."""
+    parts = [[p.seconds for p in prices if p.seconds is not None and p.rough is rough] for rough in (False, True)]
+    exact, rough = ((sum(part), len(part)) for part in parts)
+    return exact, rough, len(prices) - exact[1] - rough[1]
+
+
+def _time_of(prices: Sequence[Price]) -> str:
+    (exact, known), (rough, by_size), unknown = _totals(prices)
     text = f", up to {duration(exact)} of training (scoring not counted) for {known} of them" if known else ""
     if by_size:
         text += f", roughly {duration(rough)} for {by_size} by the pace of their method on other data"
     if unknown:
         text += f"; {unknown} without an estimate: no run of their experiments is finished yet"
     return text
-
-
-def _totals(cells: Sequence[Cell], runs: Path, recorded: Paces) -> tuple[tuple[float, int], tuple[float, int], int]:
-    """(seconds, number of cells) by their own experiments and by other data, and the number without an estimate."""
-    own = seconds_of(cells, runs, recorded)
-    rest = [cell for cell, seconds in zip(cells, own, strict=True) if seconds is None]
-    other = seconds_by_size(rest, recorded) if rest else []
-    found = [[seconds for seconds in part if seconds is not None] for part in (own, other)]
-    (exact, known), (rough, by_size) = ((sum(part), len(part)) for part in found)
-    return (exact, known), (rough, by_size), len(rest) - by_size
 
 
 def recorded_paces(experiments: Path = EXPERIMENTS, only: str = "") -> Paces:

@@ -121,8 +121,9 @@ def test_a_file_of_gadbench_has_the_sizes_of_its_table_or_is_the_user_s(graph, t
     )
     share = round(100 * float(graph.labels[labelled].double().mean()), 1)
     assert share != round(100 * float(graph.labels.double().mean()), 1)
-    sizes = {"nodes": 200, "features": 5, "anomalies": share, "table": "GADBench's table", "variant": "theirs"}
-    monkeypatch.setitem(sources.PUBLISHED, "gadbench_elliptic", Published("gadbench/elliptic", "", **sizes))
+    sizes = {"nodes": 200, "features": 5, "anomalies": share, "of_labelled": True}
+    about = Published("gadbench/elliptic", "", **sizes, variant="theirs")
+    monkeypatch.setitem(sources.PUBLISHED, "gadbench_elliptic", about)
     assert load_graph("gadbench_elliptic", tmp_path).variant == "theirs"
 
 
@@ -164,7 +165,7 @@ def test_a_file_of_the_published_name_is_exact_only_with_the_published_sizes_and
         ({"features": 6}, "5 features where"),
         ({"anomalies": 3.0}, "20.0 % anomalies where table 5 has 3.0 %"),
         ({"nodes": 201}, "200 nodes where table 5 has 201"),
-        ({"anomalies": 20.1, "table": "GADBench's table"}, "20.0 % anomalies where GADBench's table has 20.1 %"),
+        ({"anomalies": 20.1, "of_labelled": True, "table": "A"}, "20.0 % anomalies where A has 20.1 %"),
         ({"sha256": "0" * 64}, "other contents than the published file"),
     ):
         with pytest.warns(UserWarning, match="is not the published data set 'yelp'"):

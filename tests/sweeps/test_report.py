@@ -78,8 +78,10 @@ def test_the_estimate_and_the_report_know_what_is_on_record(tmp_path, monkeypatc
     assert "left: 5 runs, up to 67 s of training (scoring not counted) for 4 of them; 1 without an estimate" in printed
     assert "3 of them are on record in experiments/" in printed
     assert "already; the other 2, up to 30 s of training (scoring not counted) for 1 of them; 1 without" in printed
-    assert "experiment=a: 1 on record, 1 finished, 1 not run yet, 1 started, not finished, up to 45 s\n" in printed
-    assert "experiment=b: 1 failed, up to 7 s\n" in printed and "experiment=c: 1 not run yet\n" in printed
+    assert "experiment=a: 1 on record, 1 finished, 1 not run yet, 1 started, not finished, up to 30 s\n" in printed, (
+        "by w alone"
+    )
+    assert "experiment=b: 1 failed\n" in printed and "experiment=c: 1 not run yet\n" in printed
 
 
 def test_without_a_run_the_pace_of_the_method_on_other_data_counts(monkeypatch, tmp_path, capsys):
