@@ -53,14 +53,14 @@ def report(cells: Sequence[Cell], title: str, runs: Path, verbose: bool) -> None
     recorded = recorded_paces()
     left = [cell for cell in cells if cell.state != "done"]
     known = on_record(left, recorded)
-    rest = [cell for cell in left if cell not in known]
-    prices = dict(zip(map(id, left), _prices(left, runs, recorded), strict=True))
+    prices = _prices(left, runs, recorded)
+    rest = [(cell, price) for cell, price in zip(left, prices, strict=True) if cell not in known]
     if verbose:
         groups: dict[str, Counter[str]] = defaultdict(Counter)
         for cell in cells:
             groups[cell.group]["on record" if cell.state == "open" and cell in known else STATES[cell.state]] += 1
         for group, states in groups.items():
-            (exact, some), (rough, others), _ = _totals([prices[id(cell)] for cell in rest if cell.group == group])
+            (exact, some), (rough, others), _ = _totals([price for cell, price in rest if cell.group == group])
             time = f", up to {duration(exact)}" * bool(some) + f", roughly {duration(rough)}" * bool(others)
             say(f"  {group}: " + ", ".join(f"{count} {state}" for state, count in states.items()) + time)
     reasons: dict[str, list[Cell]] = defaultdict(list)
@@ -74,9 +74,9 @@ def report(cells: Sequence[Cell], title: str, runs: Path, verbose: bool) -> None
         if len(failed) > 3:
             say(f"      and {len(failed) - 3} more")
     if left:
-        say(f"  left: {len(left)} runs{_time_of(list(prices.values()))}")
+        say(f"  left: {len(left)} runs{_time_of(prices)}")
         if known:
-            others = f"; the other {len(rest)}{_time_of([prices[id(cell)] for cell in rest])}" if rest else ""
+            others = f"; the other {len(rest)}{_time_of([price for _, price in rest])}" if rest else ""
             say(f"  {len(known)} of them are on record in experiments/: the tables have their results already{others}")
 
 
