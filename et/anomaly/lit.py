@@ -281,7 +281,7 @@ def _numbers(log_odds: Tensor) -> Tensor:
 class FittedTask(AnomalyTask):
     """The same protocols for a network that is fitted at once instead of by gradient steps (trees).
 
-    The only training step fits it.
+    The first training step fits it and ends the training, whatever ``trainer.max_epochs`` is.
 
     Args:
         network: Has ``fit(features, topologies, labels, train)`` and ``fitted``. With known labels it is fitted with
@@ -307,3 +307,4 @@ class FittedTask(AnomalyTask):
 
     def training_step(self, batch: NodeBatch, batch_index: int) -> None:
         super().training_step(batch, batch_index)
+        self.trainer.should_stop = True  # further epochs would only score the same model again

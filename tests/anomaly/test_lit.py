@@ -330,6 +330,12 @@ def test_trees_are_fitted_on_the_training_graph_again_when_evaluated(small_confi
     assert again["metrics"] != {key: whole.record["metrics"][key] for key in again["metrics"]}  # it can fail
 
 
+def test_trees_train_for_one_epoch_whatever_is_asked_for(small_config):
+    once, asked = (train(small_config("amazon_upu_40pct_trees", f"trainer.max_epochs={n}")).record for n in (1, 20))
+    assert asked["epochs"] == once["epochs"] == 1
+    assert asked["metrics"] == once["metrics"]
+
+
 def test_trees_are_not_fitted_on_samples(small_config):
     with pytest.raises(UserError, match=r"data\.sample_ratio=null"):
         train(small_config("amazon_upu_40pct_trees", "data.sample_ratio=0.5"))
