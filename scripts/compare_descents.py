@@ -67,7 +67,7 @@ def follow(run: str, steps: int, count: int, images: Path | None, bf16: bool) ->
         "T": network.steps, "step_size": network.step_size, "steps_range": OmegaConf.to_object(task).get("steps_range"),
         "occluded_range": OmegaConf.to_object(data).get("occluded_range"),
         "from_weights": OmegaConf.to_object(task).get("init_weights") is not None, "curves": [],
-        "hidden": (data.get("num_occluded") or round(network.num_patches * 100 / 196)) / network.num_patches,
+        "occluded": (data.get("num_occluded") or round(network.num_patches * 100 / 196)) / network.num_patches,
     }  # fmt: skip
     for ratio in RATIOS:
         batch = photographs(network, count, images, ratio) if on_photographs else examples(cfg, count, ratio)
@@ -83,7 +83,7 @@ def follow(run: str, steps: int, count: int, images: Path | None, bf16: bool) ->
 def title(run: dict[str, Any]) -> str:
     """How a run is called in the figure."""
     varies = run["steps_range"] or run["occluded_range"]
-    trained = "T varies" if varies else f"T = {run['T']}, {run['hidden']:.0%} occluded"
+    trained = "T varies" if varies else f"T = {run['T']}, {run['occluded']:.0%} occluded"
     return f"{run['name']}, {trained}" + (", from weights" if run["from_weights"] else "")
 
 

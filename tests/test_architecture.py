@@ -1,5 +1,6 @@
 """Which packages may import which, read from the syntax trees of et/ (docs/explanation/code.md)."""
 
+import re
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "explanation" / "code.md"
 _spec = spec_from_file_location("draw_imports", ROOT / "scripts" / "draw_imports.py")
 draw_imports = module_from_spec(_spec)
 sys.modules["draw_imports"] = draw_imports
@@ -35,6 +37,19 @@ def test_every_package_is_read(imports):
     folders = {path.name for path in (ROOT / "et").iterdir() if (path / "__init__.py").is_file()}
     modules = {path.stem for path in (ROOT / "et").glob("*.py")}  # the entry points
     assert {draw_imports.package(i.source) for i in imports} - modules == folders
+
+
+def test_the_page_lists_the_imports_of_each_package(imports):
+    pairs = {(i.late, draw_imports.package(i.source), draw_imports.package(i.target)) for i in imports}
+    top, late = ({pair[1:] for pair in pairs if pair[0] is when} for when in (False, True))
+    rows = re.findall(r"^\| (`et/.*?) \|.*?\|(.*?)\|(.*?)\|$", PAGE.read_text(), re.MULTILINE)
+    listed = [(re.findall(r"`et/(\w+)`", row[0]), *(re.findall(r"`(\w+)`", part) for part in row[1:])) for row in rows]
+    packages = {name for names, _, _ in listed for name in names}
+    assert packages == {source for source, _ in top | late if (ROOT / "et" / source).is_dir()}
+    for names, imported, inside in listed:
+        for pairs, column in ((top, imported), (late - top, inside)):
+            found = {target for source, target in pairs if source in names} - {"utils", *names}
+            assert found == set(column), f"docs/explanation/code.md: {', '.join(names)}"
 
 
 def test_core_imports_nothing_of_the_project(imports):

@@ -37,7 +37,7 @@ def test_curves_of_several_runs(script, config, tmp_path, monkeypatch):
     script.main()
     found = json.loads((tmp_path / "out" / "fixed_points.json").read_text())
     first, second = found["runs"]
-    assert first["hidden"] == 0.5 and first["steps_range"] is None and second["steps_range"] == [1, 3]
+    assert first["occluded"] == 0.5 and first["steps_range"] is None and second["steps_range"] == [1, 3]
     assert (first["run_id"], first["T"]) == (fixed.record["run_id"], 2)
     assert [curve["hidden"] for curve in first["curves"]] == [0.125, 0.25, 0.5, 0.75]  # 2, 4, 8, 12 of 16 patches
     assert all(len(curve["mse"]) == 7 and curve["images"] == 8 for run in found["runs"] for curve in run["curves"])
@@ -77,7 +77,7 @@ def test_the_costs_of_imagenette_are_those_of_the_curves():
 def test_the_costs_of_the_page_are_those_of_the_curves():
     runs = json.loads((ROOT / "docs" / "fixed_points.json").read_text())["runs"]
     page = (ROOT / "docs" / "explanation" / "fixed_points.md").read_text()
-    best = {(r["name"], r["from_weights"], round(r["hidden"], 2)): [c["best_mse"] for c in r["curves"]] for r in runs}
+    best = {(r["name"], r["from_weights"], round(r["occluded"], 2)): [c["best_mse"] for c in r["curves"]] for r in runs}
     once = [best["questions", False, hidden][i] for i, hidden in enumerate((0.11, 0.25, 0.5, 0.75))]
     twice = [*best["questions", True, 0.5][:3], best["questions", True, 0.75][3]]
     varying = {from_weights: values for (name, from_weights, _), values in best.items() if name == "fixed_points"}

@@ -6,7 +6,7 @@ python -m et.results.tables without numbers writes it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from et.results import paper
@@ -24,7 +24,8 @@ INTRO = (
     "rows are an exception: their settings were chosen on seed 0, whose validation nodes are test nodes of other "
     "seeds. `released` follows the authors' protocol; in table 2 its accuracy is on training data. Rows on other data "
     "have no number of the paper beside them. The best other method is the one with the best "
-    "test mean shown under `held_out` on the same data with the same settings, which favours it over ET. "
+    "test mean shown under `held_out` on the same data with the same settings, which favours it over ET. If it has "
+    "more folds or seeds than ET, its mean is over ET's. "
     "Precision, learning-rate schedule and the encoding of atom and bond types may differ. "
     "Settings in brackets differ from the paper's, for example fewer epochs. "
     "Detectors under GADBench's protocol have [a table of their own](gadbench/table.md). The numbers "
@@ -73,7 +74,6 @@ def glances(table: Table, lines: Sequence[Line]) -> list[Glance]:
     found, expected = [], expected_runs(table.number)
     compared = any(not method.ours for method in table.methods)
     for metric in first_metrics(table):
-        others = [(line, m) for line in lines if (m := measure(table, metric, line, "held_out")) is not None]
         for line in lines:
             measured = {protocol: measure(table, metric, line, protocol) for protocol in PROTOCOLS}
             if not any(measured.values()) or not (line.method.ours or not compared):
@@ -83,8 +83,17 @@ def glances(table: Table, lines: Sequence[Line]) -> list[Glance]:
                 protocol: Entry(metric, line, protocol, measured[protocol], cell, wanted_runs(line, protocol, expected))
                 for protocol in PROTOCOLS
             }
+            others = [on_splits_of(line, other) for other in lines]
+            others = [(other, m) for other in others if (m := measure(table, metric, other, "held_out")) is not None]
             found.append(Glance(table, metric, line, cell, entries, best_baseline(line, others, metric)))
     return found
+
+
+def on_splits_of(line: Line, other: Line) -> Line:
+    """``other`` with its ``held_out`` runs on the splits of ``line`` only, if it has them all; else as it is."""
+    splits = {run.split for run in line.of("held_out")}
+    shared = tuple(run for run in other.of("held_out") if run.split in splits)
+    return replace(other, runs=shared) if splits and splits == {run.split for run in shared} else other
 
 
 def unmeasured_numbers(table: Table, rows: Sequence[Glance]) -> list[str]:
