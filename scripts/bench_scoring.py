@@ -21,7 +21,7 @@ from torch import Tensor
 
 from et.anomaly.graph import reverse_cuthill_mckee_order
 from et.anomaly.model import AnomalyTransformer
-from et.anomaly.scoring import BLOCK, Step, blocks, take_step
+from et.anomaly.scoring import CHUNK, Step, chunks, take_step
 from et.core import EdgeTopology
 from et.core.sparse import edge_aggregate, edge_scores, segment_softmax
 from et.runs.record import git_commit, machine
@@ -43,13 +43,13 @@ def read_graph(folder: Path) -> tuple[Tensor, EdgeTopology]:
 
 def project(g: Tensor, weight: Tensor) -> Tensor:
     """Queries or keys of all nodes: g (N, D), weight (y, D) -> (N, 1, y)."""
-    return torch.cat([g[part] @ weight.T for part in blocks(len(g), BLOCK)])[:, None]
+    return torch.cat([g[part] @ weight.T for part in chunks(len(g), CHUNK)])[:, None]
 
 
 def projected_step(step: Step, x: Tensor, topology: EdgeTopology) -> Tensor:
     """:func:`take_step` with every head's queries and keys gathered."""
-    g = torch.cat([step.norm(x[part]) for part in blocks(len(x), BLOCK)])
-    after = torch.cat([x[part] + step.step_size * step.hopfield(g[part]) for part in blocks(len(x), BLOCK)])
+    g = torch.cat([step.norm(x[part]) for part in chunks(len(x), CHUNK)])
+    after = torch.cat([x[part] + step.step_size * step.hopfield(g[part]) for part in chunks(len(x), CHUNK)])
     edges = topology.edges
     for w_query, w_key, beta in zip(step.w_query, step.w_key, step.beta, strict=True):
         slices = list(zip(w_query.split(SLICE), w_key.split(SLICE), strict=True))
@@ -58,7 +58,7 @@ def projected_step(step: Step, x: Tensor, topology: EdgeTopology) -> Tensor:
         for query, key in slices:
             for source, back, to_keys in ((key, query, False), (query, key, True)):
                 collected = edge_aggregate(weights, project(g, source), edges, to_keys)[:, 0]
-                for part in blocks(len(g), BLOCK):
+                for part in chunks(len(g), CHUNK):
                     after[part] += step.step_size * (collected[part] @ back)
     return after
 
@@ -72,7 +72,7 @@ def measure(folder: Path, heads: int, width: int, rounds: int) -> dict:
     model = AnomalyTransformer(features.shape[1], width, heads, width, 2 * width, 1, position_embedding=False).eval()
     for matrix in (p for p in model.parameters() if p.dim() > 1):
         matrix.mul_(3)  # attention that is far from uniform
-    x = torch.cat([model.tokens(features[part]) for part in blocks(len(features), BLOCK)])
+    x = torch.cat([model.tokens(features[part]) for part in chunks(len(features), CHUNK)])
     (step,) = model.dynamics.as_steps()
     small = EdgeTopology(torch.randint(0, 50, (2, 500)), 50)
     found: dict = {"nodes": len(x), "edges": topology.num_edges, "threads": torch.get_num_threads()}

@@ -102,7 +102,7 @@ def measure_rates(check: Check) -> None:
 
 def dense_forms(flex: bool) -> dict[str, Callable[[Tensor, Tensor, bool], Tensor]]:
     """The ways to compute both terms between all pairs; FlexAttention, which compiles each shape, only on request."""
-    forms = {"chunked": lambda qk, beta, own=False: kernels_dense.attention(qk, beta, own, keep_maps=False)}
+    forms = {"chunked": lambda qk, beta, own=False: kernels_dense.attention(qk, beta, own, store_attention=False)}
     if flex and torch.cuda.is_available():
         forms["flex"] = kernels_flex.attention
     if importlib.util.find_spec("triton"):

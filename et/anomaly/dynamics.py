@@ -127,14 +127,14 @@ class ReleasedDynamics(nn.Module):
         return [self.block] * (self.steps - 1) + [self.last_block]
 
     def forward(self, x: Tensor, topologies: Sequence[EdgeTopology]) -> list[Tensor]:
-        """x_T of each relation, (n, D). Each relation starts from x_1 and from the attention updates kept by the
+        """x_T of each relation, (n, D). Each relation starts from x_1 and from the attention updates of the
         previous ones.
         """
-        finals, kept = [], None
+        finals, carried = [], None
         for topology, reached in zip(topologies, reached_nodes(topologies), strict=True):
             after = x
             for block in self.step_blocks:
-                after, kept = block.step(after, topology, kept)
+                after, carried = block.step(after, topology, carried)
             finals.append(self.last(after, reached))
         return finals
 

@@ -39,7 +39,7 @@ def attention_share(weights: Tensor, chosen: Tensor, topology: EdgeTopology) -> 
 
 
 @dataclass(frozen=True)
-class NodesSeen:
+class FinalState:
     """Final state of a descent along the edges of one relation. N nodes, E edges.
 
     Attributes:
@@ -55,7 +55,7 @@ class NodesSeen:
 
 
 @torch.no_grad()
-def final_state(network: AnomalyTransformer, batch: NodeBatch, relation: int = 0) -> NodesSeen:
+def final_state(network: AnomalyTransformer, batch: NodeBatch, relation: int = 0) -> FinalState:
     """Descend on the whole graph, with all training labels open if the network reads them, and record the final
     state.
     """
@@ -72,16 +72,16 @@ def final_state(network: AnomalyTransformer, batch: NodeBatch, relation: int = 0
     energies["total"] = torch.stack(list(energies.values())).sum(0)
     degree = topology.edges.degree
     attention = None if block.attention is None else neighbour_attention(block, g, topology).mean(1)
-    return NodesSeen(attention, 1 / degree[topology.edges.query].float(), energies)
+    return FinalState(attention, 1 / degree[topology.edges.query].float(), energies)
 
 
 def figure_summary(
-    seen: NodesSeen, labels: Tensor, topology: EdgeTopology, of_energies: Tensor | None = None
+    state: FinalState, labels: Tensor, topology: EdgeTopology, of_energies: Tensor | None = None
 ) -> dict[str, Any]:
     """Summary of the figures.
 
     Args:
-        seen: The final state.
+        state: The final state.
         labels: Labels, (N,).
         topology: Edges of the relation.
         of_energies: Labels of the nodes whose energies are measured, the others -1, (N,). If None, ``labels``.
@@ -98,12 +98,12 @@ def figure_summary(
     anomalous = labels == 1
     for label, kind in KINDS.items():
         nodes = connected & (labels == label)
-        if seen.attention is not None and nodes.any():
+        if state.attention is not None and nodes.any():
             found["attention_on_anomalous"][kind] = {
-                "attention": float(attention_share(seen.attention, anomalous, topology)[nodes].mean()),
-                "neighbours": float(attention_share(seen.uniform, anomalous, topology)[nodes].mean()),
+                "attention": float(attention_share(state.attention, anomalous, topology)[nodes].mean()),
+                "neighbours": float(attention_share(state.uniform, anomalous, topology)[nodes].mean()),
             }
-    for name, energy in seen.energies.items():
+    for name, energy in state.energies.items():
         means = {kind: float(energy[own == label].mean()) for label, kind in KINDS.items()}
         # AUROC rounds predictions to probabilities unless they are; ranks are all it needs.
         ranks = (-energy[known]).argsort().argsort() / max(1, int(known.sum()))
@@ -112,12 +112,12 @@ def figure_summary(
 
 
 def draw_neighbours(
-    seen: NodesSeen, labels: Tensor, topology: EdgeTopology, nodes: Tensor, path: Path, each: int = 3
+    state: FinalState, labels: Tensor, topology: EdgeTopology, nodes: Tensor, path: Path, each: int = 3
 ) -> None:
     """Draw the attention of some anomalous and benign nodes: one bar per neighbour, coloured by the neighbour's label.
 
     Args:
-        seen: The final state.
+        state: The final state.
         labels: Labels, (N,).
         topology: Edges of the relation.
         nodes: Node ids in the graph's file, (N,).
@@ -135,7 +135,7 @@ def draw_neighbours(
         order = (degree[candidates] - degree[candidates].median()).abs().argsort(stable=True)
         for axis, node in zip(row, candidates[order][:each].tolist(), strict=False):
             edges = slice(int(topology.edges.row_start[node]), int(topology.edges.row_start[node + 1]))
-            weights, keys = seen.attention[edges], topology.edges.key[edges].long()
+            weights, keys = state.attention[edges], topology.edges.key[edges].long()
             ranked = weights.argsort(descending=True)[:40]
             colours = [COLOURS.get(int(labels[key]), "grey") for key in keys[ranked]]
             axis.bar(range(len(ranked)), weights[ranked].numpy(), color=colours)
@@ -150,13 +150,13 @@ def draw_neighbours(
     figure.savefig(path, dpi=110)
 
 
-def draw_energies(seen: NodesSeen, labels: Tensor, numbers: dict[str, Any], path: Path) -> None:
+def draw_energies(state: FinalState, labels: Tensor, numbers: dict[str, Any], path: Path) -> None:
     """Draw histograms of the nodes' shares of the energy after the descent, anomalous against benign."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.8 * len(seen.energies), 3.2), layout="constrained")
+    figure = Figure(figsize=(3.8 * len(state.energies), 3.2), layout="constrained")
     for axis, (name, energy) in zip(
-        figure.subplots(1, len(seen.energies), squeeze=False)[0], seen.energies.items(), strict=True
+        figure.subplots(1, len(state.energies), squeeze=False)[0], state.energies.items(), strict=True
     ):
         bins = np.histogram_bin_edges(energy[labels >= 0].numpy(), bins=40)
         for label, kind in KINDS.items():
@@ -181,12 +181,12 @@ def draw_figures(network: torch.nn.Module, data: NodeDataModule, folder: Path) -
     folder.mkdir(parents=True, exist_ok=True)
     data.setup()
     batch, network = data.whole, network.cpu().eval()
-    seen, topology = final_state(network, batch), batch.topologies[0]
+    state, topology = final_state(network, batch), batch.topologies[0]
     labels, others = batch.labels, batch.labels
     if network.takes_known_labels:  # a training node's energy shows its own label
         others = labels.index_fill(0, batch.train, UNLABELLED)
-    numbers = figure_summary(seen, labels, topology, others)
-    if seen.attention is not None:
-        draw_neighbours(seen, labels, topology, batch.nodes, folder / "neighbours.png")
-    draw_energies(seen, others, numbers, folder / "energies.png")
+    numbers = figure_summary(state, labels, topology, others)
+    if state.attention is not None:
+        draw_neighbours(state, labels, topology, batch.nodes, folder / "neighbours.png")
+    draw_energies(state, others, numbers, folder / "energies.png")
     return numbers

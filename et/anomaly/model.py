@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from et.anomaly.dynamics import PaperDynamics, ReleasedDynamics, reached_nodes
 from et.anomaly.known_labels import MASKED, check_label_hops, label_features
-from et.anomaly.scoring import BLOCK, WHOLE, blocks, take_step
+from et.anomaly.scoring import CHUNK, WHOLE, chunks, take_step
 from et.core import EdgeTopology
 from et.core.arguments import check_sizes
 
@@ -216,31 +216,31 @@ class AnomalyTransformer(nn.Module):
         features: Tensor,
         topologies: Sequence[EdgeTopology],
         nodes: Tensor | None = None,
-        block: int | None = None,
+        chunk_size: int | None = None,
         known: Tensor | None = None,
     ) -> Tensor:
         """:meth:`forward` without gradients, for graphs of any size.
 
         Args:
             features, topologies, nodes: See :meth:`forward`.
-            block: Number of nodes processed at a time. If None, a graph of up to ``WHOLE`` nodes is scored in one
-                piece, and a larger one in blocks of ``BLOCK`` nodes.
+            chunk_size: Number of nodes processed at a time. If None, a graph of up to ``WHOLE`` nodes is scored in one
+                piece, and a larger one in chunks of ``CHUNK`` nodes.
         """
-        if block is None:
-            block = len(features) if len(features) <= WHOLE else BLOCK
-        if len(features) <= block:
+        if chunk_size is None:
+            chunk_size = len(features) if len(features) <= WHOLE else CHUNK
+        if len(features) <= chunk_size:
             return self(features, topologies, nodes, known)
         known = torch.full((len(features),), MASKED, device=features.device) if known is None else known
         features = self.inputs(features, topologies, known)
         nodes = torch.arange(len(features), device=features.device) if nodes is None else nodes
-        parts = list(blocks(len(features), block))
-        finals, kept = [], None
+        parts = list(chunks(len(features), chunk_size))
+        finals, carried = [], None
         for topology in topologies:
             x = torch.cat([self.tokens(features[part], nodes[part], known[part]) for part in parts])
-            if self.released and len(topologies) > 1 and kept is None:
-                kept = torch.zeros_like(x)
+            if self.released and len(topologies) > 1 and carried is None:
+                carried = torch.zeros_like(x)
             for step in self.dynamics.as_steps():
-                x = take_step(step, x, topology, block, kept=kept)
+                x = take_step(step, x, topology, chunk_size, carried=carried)
             finals.append(x)
         log_odds, reached, energies = features.new_empty(len(features)), reached_nodes(topologies), None
         if self.energy_norm is not None:  # in one piece

@@ -80,14 +80,14 @@ class ReleasedBlock(nn.Module):
         """One step: (N, D) -> (N, D)."""
         return self.step(x, topology)[0]
 
-    def step(self, x: Tensor, topology: EdgeTopology, kept: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def step(self, x: Tensor, topology: EdgeTopology, carried: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """One step along one of several relations.
 
         Args:
             x: Tokens, (N, D).
             topology: Edges of the relation.
-            kept: Attention updates of the earlier relations, (N, D). A node without an edge takes its update from here.
-                If None, that update is 0.
+            carried: Attention updates of the earlier relations, (N, D). A node without an edge takes its update from
+                here. If None, that update is 0.
 
         Returns:
             Tokens after the step and the attention updates that were used, (N, D) each; None without attention.
@@ -96,11 +96,11 @@ class ReleasedBlock(nn.Module):
         out = g
         if self.w_query is not None:
             update = self.attend(g, topology)
-            kept = update if kept is None else torch.where(topology.edges.has_edge[:, None], update, kept)
-            out = out + kept
+            carried = update if carried is None else torch.where(topology.edges.has_edge[:, None], update, carried)
+            out = out + carried
         if self.memories is not None:
             out = out + self.hopfield_update(g)
-        return out, kept
+        return out, carried
 
     def attend(self, g: Tensor, topology: EdgeTopology) -> Tensor:
         """Both attention terms, (N, D)."""
@@ -118,11 +118,11 @@ class ReleasedBlock(nn.Module):
         """Update of the Hopfield network, (N, D)."""
         if not (self.training and self.dropout > 0):
             return relu_response(g, self.memories)
-        kept = draw_kept((len(g), len(self.memories)), self.dropout, g.device)
+        kept = draw_dropout_mask((len(g), len(self.memories)), self.dropout, g.device)
         return relu_response(g, self.memories, kept=kept) / (1 - self.dropout)
 
 
-def draw_kept(shape: tuple[int, int], p: float, device: torch.device) -> Tensor:
+def draw_dropout_mask(shape: tuple[int, int], p: float, device: torch.device) -> Tensor:
     """Dropout mask at rate p, ``shape`` bool, with p rounded to a multiple of 2^-16.
 
     On the CPU torch draws Bernoulli numbers one by one, which takes a sixth of a training step here. Splitting each

@@ -1,7 +1,7 @@
 """Scoring of a graph of millions of nodes on one machine: the numbers of the forward pass, computed in pieces.
 
-A step moves all nodes at once, so the tokens before and after it are kept, and g between them: 3 N D numbers.
-Everything else is computed for a block of nodes.
+A step moves all nodes at once, so the tokens before and after it are carried, and g between them: 3 N D numbers.
+Everything else is computed for a chunk of nodes.
 
 Along edges, only g is gathered, once for all heads. With A_h = W^Q_h^T W^K_h, the score of key B for query C is
 (A_h^T g_C) . g_B, and the update (eq. 17) of node A is
@@ -26,7 +26,7 @@ from et.core.precision import at_least_float32, no_autocast
 from et.core.sparse import select_backend
 
 WHOLE = 2**17  # maximum number of nodes of a graph that is scored in one piece
-BLOCK = 2**13  # nodes at a time of a larger one: few enough that what one operation leaves is in the cache for the next
+CHUNK = 2**13  # nodes at a time of a larger one: few enough that what one operation leaves is in the cache for the next
 
 
 @dataclass(frozen=True)
@@ -53,38 +53,41 @@ class Step:
     from_normalised: bool = False
 
 
-def blocks(num_nodes: int, size: int) -> Iterator[slice]:
+def chunks(num_nodes: int, size: int) -> Iterator[slice]:
     """Slices of 0 .. num_nodes - 1 with at most ``size`` elements."""
     return (slice(first, min(first + size, num_nodes)) for first in range(0, num_nodes, size))
 
 
-def take_step(step: Step, x: Tensor, topology: EdgeTopology, block: int = BLOCK, kept: Tensor | None = None) -> Tensor:
+def take_step(
+    step: Step, x: Tensor, topology: EdgeTopology, chunk_size: int = CHUNK, carried: Tensor | None = None
+) -> Tensor:
     """Tokens x after one step, (N, D), without gradients.
 
     Args:
         step: Parts of the step.
         x: Tokens, (N, D).
         topology: Edges.
-        block: Number of nodes at a time; along edges, of each thread.
-        kept: Attention updates of the earlier relations, (N, D), changed in place. A node with an edge replaces its
+        chunk_size: Number of nodes at a time; along edges, of each thread.
+        carried: Attention updates of the earlier relations, (N, D), changed in place. A node with an edge replaces its
             own; a node without an edge uses it. If None, a node without an edge has no such update.
     """
     g, after = at_least_float32(x[:0]).new_empty(x.shape), torch.empty_like(x)
-    for part in blocks(len(x), block):
+    for part in chunks(len(x), chunk_size):
         g[part] = own = step.norm(x[part])
         after[part] = own if step.from_normalised else x[part]
         if step.hopfield is not None:
             after[part] += step.step_size * step.hopfield(own)
     if step.w_query is None:
         return after
-    if kept is not None:
-        kept[topology.edges.has_edge] = 0
+    if carried is not None:
+        carried[topology.edges.has_edge] = 0
     with no_autocast(x):
-        _attend(step, g, after if kept is None else kept, topology, block)  # adds nothing to a node without an edge
-    return after if kept is None else after.add_(kept)
+        # adds nothing to a node without an edge
+        _attend(step, g, after if carried is None else carried, topology, chunk_size)
+    return after if carried is None else after.add_(carried)
 
 
-def _attend(step: Step, g: Tensor, total: Tensor, topology: EdgeTopology, block: int) -> None:
+def _attend(step: Step, g: Tensor, total: Tensor, topology: EdgeTopology, chunk_size: int) -> None:
     """Add both terms of the attention update to ``total``, (N, D), in place."""
     edges, kernels = topology.edges, select_backend(topology.backend, g)
     kernels = kernels if hasattr(kernels, "query_term") else chunked
@@ -94,8 +97,8 @@ def _attend(step: Step, g: Tensor, total: Tensor, topology: EdgeTopology, block:
     peak, norm = (g.new_empty(len(g), heads) for _ in range(2))
     for by_key, matrices in ((False, products), (True, products.mT)):
         project = matrices.transpose(0, 1).reshape(dim, -1)  # (D, H D)
-        for part in blocks(len(g), block * torch.get_num_threads()):
-            own, some = (g[part] @ project).view(-1, heads, dim), edges.block(part, by_key)
+        for part in chunks(len(g), chunk_size * torch.get_num_threads()):
+            own, some = (g[part] @ project).view(-1, heads, dim), edges.chunk(part, by_key)
             if by_key:
                 sums = kernels.key_term(rows, rows, own, beta, peak, norm, some, step.clamp)
             else:

@@ -43,8 +43,8 @@ class EnergyAttention(nn.Module):
         terms: Terms of the update: ``"both"`` (the gradient of the energy), ``"query"`` (conventional attention only)
             or ``"key"`` (the second term only). The latter two are for ablations; neither is a gradient.
         init_std: Standard deviation of the initial weights (algorithm 1: 0.02).
-        keep_maps: Attention between all pairs: if True, the attention matrices are stored for the backward pass; if
-            False, they are computed again, in parts of bounded memory. If None, the smaller ones are stored.
+        store_attention: Between all pairs: if True, the attention matrices are stored for the backward pass; if False,
+            they are computed again, in parts of bounded memory. If None, the smaller ones are stored.
 
     Attributes:
         w_query, w_key: Projections, (H, Y, D).
@@ -66,7 +66,7 @@ class EnergyAttention(nn.Module):
         bias: bool = False,
         terms: Literal["both", "query", "key"] = "both",
         init_std: float = 0.02,
-        keep_maps: bool | None = None,
+        store_attention: bool | None = None,
     ):
         super().__init__()
         if terms not in ("both", "query", "key"):
@@ -82,7 +82,7 @@ class EnergyAttention(nn.Module):
             self.beta = nn.Parameter(torch.empty(num_heads))
         else:
             self.register_buffer("beta", torch.empty(num_heads))
-        self.all_pairs = AllPairs(self_attention, keep_maps)
+        self.all_pairs = AllPairs(self_attention, store_attention)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -40,7 +40,8 @@ class EnergyTransformerBlock(nn.Module):
         num_heads: Number of heads H.
         head_dim: Dimension Y of a head's queries and keys.
         num_memories: Number of memories M (paper: K).
-        beta, train_beta, self_attention, attention_terms, attention_bias, keep_maps: See :class:`EnergyAttention`.
+        beta, train_beta, self_attention, attention_terms, attention_bias, store_attention: See
+            :class:`EnergyAttention`.
         activation, hopfield_beta, hopfield_power, hopfield_bias: See :class:`HopfieldNetwork`.
         norm_eps, norm_bias: See :class:`EnergyLayerNorm`.
         use_attention, use_hopfield: If False, leave the module out (tables 13 and 14); the attribute ``attention`` or
@@ -73,7 +74,7 @@ class EnergyTransformerBlock(nn.Module):
         use_hopfield: bool = True,
         attention_init_std: float = 0.02,
         hopfield_init_std: float = 0.02,
-        keep_maps: bool | None = None,
+        store_attention: bool | None = None,
     ):
         super().__init__()
         if not (use_attention or use_hopfield):
@@ -83,7 +84,8 @@ class EnergyTransformerBlock(nn.Module):
         self.attention = (
             EnergyAttention(
                 dim, num_heads, head_dim, beta=beta, train_beta=train_beta, self_attention=self_attention,
-                bias=attention_bias, terms=attention_terms, init_std=attention_init_std, keep_maps=keep_maps,
+                bias=attention_bias, terms=attention_terms, init_std=attention_init_std,
+                store_attention=store_attention,
             )
             if use_attention
             else None

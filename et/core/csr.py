@@ -122,10 +122,10 @@ class SortedEdges:
             return compiled.positions_by_key(self.row_start, self.key)
         return torch.sort(self.key, stable=True)[1].int()
 
-    def block(self, nodes: slice, by_key: bool = False) -> SortedEdges:
+    def chunk(self, nodes: slice, by_key: bool = False) -> SortedEdges:
         """Edges of some queries, or with ``by_key`` of some keys, as rows 0, 1, ...; the other ends keep their numbers.
 
-        A block is for kernels that compute one row after the other (``query_term``, ``key_term``).
+        A chunk is for kernels that compute one row after the other (``query_term``, ``key_term``).
 
         Args:
             nodes: Slice of the queries or keys, without a step.

@@ -36,12 +36,12 @@ class AllPairs:
 
     Args:
         self_attention: If True, a token is among its own keys (eq. 13), else not (eq. 3).
-        keep_maps: If True, attention matrices are stored for the backward pass; if False, computed again. If None, the
-            smaller ones are stored. See :func:`et.core.kernels.dense.attention`.
+        store_attention: If True, attention matrices are stored for the backward pass; if False, computed again. If
+            None, the smaller ones are stored. See :func:`et.core.kernels.dense.attention`.
     """
 
-    def __init__(self, self_attention: bool = False, keep_maps: bool | None = None):
-        self.self_attention, self.keep_maps = self_attention, keep_maps
+    def __init__(self, self_attention: bool = False, store_attention: bool | None = None):
+        self.self_attention, self.store_attention = self_attention, store_attention
 
     def log_partition(self, q: Tensor, k: Tensor, beta: Tensor) -> Tensor:
         if q.shape[-3] == 1 and not self.self_attention:
@@ -54,7 +54,7 @@ class AllPairs:
 
     def attend_packed(self, qk: Tensor, beta: Tensor) -> Tensor:
         """:meth:`attend` of queries and keys packed in one tensor, (..., N, 2, H, Y), into one of the same shape."""
-        return kernels_dense.attention(qk, beta, self.self_attention, self.keep_maps)
+        return kernels_dense.attention(qk, beta, self.self_attention, self.store_attention)
 
 
 class EdgeTopology:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from et.core.arguments import check_sizes
-from et.inpainting.depths import Depths, check_depths
 from et.inpainting.fill_baselines import mean_fill, nearest_fill
 from et.inpainting.patches import fill, mask_first_patch, patchify
+from et.inpainting.random_steps import RandomStepCounts, check_random_steps
 from et.inpainting.scores import image_scores, masked_mse
 from et.training.task import Task
 from et.utils.errors import UserError
@@ -95,8 +95,9 @@ class InpaintingTask(Task):
         compile: If True, run the network through torch.compile.
         init_weights: Initial weights: ``pretrained`` (the published ones), a run's folder or a converted checkpoint.
             Position biases are resized to the image. If None, the network's own.
-        steps_range, loss_steps, rest_steps: Numbers of steps in training, see :class:`et.inpainting.depths.Depths`. If
-            ``steps_range`` is None, the T of the network. Evaluation always takes T.
+        steps_range, loss_steps, rest_steps: Numbers of steps in training, see
+            :class:`et.inpainting.random_steps.RandomStepCounts`. If ``steps_range`` is None, the T of the network.
+            Evaluation always takes T.
     """
 
     family = "inpainting"
@@ -120,10 +121,10 @@ class InpaintingTask(Task):
     ):
         super().__init__(network, optim)
         check_sizes(mask_seeds=mask_seeds)
-        self.depths = None
+        self.random_steps = None
         if steps_range is not None or loss_steps != 1 or rest_steps:
-            check_depths(network)
-            self.depths = Depths(steps_range or [network.steps] * 2, loss_steps, rest_steps)
+            check_random_steps(network)
+            self.random_steps = RandomStepCounts(steps_range or [network.steps] * 2, loss_steps, rest_steps)
         self.fidelity, self.init_weights = fidelity, init_weights
         self.mask_first_patch = fidelity == "released" if mask_first_patch is None else mask_first_patch
         if compile:
@@ -151,11 +152,11 @@ class InpaintingTask(Task):
         masked = batch["masked"]
         if self.mask_first_patch:
             masked = mask_first_patch(masked, batch["occluded"])
-        if self.depths is None:
+        if self.random_steps is None:
             predictions = [self.network(batch["image"], masked)]
         else:  # drawn from the optimizer step, lest a resumed run draw others
             rng = np.random.default_rng((self.trainer.datamodule.seed, self.global_step, 0, 1))
-            predictions = self.depths.reconstructions(self.network, batch["image"], masked, rng)
+            predictions = self.random_steps.reconstructions(self.network, batch["image"], masked, rng)
         target = patchify(batch["image"], self.network.patch_size)
         losses = [reconstruction_loss(p.float(), target, batch["occluded"], self.fidelity) for p in predictions]
         loss = torch.stack(losses).mean()

@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 
 from et.results.collect import STALE, Run
+from et.results.coverage import line_differs, on_other_data
 from et.results.paper import Table
 from et.results.results_table import Entry, measured_text
 from et.results.run_files import as_data_uri, picture_files, read_curves, read_descent
-from et.results.standing import line_differs, on_other_data
 from et.runs.identity import config_of
 from et.runs.record import hashed_config
 from et.utils.errors import UserError

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from et.results.cells import paired
 from et.results.collect import Run, append, collect, relative
 from et.results.formats import signed
+from et.results.measured import paired
 from et.results.paper import Metric
 from et.runs.identity import config_of
 from et.utils.errors import exit_on_user_error

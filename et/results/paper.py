@@ -89,7 +89,7 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Cell:
+class PaperValue:
     """One number of the paper, as printed and as numbers in the metric's unit."""
 
     metric: str
@@ -130,13 +130,13 @@ class Table:
     conditions: tuple[Condition, ...]
     methods: tuple[Method, ...]
     metrics: tuple[Metric, ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[PaperValue, ...]
     settings: tuple[Setting, ...]
     deviation: Mapping[str, str]
     notes: tuple[str, ...]
     search_space: Mapping[str, list[Any]]
 
-    def cell(self, metric: str, condition: str, method: str) -> Cell | None:
+    def cell(self, metric: str, condition: str, method: str) -> PaperValue | None:
         """The paper's number for a metric, condition and method; None if the paper has none."""
         wanted = (metric, condition, method)
         return next((c for c in self.cells if (c.metric, c.condition, c.method) == wanted), None)
@@ -211,7 +211,7 @@ def _method(name: str, entry: dict[str, Any], in_paper: bool = True) -> Method:
     return Method(name, entry.get("experiment"), entry.get("quoted", False), ours, in_paper)
 
 
-def _cells(raw: dict[str, Any], conditions: list, methods: list, metrics: list) -> list[Cell]:
+def _cells(raw: dict[str, Any], conditions: list, methods: list, metrics: list) -> list[PaperValue]:
     known = {method.name: method for method in methods}
     cells = []
     for metric in (metric for metric in metrics if metric.in_paper):
@@ -226,7 +226,7 @@ def _cells(raw: dict[str, Any], conditions: list, methods: list, metrics: list) 
                 if printed is not None:
                     mean, std, bold = parse_printed(printed)
                     text = str(printed).removesuffix(" bold")
-                    cells.append(Cell(metric.name, column, name, text, mean, std, bold, known[name].quoted))
+                    cells.append(PaperValue(metric.name, column, name, text, mean, std, bold, known[name].quoted))
     return cells
 
 

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from et.results.formats import Document, Grid, Section, Text, signed
-from et.results.paper import Cell, Condition, Method, Metric, Setting, Table
+from et.results.paper import Condition, Method, Metric, PaperValue, Setting, Table
 from et.results.settings import Compared, compare, count_parameters, has_experiment
 
 ABSENT = "–"
 
 
-def counted_rows(table: Table, metric: Metric) -> list[tuple[Condition, Method, Cell | None, float | None]]:
+def counted_rows(table: Table, metric: Metric) -> list[tuple[Condition, Method, PaperValue | None, float | None]]:
     """The paper's and the counted value of every cell; the counted one is None if there is no experiment."""
     rows = []
     for condition in table.conditions:
@@ -109,7 +109,7 @@ def configuration_csv(table: Table) -> str:
 
 def statistics_rows(
     table: Table, counted: Mapping[str, Mapping[str, Any]]
-) -> list[tuple[Condition, Metric, Cell | None, float | None]]:
+) -> list[tuple[Condition, Metric, PaperValue | None, float | None]]:
     """The paper's and the counted value of every data set that is in the paper or was counted."""
     rows = []
     for condition in table.conditions:

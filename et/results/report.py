@@ -20,13 +20,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from et.results import paper
-from et.results.cells import lines_of
 from et.results.collect import Collection, Run, relative
+from et.results.coverage import coverage_of
 from et.results.evidence import Evidence
 from et.results.formats import Grid
+from et.results.measured import lines_of
 from et.results.results_table import DASH, Entry, has_measurement
 from et.results.run_files import read_descent
-from et.results.standing import standing_of
 from et.results.tables import gather, render
 from et.runs.record import git_commit
 from et.utils.errors import UserError
@@ -74,9 +74,9 @@ def build(
         document = render(table, runs, experiments)[0]
         grids = [(grid, column_kinds(table, grid), grid_rows(table, grid, evidence)) for grid in document.grids]
         lines = lines_of(table, runs.of(table.experiments())) if table.kind == "results" else None
-        standing = None if lines is None else asdict(standing_of(table, lines))
+        coverage = None if lines is None else asdict(coverage_of(table, lines))
         about = {key: getattr(table, key) for key in ("number", "title", "kind")} | {"task": task_of(table.number)}
-        tables.append(about | {"standing": standing})
+        tables.append(about | {"coverage": coverage})
         shown.append(about | {"intro": document.intro, "grids": grids, "sections": document.sections})
     data = {
         "cells": evidence.cells, "runs": evidence.runs, "configurations": evidence.configurations,

@@ -8,7 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from et.results.cells import (
+from et.results.collect import Collection
+from et.results.coverage import coverage_of, line_differs
+from et.results.formats import Document, Grid, Section, Text, signed
+from et.results.measured import (
     PROTOCOLS,
     Comparison,
     Line,
@@ -22,11 +25,8 @@ from et.results.cells import (
     missing,
     mixed_commits,
 )
-from et.results.collect import Collection
-from et.results.formats import Document, Grid, Section, Text, signed
-from et.results.paper import Cell, Metric, Table
+from et.results.paper import Metric, PaperValue, Table
 from et.results.reference_tables import counted_grid, counted_rows
-from et.results.standing import line_differs, standing_of
 
 DASH = Text("–")
 LEGEND = (
@@ -47,7 +47,7 @@ class Entry:
     line: Line
     protocol: str
     measured: Measured | None
-    paper: Cell | None
+    paper: PaperValue | None
     wanted: int
 
 
@@ -73,7 +73,7 @@ def results_document(table: Table, collection: Collection) -> Document:
     if not any(metric.measured for metric in table.metrics):
         intro = "Counted from the modules that the experiments build."
         return Document(f"Table {table.number}: {table.title}", intro, grids, [s for s in sections if s.points])
-    intro = f"{standing_of(table, lines).sentence()} {LEGEND}"
+    intro = f"{coverage_of(table, lines).sentence()} {LEGEND}"
     return Document(f"Table {table.number}: {table.title}", intro, grids, [s for s in sections if s.points])
 
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from et.results import paper
-from et.results.cells import PROTOCOLS, Line, Measured, best_baseline, expected_runs, lines_of, measure
 from et.results.collect import Collection
+from et.results.coverage import coverage_of, line_differs, on_other_data, total
 from et.results.formats import Document, Grid, Section, Text, to_markdown
-from et.results.paper import Cell, Metric, Table
+from et.results.measured import PROTOCOLS, Line, Measured, best_baseline, expected_runs, lines_of, measure
+from et.results.paper import Metric, PaperValue, Table
 from et.results.results_table import DASH, Entry, measured_text, name_of, wanted_runs
-from et.results.standing import line_differs, on_other_data, standing_of, total
 from et.utils.files import write_atomically
 
 INTRO = (
@@ -47,7 +47,7 @@ CAPTION = (
 
 
 @dataclass(frozen=True)
-class Glance:
+class SummaryRow:
     """A row of the summary: one line of a table, by the table's first metric.
 
     Attributes:
@@ -59,7 +59,7 @@ class Glance:
     table: Table
     metric: Metric
     line: Line
-    cell: Cell | None
+    cell: PaperValue | None
     entries: dict[str, Entry]
     baseline: tuple[Line, Measured] | None
 
@@ -69,7 +69,7 @@ class Glance:
         return " ".join(self.line.condition.labels)
 
 
-def glances(table: Table, lines: Sequence[Line]) -> list[Glance]:
+def summary_rows(table: Table, lines: Sequence[Line]) -> list[SummaryRow]:
     """The table's measured ET lines; of a table that compares only forms of ET, all of its measured lines."""
     found, expected = [], expected_runs(table.number)
     compared = any(not method.ours for method in table.methods)
@@ -85,7 +85,7 @@ def glances(table: Table, lines: Sequence[Line]) -> list[Glance]:
             }
             others = [on_splits_of(line, other) for other in lines]
             others = [(other, m) for other in others if (m := measure(table, metric, other, "held_out")) is not None]
-            found.append(Glance(table, metric, line, cell, entries, best_baseline(line, others, metric)))
+            found.append(SummaryRow(table, metric, line, cell, entries, best_baseline(line, others, metric)))
     return found
 
 
@@ -96,7 +96,7 @@ def on_splits_of(line: Line, other: Line) -> Line:
     return replace(other, runs=shared) if splits and splits == {run.split for run in shared} else other
 
 
-def unmeasured_numbers(table: Table, rows: Sequence[Glance]) -> list[str]:
+def unmeasured_numbers(table: Table, rows: Sequence[SummaryRow]) -> list[str]:
     """The paper's numbers of ET that no row stands beside; a star marks data with rows of other settings."""
     beside = [row.cell for row in rows if row.cell is not None]
     tried = {(row.line.condition.name, row.line.method.name) for row in rows if not on_other_data(row.line)}
@@ -123,24 +123,24 @@ def first_metrics(table: Table) -> list[Metric]:
     return [metric for metric in table.metrics if metric in firsts or metric.in_summary]
 
 
-def summary_document(collection: Collection) -> tuple[Document, list[Glance]]:
+def summary_document(collection: Collection) -> tuple[Document, list[SummaryRow]]:
     """The page, and its rows for the figure."""
-    grids, rows, standings, without, unmeasured = [], [], [], [], []
+    grids, rows, coverages, without, unmeasured = [], [], [], [], []
     for number in paper.NUMBERS:
         table = paper.load(number)
         if table.kind != "results" or not any(metric.measured for metric in table.metrics):
             continue
         lines = lines_of(table, collection.of(table.experiments()))
-        found, standing = glances(table, lines), standing_of(table, lines)
-        standings.append(standing)
+        found, coverage = summary_rows(table, lines), coverage_of(table, lines)
+        coverages.append(coverage)
         rows += found
         if missing := unmeasured_numbers(table, found):
             unmeasured.append(f"Table {number}: {', '.join(missing)}")
         if found:
-            grids += glance_grids(table, found)
+            grids += summary_grids(table, found)
         else:
             without.append(f"Table {number}: {table.title}")
-    everything = total(standings)
+    everything = total(coverages)
     figure = "![Measured values beside the paper's, and on other data beside the best other method](summary.svg)"
     title = "Numbers of the paper's ET without a measurement of its data and settings"
     sections = [Section(title, unmeasured)] if unmeasured else []
@@ -149,7 +149,7 @@ def summary_document(collection: Collection) -> tuple[Document, list[Glance]]:
     return Document("Results at a glance", intro, grids, sections), rows
 
 
-def glance_grids(table: Table, rows: Sequence[Glance]) -> list[Grid]:
+def summary_grids(table: Table, rows: Sequence[SummaryRow]) -> list[Grid]:
     """A table's rows on the paper's data and those on other data, as two grids."""
     grids = []
     for other, where in ((False, "the paper's data"), (True, "other data")):
@@ -158,12 +158,12 @@ def glance_grids(table: Table, rows: Sequence[Glance]) -> list[Grid]:
             continue
         head = [*table.condition_columns, "Method", "Metric"]
         columns = [*head, *([] if other else ["Paper"]), *PROTOCOLS, "best other method, held_out"]
-        entries = [glance_entries(row, other) for row in chosen]
+        entries = [summary_entries(row, other) for row in chosen]
         grids.append(Grid(f"Table {table.number}, {table.title}: on {where}", columns, entries, len(head)))
     return grids
 
 
-def glance_entries(row: Glance, other: bool) -> list[Text]:
+def summary_entries(row: SummaryRow, other: bool) -> list[Text]:
     """The entries of a row; rows on other data have no column for the paper."""
     line, metric = row.line, row.metric
     unit = f" ({metric.unit})" if metric.unit else ""
@@ -187,7 +187,7 @@ def write_summary(collection: Collection, experiments: Path) -> Path:
     return experiments / "summary.md"
 
 
-def draw_summary(rows: Sequence[Glance], path: Path) -> None:
+def draw_summary(rows: Sequence[SummaryRow], path: Path) -> None:
     """Per cent on the horizontal axis: the paper's value, both protocols and the best baseline of every row.
 
     Bars are one standard deviation over runs. Rows of other units and of configurations that are not the experiment's
@@ -220,7 +220,7 @@ def draw_summary(rows: Sequence[Glance], path: Path) -> None:
         pyplot.close(figure)
 
 
-def marks_of(row: Glance) -> dict[str, tuple[float, float]]:
+def marks_of(row: SummaryRow) -> dict[str, tuple[float, float]]:
     """What a row of the figure shows: (value, standard deviation over runs), by the names of :data:`MARKS`."""
     found = {} if row.cell is None else {"paper": (row.cell.mean, 0.0)}
     measured = {name: entry.measured for name, entry in row.entries.items()}
@@ -232,7 +232,7 @@ def marks_of(row: Glance) -> dict[str, tuple[float, float]]:
     return found
 
 
-def _draw_part(axis, title: str, rows: Sequence[Glance]) -> None:
+def _draw_part(axis, title: str, rows: Sequence[SummaryRow]) -> None:
     axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axis.set_ylim(max(1, len(rows)) - 0.4, -0.6)
     axis.grid(axis="x", alpha=0.3)

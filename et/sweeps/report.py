@@ -20,47 +20,47 @@ from et.utils.errors import unwrapped
 from et.utils.paths import EXPERIMENTS
 
 SIZES = Path(__file__).parents[1] / "results" / "paper" / "table08.yaml"  # of the data sets of table 2
-OF_PACE = ("trainer.precision=", "data.batch_size=", "model.")  # overrides that change the time of an epoch
+SPEED_SETTINGS = ("trainer.precision=", "data.batch_size=", "model.")  # overrides that change the time of an epoch
 
 
-class Past(NamedTuple):
+class FinishedRun(NamedTuple):
     """A finished run of which the training time is known.
 
     Attributes:
         run_id: Its id.
-        epoch: Seconds of training per epoch. None if it has no epochs, or they had a limited number of batches.
+        epoch_seconds: Seconds of training per epoch. None if it has no epochs, or they had a limited number of batches.
         device: Where it ran.
-        pace: Its settings that change the time of an epoch, :data:`OF_PACE`.
+        speed_settings: Its settings that change the time of an epoch, :data:`SPEED_SETTINGS`.
         data: Name of its data.
         nodes: Number of nodes of the data; None if the record has none.
     """
 
     run_id: str
-    epoch: float | None
+    epoch_seconds: float | None
     device: str
-    pace: frozenset[str] = frozenset()
+    speed_settings: frozenset[str] = frozenset()
     data: str = ""
     nodes: int | None = None
 
 
-Paces = Mapping[tuple[str, str], Sequence[Past]]  # by experiment and protocol
+FinishedRuns = Mapping[tuple[str, str], Sequence[FinishedRun]]  # by experiment and protocol
 
 
 def report(cells: Sequence[Cell], title: str, runs: Path, verbose: bool) -> None:
     """Print the progress of a sweep: counts, failures, remaining cells and their estimated time."""
     counts = {state: sum(cell.state == state for cell in cells) for state in STATES}
     say(f"{title}: " + ", ".join(f"{n} {STATES[state]}" for state, n in counts.items() if n))
-    recorded = recorded_paces()
+    recorded = recorded_runs()
     left = [cell for cell in cells if cell.state != "done"]
     known = on_record(left, recorded)
-    prices = _prices(left, runs, recorded)
-    rest = [(cell, price) for cell, price in zip(left, prices, strict=True) if cell not in known]
+    estimates = _estimates(left, runs, recorded)
+    rest = [(cell, estimate) for cell, estimate in zip(left, estimates, strict=True) if cell not in known]
     if verbose:
         groups: dict[str, Counter[str]] = defaultdict(Counter)
         for cell in cells:
             groups[cell.group]["on record" if cell.state == "open" and cell in known else STATES[cell.state]] += 1
         for group, states in groups.items():
-            (exact, some), (rough, others), _ = _totals([price for cell, price in rest if cell.group == group])
+            (exact, some), (rough, others), _ = _totals([estimate for cell, estimate in rest if cell.group == group])
             time = f", up to {duration(exact)}" * bool(some) + f", roughly {duration(rough)}" * bool(others)
             say(f"  {group}: " + ", ".join(f"{count} {state}" for state, count in states.items()) + time)
     reasons: dict[str, list[Cell]] = defaultdict(list)
@@ -74,123 +74,123 @@ def report(cells: Sequence[Cell], title: str, runs: Path, verbose: bool) -> None
         if len(failed) > 3:
             say(f"      and {len(failed) - 3} more")
     if left:
-        say(f"  left: {len(left)} runs{_time_of(prices)}")
+        say(f"  left: {len(left)} runs{_time_of(estimates)}")
         if known:
-            others = f"; the other {len(rest)}{_time_of([price for _, price in rest])}" if rest else ""
+            others = f"; the other {len(rest)}{_time_of([estimate for _, estimate in rest])}" if rest else ""
             say(f"  {len(known)} of them are on record in experiments/: the tables have their results already{others}")
 
 
-class Price(NamedTuple):
+class Estimate(NamedTuple):
     """Estimated seconds of training of a cell; None if unknown. ``rough`` if they are those of other data."""
 
     seconds: float | None
     rough: bool
 
 
-def _prices(cells: Sequence[Cell], runs: Path, recorded: Paces) -> list[Price]:
-    """The price of each cell, by runs of its experiment or else by its method on other data."""
+def _estimates(cells: Sequence[Cell], runs: Path, recorded: FinishedRuns) -> list[Estimate]:
+    """The estimate of each cell, by runs of its experiment or else by its method on other data."""
     own = seconds_of(cells, runs, recorded)
     without = [cell for cell, seconds in zip(cells, own, strict=True) if seconds is None]
     other = iter(seconds_by_size(without, recorded) if without else ())
-    return [Price(next(other), True) if seconds is None else Price(seconds, False) for seconds in own]
+    return [Estimate(next(other), True) if seconds is None else Estimate(seconds, False) for seconds in own]
 
 
-def _totals(prices: Sequence[Price]) -> tuple[tuple[float, int], tuple[float, int], int]:
+def _totals(estimates: Sequence[Estimate]) -> tuple[tuple[float, int], tuple[float, int], int]:
     """(seconds, number of cells) by their own experiments and by other data, and the number without an estimate."""
-    parts = [[p.seconds for p in prices if p.seconds is not None and p.rough is rough] for rough in (False, True)]
+    parts = [[e.seconds for e in estimates if e.seconds is not None and e.rough is rough] for rough in (False, True)]
     exact, rough = ((sum(part), len(part)) for part in parts)
-    return exact, rough, len(prices) - exact[1] - rough[1]
+    return exact, rough, len(estimates) - exact[1] - rough[1]
 
 
-def _time_of(prices: Sequence[Price]) -> str:
-    (exact, known), (rough, by_size), unknown = _totals(prices)
+def _time_of(estimates: Sequence[Estimate]) -> str:
+    (exact, known), (rough, by_size), unknown = _totals(estimates)
     text = f", up to {duration(exact)} of training (scoring not counted) for {known} of them" if known else ""
     if by_size:
-        text += f", roughly {duration(rough)} for {by_size} by the pace of their method on other data"
+        text += f", roughly {duration(rough)} for {by_size} by the time per node of their method on other data"
     if unknown:
         text += f"; {unknown} without an estimate: no run of their experiments is finished yet"
     return text
 
 
-def recorded_paces(experiments: Path = EXPERIMENTS, only: str = "") -> Paces:
+def recorded_runs(experiments: Path = EXPERIMENTS, only: str = "") -> FinishedRuns:
     """Training times of the runs recorded in results.jsonl of the tables' folders; ``only``: of one experiment."""
-    found: dict[tuple[str, str], list[Past]] = defaultdict(list)
+    found: dict[tuple[str, str], list[FinishedRun]] = defaultdict(list)
     for file in sorted(experiments.glob("*/results.jsonl")):
         for line in file.read_text(encoding="utf-8").splitlines():
             if only and f'"experiment": "{only}"' not in line:
                 continue
             with suppress(ValueError, KeyError, TypeError):  # et.results.collect says what is wrong
                 record = json.loads(line)
-                found[record["experiment"], record["protocol"]].append(_past(record, record.get("overrides", ())))
+                found[record["experiment"], record["protocol"]].append(_finished(record, record.get("overrides", ())))
     return found
 
 
-def _past(record: Mapping[str, Any], overrides: Sequence[str]) -> Past:
+def _finished(record: Mapping[str, Any], overrides: Sequence[str]) -> FinishedRun:
     epochs, seconds = record["epochs"], float(record["seconds"])
     limited = any("limit_train_batches" in override for override in overrides)
-    epoch = None if limited or not epochs else seconds / epochs
+    epoch_seconds = None if limited or not epochs else seconds / epochs
     data = record.get("dataset", {})
     device, name, nodes = str(record.get("device", "unknown")), str(data.get("name", "")), data.get("num_nodes")
-    return Past(record["run_id"], epoch, device, _pace(overrides), name, nodes)
+    return FinishedRun(record["run_id"], epoch_seconds, device, _speed_settings(overrides), name, nodes)
 
 
-def _pace(overrides: Sequence[str]) -> frozenset[str]:
-    return frozenset(o for o in (override.lstrip("+~") for override in overrides) if o.startswith(OF_PACE))
+def _speed_settings(overrides: Sequence[str]) -> frozenset[str]:
+    return frozenset(o for o in (override.lstrip("+~") for override in overrides) if o.startswith(SPEED_SETTINGS))
 
 
-def on_record(cells: Sequence[Cell], recorded: Paces) -> list[Cell]:
+def on_record(cells: Sequence[Cell], recorded: FinishedRuns) -> list[Cell]:
     """The cells that are among the recorded runs."""
-    known = {past.run_id for runs in recorded.values() for past in runs}
+    known = {run.run_id for runs in recorded.values() for run in runs}
     return [cell for cell in cells if cell.folder is not None and cell.folder.name in known]
 
 
-def seconds_of(cells: Sequence[Cell], runs: Path, recorded: Paces) -> list[float | None]:
+def seconds_of(cells: Sequence[Cell], runs: Path, recorded: FinishedRuns) -> list[float | None]:
     """Seconds of training of each cell, if it does not stop early; None without a finished run of its experiment.
 
     An epoch of a cell takes as long as the mean one of its experiment under its protocol, here or on record. Runs with
     another precision, batch size or model count only if there is no run with those of the cell.
     """
-    known: dict[tuple[str, str], list[Past]] = defaultdict(list)
+    known: dict[tuple[str, str], list[FinishedRun]] = defaultdict(list)
     for name in {cell.experiment for cell in cells}:
         for path in sorted((runs / name).glob("*/result.json")):
             record, overrides = read_result(path.parent), path.with_name("overrides.yaml")
             if record is not None:
                 given = overrides.read_text(encoding="utf-8").splitlines() if overrides.exists() else []
-                known[name, record["protocol"]].append(_past(record, [line.removeprefix("- ") for line in given]))
+                known[name, record["protocol"]].append(_finished(record, [line.removeprefix("- ") for line in given]))
     found: list[float | None] = []
     for cell in cells:
         config = cell.config or {}
         key = (cell.experiment, config.get("protocol", ""))
-        timed = [past for past in [*recorded.get(key, ()), *known[key]] if past.epoch is not None]
-        alike = [past for past in timed if past.pace == _pace(cell.overrides)]
-        epochs = list({past.run_id: past.epoch for past in alike or timed}.values())
+        timed = [run for run in [*recorded.get(key, ()), *known[key]] if run.epoch_seconds is not None]
+        alike = [run for run in timed if run.speed_settings == _speed_settings(cell.overrides)]
+        epochs = list({run.run_id: run.epoch_seconds for run in alike or timed}.values())
         found.append(sum(epochs) / len(epochs) * config["trainer"]["max_epochs"] if epochs else None)
     return found
 
 
-def seconds_by_size(cells: Sequence[Cell], recorded: Paces) -> list[float | None]:
+def seconds_by_size(cells: Sequence[Cell], recorded: FinishedRuns) -> list[float | None]:
     """Seconds of training of each cell by recorded runs of its method on other data; None without one.
 
     An epoch takes as long for each node as the mean recorded one. This is rough: graphs differ in size and in edges.
     """
-    sizes = {past.data.upper(): past.nodes for runs in recorded.values() for past in runs if past.nodes is not None}
+    sizes = {run.data.upper(): run.nodes for runs in recorded.values() for run in runs if run.nodes is not None}
     published: Any = OmegaConf.to_container(OmegaConf.load(SIZES))
     graphs, nodes_each = (published["values"][column]["counted"] for column in ("graphs", "avg_nodes"))
     for (name,), count, mean in zip(published["conditions"].values(), graphs, nodes_each, strict=True):
         sizes[name] = round(count * float(mean))
     per_node: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for (experiment, protocol), runs in recorded.items():
-        for past in runs:
-            nodes = sizes.get(past.data.upper())
-            if past.epoch is not None and nodes:
-                per_node[_kind(experiment), split_name(experiment)[1], protocol].append(past.epoch / nodes)
+        for run in runs:
+            nodes = sizes.get(run.data.upper())
+            if run.epoch_seconds is not None and nodes:
+                per_node[_kind(experiment), split_name(experiment)[1], protocol].append(run.epoch_seconds / nodes)
     found: list[float | None] = []
     for cell in cells:
         config = cell.config or {}
         nodes = sizes.get(str(config.get("data", {}).get("name", "")).upper())
-        paces = per_node.get((_kind(cell.experiment), split_name(cell.experiment)[1], config.get("protocol", "")))
-        known = paces and nodes
-        found.append(sum(paces) / len(paces) * nodes * config["trainer"]["max_epochs"] if known else None)
+        rates = per_node.get((_kind(cell.experiment), split_name(cell.experiment)[1], config.get("protocol", "")))
+        known = rates and nodes
+        found.append(sum(rates) / len(rates) * nodes * config["trainer"]["max_epochs"] if known else None)
     return found
 
 

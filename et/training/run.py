@@ -37,7 +37,7 @@ from et.training.metrics_file import MetricsFile
 from et.training.run_log import command_overrides, logged
 from et.training.task import Task
 from et.training.trainer import build_trainer, quiet_libraries
-from et.training.trainer_options import ValidationComes, check_run, repeat_first_epoch
+from et.training.trainer_options import RequireValidation, check_run, repeat_first_epoch
 from et.utils.errors import UserError, loader_died, raise_user_errors
 from et.utils.files import write_atomically
 
@@ -147,7 +147,7 @@ def build(run: RunInfo) -> Parts:
         keepers.append(early_stopping(cfg.callbacks))  # which counts an epoch before a signal saves it
     keepers.append(StopOnSignal(checkpoints))
     if cfg.checkpoint == "best":
-        keepers.append(ValidationComes())
+        keepers.append(RequireValidation())
     trainer = build_trainer(cfg, folder, network, keepers, [metrics_file, *build_loggers(run)])
     return Parts(task, data, trainer, checkpoints, kept_scores, stopwatch, metrics_file)
 

@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import RichProgressBar
 from rich import get_console
 from torch import Tensor
 
-from et.sweeps.report import duration, recorded_paces
+from et.sweeps.report import duration, recorded_runs
 from et.training.device import device_name
 from et.utils.paths import EXPERIMENTS
 
@@ -120,11 +120,11 @@ class TerminalLog(Callback):
 
 def expected_time(experiment: str, protocol: str, epochs: int, experiments: Path) -> str:
     """How long ``epochs`` epochs took in the recorded runs of an experiment under a protocol, as a phrase."""
-    past = [run for run in recorded_paces(experiments, experiment).get((experiment, protocol), ()) if run.epoch]
+    past = [run for run in recorded_runs(experiments, experiment).get((experiment, protocol), ()) if run.epoch_seconds]
     if not past:
         return "known after the first validation"
-    pace = statistics.median(run.epoch for run in past if run.epoch)
-    return f"about {duration(pace * epochs)} at the pace of recorded runs on {past[-1].device}"
+    epoch_seconds = statistics.median(run.epoch_seconds for run in past if run.epoch_seconds)
+    return f"about {duration(epoch_seconds * epochs)} at the speed of recorded runs on {past[-1].device}"
 
 
 def say(text: str) -> None:

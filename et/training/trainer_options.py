@@ -188,7 +188,7 @@ def repeat_first_epoch(data: pl.LightningDataModule) -> None:
     data.train_dataloader = train_dataloader
 
 
-class ValidationComes(pl.Callback):
+class RequireValidation(pl.Callback):
     """Refuses, before the first step, a training that ends ahead of its first validation.
 
     For ``checkpoint=best``. Data without validation samples, as under the released protocol for graphs, pass: their

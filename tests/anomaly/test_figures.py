@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from et.anomaly.figures import (
-    NodesSeen,
+    FinalState,
     attention_share,
     draw_neighbours,
     figure_summary,
@@ -66,9 +66,9 @@ def test_the_energies_of_nodes_that_show_their_own_label_are_not_measured(graph)
     labels, topology = graph.labels, EdgeTopology(graph.relations["first"], graph.num_nodes)
     others = labels.index_fill(0, torch.arange(0, 200, 2), -1)
     energy = torch.where(others < 0, -labels.float(), torch.zeros(200))
-    seen = NodesSeen(None, torch.ones(topology.num_edges), {"total": energy})
-    assert figure_summary(seen, labels, topology)["energy"]["total"]["auc_of_low_energy"] > 0.6
-    found = figure_summary(seen, labels, topology, others)["energy"]["total"]
+    state = FinalState(None, torch.ones(topology.num_edges), {"total": energy})
+    assert figure_summary(state, labels, topology)["energy"]["total"]["auc_of_low_energy"] > 0.6
+    found = figure_summary(state, labels, topology, others)["energy"]["total"]
     assert found["anomalous"] == found["benign"] == 0
 
 
@@ -81,9 +81,9 @@ def test_figures_name_nodes_as_the_file_does(graph, tmp_path, monkeypatch):
     found = []
     for nodes in (torch.arange(200), torch.randperm(200, generator=torch.Generator().manual_seed(0))):
         topology = EdgeTopology(nodes.argsort()[graph.relations["first"]], 200)
-        seen = NodesSeen(torch.ones(topology.num_edges), torch.ones(topology.num_edges), {})
+        state = FinalState(torch.ones(topology.num_edges), torch.ones(topology.num_edges), {})
         titles.clear()
-        draw_neighbours(seen, graph.labels[nodes], topology, nodes, tmp_path / "neighbours.png")
+        draw_neighbours(state, graph.labels[nodes], topology, nodes, tmp_path / "neighbours.png")
         found.append(list(titles))
     assert found[0] == found[1] and len(found[0]) == 6
     for title in found[0]:
@@ -99,11 +99,11 @@ def test_energy_by_module_adds_up_and_is_ranked_by_its_auc(graph):
     class Batch:
         features, nodes, topologies = graph.features, torch.arange(graph.num_nodes), (topology,)
 
-    seen = final_state(network, Batch)
-    torch.testing.assert_close(seen.energies["total"], seen.energies["attention"] + seen.energies["Hopfield"])
-    total = -seen.energies["total"]
+    state = final_state(network, Batch)
+    torch.testing.assert_close(state.energies["total"], state.energies["attention"] + state.energies["Hopfield"])
+    total = -state.energies["total"]
     pairs = total[labels == 1][:, None] > total[labels == 0][None]
-    found = figure_summary(seen, labels, topology)["energy"]["total"]["auc_of_low_energy"]
+    found = figure_summary(state, labels, topology)["energy"]["total"]["auc_of_low_energy"]
     assert found == pytest.approx(pairs.float().mean().item(), abs=1e-3)
 
 

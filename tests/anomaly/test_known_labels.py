@@ -111,7 +111,7 @@ def test_scoring_in_pieces_sees_the_same_labels(small_config, extra):
     task, batch = task_of(small_config("amazon_upu_40pct_labels", *SIZES, *extra))
     known = open_labels(batch.labels, batch.train)
     inputs = (batch.features, batch.topologies, batch.nodes)
-    torch.testing.assert_close(task.network.score(*inputs, block=32, known=known), task.network(*inputs, known))
+    torch.testing.assert_close(task.network.score(*inputs, chunk_size=32, known=known), task.network(*inputs, known))
 
 
 def test_a_step_predicts_masked_nodes_and_sees_others(small_config):

@@ -78,7 +78,7 @@ def test_several_blocks_descend_one_after_another():
             after = after + block(after, edges)
     joined = torch.cat([model.dynamics.block.norm(tokens), model.dynamics.blocks[-1].norm(after)], dim=1)
     torch.testing.assert_close(model(x, [edges]), model.head(joined)[:, 0])
-    torch.testing.assert_close(model.score(x, [edges], block=4), model(x, [edges]))
+    torch.testing.assert_close(model.score(x, [edges], chunk_size=4), model(x, [edges]))
     alone = build().state_dict()
     assert build(num_blocks=1).state_dict().keys() == alone.keys()
     with pytest.raises(ValueError, match="num_blocks"):
@@ -101,7 +101,7 @@ def test_the_head_reads_the_energies_of_its_nodes(parts):
     torch.testing.assert_close(normed.mean(0), torch.zeros(len(normed[0]), dtype=torch.float64), atol=1e-9, rtol=0)
     assert model(x, edges).shape == (15,)  # moves the running statistics
     model.eval()
-    torch.testing.assert_close(model.score(x, edges, block=4), model(x, edges))
+    torch.testing.assert_close(model.score(x, edges, chunk_size=4), model(x, edges))
     before = model(x, edges)
     model.head[1].weight.data[:, -len(normed[0]) :] = 0
     assert not torch.equal(model(x, edges), before)
@@ -207,7 +207,7 @@ def test_released_node_without_edges_keeps_what_the_relation_before_left(steps):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     backwards = model.dynamics(tokens, topologies[::-1])[::-1]
     assert not torch.allclose(backwards[1][1], model.dynamics(tokens, topologies)[1][1])  # the order matters
-    torch.testing.assert_close(model.score(x, topologies, block=4), model(x, topologies), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(model.score(x, topologies, chunk_size=4), model(x, topologies), rtol=1e-9, atol=1e-9)
 
 
 def test_released_gradients_reach_the_relation_that_left_an_update():
@@ -305,7 +305,7 @@ def test_scoring_in_pieces_is_the_forward_pass(fidelity, changes):
     edges = [topology(seed) for seed in range(changes.get("num_relations", 1))]
     with torch.no_grad():
         expected = model(x, edges)
-    torch.testing.assert_close(model.score(x, edges, block=4), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(model.score(x, edges, chunk_size=4), expected, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(model.score(x, edges), expected, rtol=0, atol=0)
 
 
@@ -322,11 +322,11 @@ def test_scoring_in_pieces_takes_any_graph(fidelity, name, backend):
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.4)
         expected = model(x, edges)
-        torch.testing.assert_close(model.score(x, edges, block=4), expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(model.score(x, edges, chunk_size=4), expected, rtol=1e-10, atol=1e-10)
         model, x = model.float(), x.float()
-        torch.testing.assert_close(model.score(x, edges, block=4).double(), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(model.score(x, edges, chunk_size=4).double(), expected, rtol=1e-4, atol=1e-4)
         with torch.autocast("cpu", torch.bfloat16):
-            torch.testing.assert_close(model.score(x, edges, block=4), model(x, edges).float(), rtol=0.1, atol=0.1)
+            torch.testing.assert_close(model.score(x, edges, chunk_size=4), model(x, edges).float(), rtol=0.1, atol=0.1)
 
 
 @pytest.mark.parametrize("num_relations", [1, 2])
@@ -340,7 +340,7 @@ def test_scoring_in_pieces_takes_directed_relations(fidelity, num_relations):
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.4)
         expected = model(features(), edges)
-    torch.testing.assert_close(model.score(features(), edges, block=4), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(model.score(features(), edges, chunk_size=4), expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -352,14 +352,15 @@ def test_a_model_in_half_precision_is_scored_in_pieces(fidelity, dtype):
     with torch.no_grad():
         expected = model(x, edges)
         model, x = model.to(dtype), x.to(dtype)
-        errors = [(found.double() - expected).norm() for found in (model.score(x, edges, block=4), model(x, edges))]
+        scores = model.score(x, edges, chunk_size=4), model(x, edges)
+        errors = [(found.double() - expected).norm() for found in scores]
     assert errors[0] <= 2 * errors[1] + 1e-3 * expected.norm()
 
 
 @pytest.mark.parametrize("fidelity", FIDELITIES)
 def test_the_topology_chooses_the_backend(fidelity):
     edges = [EdgeTopology(symmetric_edges(15, 40, False), 15, backend="nonsense")]
-    for call in (build(fidelity), partial(build(fidelity).score, block=4)):
+    for call in (build(fidelity), partial(build(fidelity).score, chunk_size=4)):
         with pytest.raises(ValueError, match="no sparse backend 'nonsense'"):
             call(features(), edges)
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from et.anomaly.released import ReleasedBlock, draw_kept
+from et.anomaly.released import ReleasedBlock, draw_dropout_mask
 from et.core import EdgeTopology
 
 
@@ -165,7 +165,7 @@ def test_dropout_is_active_in_training_only():
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.9])
 def test_dropout_drops_independently(p):
     torch.manual_seed(0)
-    dropped = (~draw_kept((401, 1000), p, torch.device("cpu"))).float().flatten()
+    dropped = (~draw_dropout_mask((401, 1000), p, torch.device("cpu"))).float().flatten()
     assert abs(dropped.mean().item() - p) < 4 * math.sqrt(p * (1 - p) / len(dropped))
     for lag in (1, 2, 3, 4, 1000):  # four neighbours come from one random number: they must not know of each other
         together = (dropped[lag:] * dropped[:-lag]).mean().item()
@@ -176,7 +176,7 @@ def test_dropout_is_reproducible():
     draws = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        draws.append(draw_kept((7, 3), 0.5, torch.device("cpu")))
+        draws.append(draw_dropout_mask((7, 3), 0.5, torch.device("cpu")))
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 
 
@@ -187,7 +187,7 @@ def test_dropout_is_that_of_the_hidden_layer():
     torch.manual_seed(1)
     out = block.hopfield_update(g)
     torch.manual_seed(1)
-    mask = draw_kept((8, 40), 0.3, torch.device("cpu")) / (1 - 0.3)
+    mask = draw_dropout_mask((8, 40), 0.3, torch.device("cpu")) / (1 - 0.3)
     expected = (torch.relu(g @ block.memories.T) * mask) @ block.memories
     torch.testing.assert_close(out, expected)
     upstream = torch.randn_like(out)

@@ -65,13 +65,13 @@ def assert_blocks_agree(kernels: ModuleType, edges: SortedEdges, size: int, clam
     beta = torch.tensor([0.3, 1.1, -0.7], dtype=dtype)
     rows, parts = g[:, None], [slice(low, low + size) for low in range(0, len(g), size)]
     found = [
-        kernels.query_term(torch.einsum("nd,hde->nhe", g[part], a), rows, beta, edges.block(part), clamp=clamp)
+        kernels.query_term(torch.einsum("nd,hde->nhe", g[part], a), rows, beta, edges.chunk(part), clamp=clamp)
         for part in parts
     ]
     u, peak, total = (torch.cat(part) for part in zip(*found, strict=True))
     v = [
         kernels.key_term(
-            rows, rows, torch.einsum("nd,hed->nhe", g[part], a), beta, peak, total, edges.block(part, True), clamp
+            rows, rows, torch.einsum("nd,hed->nhe", g[part], a), beta, peak, total, edges.chunk(part, True), clamp
         )
         for part in parts
     ]

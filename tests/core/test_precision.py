@@ -192,9 +192,9 @@ def test_another_default_device_moves_no_edges():
 
 @pytest.mark.parametrize("shape", ((2, 0, 16), (0, 5, 16), (0, 0, 16), (0, 16), (2, 1, 16), (0, 1, 16)))
 @pytest.mark.parametrize("self_attention", (False, True))
-@pytest.mark.parametrize("keep_maps", (None, True, False))
-def test_no_tokens_and_no_samples(shape, self_attention, keep_maps):
-    block = block_of("self" if self_attention else "pairs", keep_maps=keep_maps)
+@pytest.mark.parametrize("store_attention", (None, True, False))
+def test_no_tokens_and_no_samples(shape, self_attention, store_attention):
+    block = block_of("self" if self_attention else "pairs", store_attention=store_attention)
     x = torch.randn(shape, requires_grad=True)
     result = descend(block, x, 3, 0.1, record=True)
     assert result.x.shape == x.shape and result.states.shape == (4, *shape)

@@ -9,8 +9,8 @@ import yaml
 
 from et.results import collect as collecting
 from et.results import paper
-from et.results.cells import lines_of
 from et.results.collect import STALE, append, collect, from_folder, from_line, home
+from et.results.measured import lines_of
 from et.results.report import other_runs
 from et.runs.identity import Key, config_of, reproduces
 from et.runs.record import read_result, run_id, write_result

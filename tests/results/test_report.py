@@ -339,7 +339,7 @@ def test_the_theme_can_be_chosen(browser):
 
 
 def test_the_overview_counts_apart_and_says_each_difference_in_a_sentence(browser):
-    tiles = texts(browser, "#standing .tiles dd")
+    tiles = texts(browser, "#coverage .tiles dd")
     assert tiles[0].startswith("5 of ") and tiles[2] == "0"
     sentences = texts(browser, "#deltas .sentence")
     assert (

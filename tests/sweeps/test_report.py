@@ -11,7 +11,7 @@ from et.runs.identity import config_of
 from et.runs.record import write_result
 from et.sweeps import report as sweep_report
 from et.sweeps.cells import Cell
-from et.sweeps.report import Past, absent_files, missing_data, recorded_paces, seconds_by_size, seconds_of
+from et.sweeps.report import FinishedRun, absent_files, missing_data, recorded_runs, seconds_by_size, seconds_of
 from et.utils.paths import EXPERIMENTS
 from tests.runs import make_record
 
@@ -65,14 +65,14 @@ def test_the_estimate_and_the_report_know_what_is_on_record(tmp_path, monkeypatc
     lines = [line("a", "x", 10), line("a", "y", 20), line("b", "z", 7)]
     lines.append(line("a", "v", 1, "trainer.limit_train_batches=1"))
     (tmp_path / "table01" / "results.jsonl").write_text("\n".join([*lines, '{"experiment": "b"}', "{half"]))
-    recorded = recorded_paces(tmp_path)
+    recorded = recorded_runs(tmp_path)
     assert {key: [(run.run_id, run.epoch) for run in runs] for key, runs in recorded.items()} == {
         ("a", "held_out"): [("x", 1.0), ("y", 2.0), ("v", None)], ("b", "held_out"): [("z", 0.7)],
     }  # fmt: skip
-    assert recorded_paces(tmp_path, "b").keys() == {("b", "held_out")}
+    assert recorded_runs(tmp_path, "b").keys() == {("b", "held_out")}
     cells = [cell("open", "a", "x"), cell("done", "a", "y"), cell("open", "a", "w", 20), cell("failed", "b", "z"),
              cell("open", "c", "u"), cell("interrupted", "a", "v")]  # fmt: skip
-    monkeypatch.setattr(sweep_report, "recorded_paces", lambda: recorded)
+    monkeypatch.setattr(sweep_report, "recorded_runs", lambda: recorded)
     sweep_report.report(cells, "sweep", tmp_path / "runs", verbose=True)
     printed = capsys.readouterr().out
     assert "left: 5 runs, up to 67 s of training (scoring not counted) for 4 of them; 1 without an estimate" in printed
@@ -86,15 +86,15 @@ def test_the_estimate_and_the_report_know_what_is_on_record(tmp_path, monkeypatc
 
 def test_without_a_run_the_pace_of_the_method_on_other_data_counts(monkeypatch, tmp_path, capsys):
     """Sizes are those of table 8, also for data without a run. Per node an epoch takes as long as on other data."""
-    here = Past("x", 2.0, "cpu", data="MUTAG", nodes=3371)
-    recorded = {("tu_mutag_gin", "held_out"): [here, Past("y", None, "cpu", data="ENZYMES", nodes=1)]}
+    here = FinishedRun("x", 2.0, "cpu", data="MUTAG", nodes=3371)
+    recorded = {("tu_mutag_gin", "held_out"): [here, FinishedRun("y", None, "cpu", data="ENZYMES", nodes=1)]}
     open_cells = []
     for experiment, data in [("tu_mutagenicity_gin", "Mutagenicity"), ("tu_nci1_gat", "NCI1"), ("tu_mine_gin", "MINE")]:
         config = {"protocol": "held_out", "trainer": {"max_epochs": 10}, "data": {"name": data}}
         open_cells.append(Cell((f"experiment={experiment}",), experiment, "open", Path("z"), config=config))
     seconds, *unknown = seconds_by_size(open_cells, recorded)
     assert seconds == pytest.approx(10 * 2.0 * 4337 * 30.32 / (188 * 17.93), rel=1e-4) and unknown == [None, None]
-    monkeypatch.setattr(sweep_report, "recorded_paces", lambda: recorded)
+    monkeypatch.setattr(sweep_report, "recorded_runs", lambda: recorded)
     sweep_report.report(open_cells, "sweep", tmp_path, verbose=True)
     printed = capsys.readouterr().out
     assert "roughly 13 min for 1 by the pace of their method on other data; 2 without" in printed
@@ -104,7 +104,7 @@ def test_without_a_run_the_pace_of_the_method_on_other_data_counts(monkeypatch, 
 
 def test_every_recorded_run_has_its_seconds():
     lines = [line for file in EXPERIMENTS.glob("*/results.jsonl") for line in file.read_text().splitlines()]
-    known = {run.run_id for runs in recorded_paces().values() for run in runs}
+    known = {run.run_id for runs in recorded_runs().values() for run in runs}
     assert known == {json.loads(line)["run_id"] for line in lines} != set()
 
 

@@ -87,7 +87,7 @@ def test_the_expected_time_comes_from_records_of_the_same_experiment(tmp_path):
     records = [own, *(own | other for other in others)]
     damaged = ['{"experiment": "a", "epo', '{"experiment": "a"}', json.dumps(own | {"epochs": 0})]
     (tmp_path / "table02/results.jsonl").write_text("\n".join([*map(json.dumps, records), *damaged]))
-    expected = "about 5 min at the pace of recorded runs on cpu (2 threads)"
+    expected = "about 5 min at the speed of recorded runs on cpu (2 threads)"
     assert expected_time("a", "held_out", 5, tmp_path) == expected
     assert "first validation" in expected_time("b", "held_out", 5, tmp_path)
 

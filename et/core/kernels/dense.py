@@ -30,19 +30,19 @@ BACKENDS = ("auto", "triton", "flex", "chunked")
 PART = 1 << 20  # elements of a part, 4 MB in float32: fits a CPU's cache
 PART_ON_GPU = 1 << 26  # elements of a part that fills a GPU
 MIN_ROWS = 16  # minimum number of rows in a part, however long they are
-KEPT = 1 << 24  # maximum number of elements of one step's maps to store for the backward pass, 64 MB in float32
+KEPT = 1 << 24  # maximum number of elements of one step's matrices to store for the backward pass, 64 MB in float32
 
 
-def attention(qk: Tensor, beta: Tensor, self_attention: bool = False, keep_maps: bool | None = None) -> Tensor:
+def attention(qk: Tensor, beta: Tensor, self_attention: bool = False, store_attention: bool | None = None) -> Tensor:
     """Both terms of the update, P K and P^T Q, packed like their inputs (eq. 3, below eq. 8).
 
     Args:
         qk: Queries and keys, (..., N, 2, H, Y); index 0 of the third last axis are the queries.
         beta: Inverse temperatures, (H,).
         self_attention: If True, a token is among its own keys.
-        keep_maps: If True, store P, (..., H, N, N), for the backward pass; if False, compute it there again in parts.
-            If None, use the kernel of :func:`fused_kernel` if there is one; else store P if it has at most ``KEPT``
-            elements.
+        store_attention: If True, store P, (..., H, N, N), for the backward pass; if False, compute it there again in
+            parts. If None, use the kernel of :func:`fused_kernel` if there is one; else store P if it has at most
+            ``KEPT`` elements.
 
     Returns:
         The two terms, (..., N, 2, H, Y).
@@ -51,12 +51,12 @@ def attention(qk: Tensor, beta: Tensor, self_attention: bool = False, keep_maps:
         return qk * beta.to(qk.dtype)[:, None] * 0.0  # a token without keys; its gradients are 0, not None
     if needs_plain_operations(qk) or qk.numel() == 0:
         return plain_attention(qk, beta, self_attention)
-    if keep_maps is None:
+    if store_attention is None:
         kernel = fused_kernel(qk)
         if kernel is not None:
             return kernel(qk, beta, self_attention)
-        keep_maps = qk.numel() // (2 * qk.shape[-1]) * qk.shape[-4] <= KEPT
-    return _Attention.apply(qk, beta, self_attention, keep_maps)
+        store_attention = qk.numel() // (2 * qk.shape[-1]) * qk.shape[-4] <= KEPT
+    return _Attention.apply(qk, beta, self_attention, store_attention)
 
 
 def fused_kernel(qk: Tensor) -> Callable[[Tensor, Tensor, bool], Tensor] | None:
@@ -124,7 +124,7 @@ def log_partition(q: Tensor, k: Tensor, beta: Tensor, self_attention: bool = Fal
     (q, k), shape = (x.reshape(-1, n, width) for x in (q, k)), q.shape[:-1]
     found, buffer = q.new_empty(len(q), n), _Buffer(q, len(q), n)
     for part in _parts(q, n):
-        scores = torch.bmm(q[part], k[part.maps].mT, out=buffer.maps(part))
+        scores = torch.bmm(q[part], k[part.matrices].mT, out=buffer.matrices(part))
         torch.logsumexp(_mask_diagonal_(scores, part, self_attention), dim=-1, out=found[part])
     return found.view(shape).mT
 
@@ -138,7 +138,7 @@ def _without_diagonal(scores: Tensor, self_attention: bool) -> Tensor:
 class _Part(NamedTuple):
     """A range of attention matrices (samples times heads) and a range of their rows."""
 
-    maps: slice
+    matrices: slice
     rows: slice
 
 
@@ -185,28 +185,28 @@ class _Buffer:
     def __init__(self, like: Tensor, count: int, n: int):
         self.n, self.memory = n, like.new_empty(min(count * n * n, max(_part_size(like), MIN_ROWS * n)))
 
-    def maps(self, part: _Part) -> Tensor:
-        shape = part.maps.stop - part.maps.start, part.rows.stop - part.rows.start, self.n
+    def matrices(self, part: _Part) -> Tensor:
+        shape = part.matrices.stop - part.matrices.start, part.rows.stop - part.rows.start, self.n
         return self.memory[: math.prod(shape)].view(shape)
 
 
 class _Attention(Function):
     @staticmethod
-    def forward(ctx: Any, qk: Tensor, beta: Tensor, self_attention: bool, keep_maps: bool) -> Tensor:
+    def forward(ctx: Any, qk: Tensor, beta: Tensor, self_attention: bool, store_attention: bool) -> Tensor:
         n, width = qk.shape[-4], qk.shape[-1]
         by_head = _by_head(qk)  # (2, samples, H, N, Y)
         scaled = (by_head[0] * beta.to(qk.dtype)[:, None, None]).view(-1, n, width)
         q, k = by_head.view(2, -1, n, width)
         uv = torch.empty_like(by_head)
         u, v = uv.view(2, -1, n, width)
-        kept = qk.new_empty(len(k), n, n) if keep_maps and any(ctx.needs_input_grad) else None
-        maps_of = _Buffer(qk, len(k), n).maps if kept is None else kept.__getitem__
+        kept = qk.new_empty(len(k), n, n) if store_attention and any(ctx.needs_input_grad) else None
+        matrices_of = _Buffer(qk, len(k), n).matrices if kept is None else kept.__getitem__
         for part in _parts(k, n):
-            p = maps_of(part)  # (maps, rows, N)
-            torch.bmm(scaled[part], k[part.maps].mT, out=p)  # scores
+            p = matrices_of(part)  # (matrices, rows, N)
+            torch.bmm(scaled[part], k[part.matrices].mT, out=p)  # scores
             _softmax_(p, part, self_attention)
-            torch.bmm(p, k[part.maps], out=u[part])  # (maps, rows, Y)
-            _add_product(v[part.maps], p.mT, q[part], part)  # (maps, N, Y)
+            torch.bmm(p, k[part.matrices], out=u[part])  # (matrices, rows, Y)
+            _add_product(v[part.matrices], p.mT, q[part], part)  # (matrices, N, Y)
         out = uv.permute(1, 3, 0, 2, 4).reshape(qk.shape)  # (..., N, 2, H, Y)
         ctx.save_for_backward(qk, beta, out, kept)
         ctx.self_attention = self_attention
@@ -239,23 +239,23 @@ def _gradient(
     buffers = [_Buffer(qk, len(q), n) for _ in range(1 if kept is not None else 2)]
     for part in _parts(q, n):
         if kept is None:
-            p = torch.bmm(scaled[part], k[part.maps].mT, out=buffers[1].maps(part))
+            p = torch.bmm(scaled[part], k[part.matrices].mT, out=buffers[1].matrices(part))
             _softmax_(p, part, self_attention)
         else:
             p = kept[part]
-        from_v = torch.bmm(p, grad_v[part.maps], out=grad_q[part])
-        slope = torch.bmm(left[part], right[part.maps].mT, out=buffers[0].maps(part))
+        from_v = torch.bmm(p, grad_v[part.matrices], out=grad_q[part])
+        slope = torch.bmm(left[part], right[part.matrices].mT, out=buffers[0].matrices(part))
         # In the slope's dtype: torch subtracts float32 from bfloat16 many times slower than bfloat16 from bfloat16.
         exact = from_u[part] + _dot(q[part], from_v)
         rounded = exact.to(slope.dtype)
         slope.sub_(rounded).mul_(p)
-        towards_k = slope @ k[part.maps]
+        towards_k = slope @ k[part.matrices]
         if exact.dtype != slope.dtype:  # what rounding took from P * rowsum, times K
             towards_k += ((rounded - exact) * u[part]).to(slope.dtype)
-        grad_beta[part.maps] += _dot(q[part], towards_k).sum((-2, -1))
-        from_v.addcmul_(towards_k, of_head[part.maps])
-        _add_product(grad_k[part.maps], slope.mT, scaled[part], part)
-        grad_k[part.maps].baddbmm_(p.mT, grad_u[part])
+        grad_beta[part.matrices] += _dot(q[part], towards_k).sum((-2, -1))
+        from_v.addcmul_(towards_k, of_head[part.matrices])
+        _add_product(grad_k[part.matrices], slope.mT, scaled[part], part)
+        grad_k[part.matrices].baddbmm_(p.mT, grad_u[part])
     return grad_by_head.permute(1, 3, 0, 2, 4).reshape(qk.shape), grad_beta.view(-1, heads).sum(0).to(beta.dtype)
 
 

@@ -66,7 +66,7 @@ def _compiled_flex() -> Callable[..., Any]:
 def compiled_attend(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, diagonal: bool
 ) -> tuple[Tensor, Tensor]:  # pragma: no cover (GPU)
-    # Each shape, with bias or without, is compiled by itself. Beyond the limit torch goes over to whole maps.
+    # Each shape, with bias or without, is compiled by itself. Beyond the limit torch stores whole attention matrices.
     with torch._dynamo.config.patch(recompile_limit=64):
         return flex_attend(q, k, v, bias, diagonal, _compiled_flex())
 

@@ -6,7 +6,7 @@ Backward, the same two passes compute P again (formulas in kernels_dense.py): th
 gives D = rowsum(P * dP), then dQ; the keys' pass makes dK. Sums are in float32 and in a fixed order, so results are the
 same from run to run as long as the block sizes are (see :func:`et.core.kernels.triton_runtime.launch`).
 
-Products of N x N x Y: 2 + 2 forward and 6 + 5 backward. With stored maps 3 forward and 6 backward would do.
+Products of N x N x Y: 2 + 2 forward and 6 + 5 backward. With stored matrices 3 forward and 6 backward would do.
 """
 
 from __future__ import annotations

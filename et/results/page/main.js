@@ -24,6 +24,6 @@ document.body.append(make("div", { id: "status", class: "hidden-label", role: "s
 startTheme();
 startTables();
 startCells();
-standing();
+coverage();
 deltas();
 startViewer();

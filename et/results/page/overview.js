@@ -5,7 +5,7 @@ function ofTable(number) {
 }
 
 // "3 of 8 numbers of the paper; 24 cells on other data"
-function standingText(counts) {
+function coverageText(counts) {
   const parts = [];
   if (counts.of_paper) parts.push(`${counts.beside} of ${counts.of_paper} numbers of the paper`);
   if (counts.papers_data) parts.push(`${plural(counts.papers_data, "cell")} on its data`);
@@ -13,9 +13,9 @@ function standingText(counts) {
   return parts.join("; ") || "nothing measured";
 }
 
-function standing() {
-  const root = byId("standing"), counted = data.tables.filter((table) => table.standing);
-  const sum = (key) => counted.reduce((total, table) => total + table.standing[key], 0);
+function coverage() {
+  const root = byId("coverage"), counted = data.tables.filter((table) => table.coverage);
+  const sum = (key) => counted.reduce((total, table) => total + table.coverage[key], 0);
   const measured = Object.values(data.cells).filter((cell) => cell.table !== null && cell.runs.length);
   const runs = new Set(measured.flatMap((cell) => cell.runs)).size;
   const tiles = [
@@ -25,7 +25,7 @@ function standing() {
     [runs, runs === 1 ? "run behind them" : "runs behind them"],
   ];
   const kinds = { configuration: "settings, compared with the experiment files", statistics: "counted from the data" };
-  root.replaceChildren(make("h2", { id: "standing-title" }, "What is measured"),
+  root.replaceChildren(make("h2", { id: "coverage-title" }, "What is measured"),
     make("dl", { class: "tiles large" }, tiles.map(([value, name]) => fact(name, String(value)))),
     make("p", { class: "muted" }, "A cell is one metric of a method on a data set under a protocol. Cells on the paper’s ",
       "data include baselines and short trainings, for which the paper has no number."));
@@ -33,8 +33,8 @@ function standing() {
   byId("cards").replaceChildren(
     make("h2", { id: "cards-title" }, "Task by task"),
     ...tasks.flatMap((task) => [make("h3", null, task), make("ul", { class: "cards" },
-      data.tables.filter((table) => table.task === task).map(({ number, title, kind, standing: counts }) => {
-        const note = counts && ofTable(number).length ? standingText(counts) : kinds[kind] ?? "counted from the modules";
+      data.tables.filter((table) => table.task === task).map(({ number, title, kind, coverage: counts }) => {
+        const note = counts && ofTable(number).length ? coverageText(counts) : kinds[kind] ?? "counted from the modules";
         return make("li", null, make("a", { href: `#table-${number}` },
           make("span", { class: "eyebrow" }, `Table ${number}`), make("span", { class: "name" }, title),
           make("span", { class: "muted" }, note),

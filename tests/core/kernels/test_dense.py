@@ -1,4 +1,4 @@
-"""Attention a part at a time: the same numbers as with whole maps, whatever the parts, and no map as a whole."""
+"""Attention in parts: the same numbers as with whole matrices, whatever the parts, and no whole matrix stored."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def inputs(shape, dtype=torch.float64):
 
 @pytest.fixture(params=(1 << 20, 100, 30))
 def part_size(request, monkeypatch):
-    """All maps at once; a few; some rows of one."""
+    """All matrices at once; a few; some rows of one."""
     monkeypatch.setattr(kernels_dense, "PART", request.param)
     monkeypatch.setattr(kernels_dense, "MIN_ROWS", 2)
     return request.param
 
 
-@pytest.mark.parametrize(("shape", "self_attention", "keep_maps"), itertools.product(SHAPES, (0, 1), (0, 1)))
-def test_parts_agree_with_whole_maps(shape, self_attention, keep_maps, part_size):
+@pytest.mark.parametrize(("shape", "self_attention", "store_attention"), itertools.product(SHAPES, (0, 1), (0, 1)))
+def test_parts_agree_with_whole_matrices(shape, self_attention, store_attention, part_size):
     qk, beta, weight = inputs(shape)
-    found = kernels_dense.attention(qk, beta, bool(self_attention), bool(keep_maps))
+    found = kernels_dense.attention(qk, beta, bool(self_attention), bool(store_attention))
     expected = kernels_dense.plain_attention(qk, beta, bool(self_attention))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     gradients = [torch.autograd.grad((x * weight).sum(), (qk, beta)) for x in (found, expected)]
@@ -42,10 +42,10 @@ def test_parts_agree_with_whole_maps(shape, self_attention, keep_maps, part_size
     torch.testing.assert_close(by_parts, kernels_dense.log_partition(*arguments), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("keep_maps", (False, True))
-def test_first_and_second_derivatives(keep_maps):
+@pytest.mark.parametrize("store_attention", (False, True))
+def test_first_and_second_derivatives(store_attention):
     qk, beta, _ = inputs((3, 2, 2, 2))
-    function = lambda qk, beta: kernels_dense.attention(qk, beta, False, keep_maps)  # noqa: E731
+    function = lambda qk, beta: kernels_dense.attention(qk, beta, False, store_attention)  # noqa: E731
     assert torch.autograd.gradcheck(function, (qk, beta))
     assert torch.autograd.gradgradcheck(function, (qk, beta))
 
@@ -53,14 +53,14 @@ def test_first_and_second_derivatives(keep_maps):
 def test_bfloat16_stays_near_float32():
     qk, beta, weight = inputs((2, 33, 2, 3, 8), torch.float32)
     exact = kernels_dense.attention(qk, beta)
-    rough = kernels_dense.attention(qk.bfloat16(), beta, keep_maps=False)
+    rough = kernels_dense.attention(qk.bfloat16(), beta, store_attention=False)
     assert rough.dtype == torch.bfloat16
     torch.testing.assert_close(rough.float(), exact, rtol=0.03, atol=0.03)
     gradients = [torch.autograd.grad((x.float() * weight).sum(), qk)[0] for x in (exact, rough)]
     assert (gradients[1] - gradients[0]).norm() < 0.02 * gradients[0].norm()
 
 
-def test_maps_are_kept_only_where_they_are_small(monkeypatch):
+def test_matrices_are_stored_only_where_they_are_small(monkeypatch):
     qk, beta, _ = inputs((2, 6, 2, 3, 4))
 
     def numbers_kept(**arguments) -> list[int]:
@@ -69,10 +69,10 @@ def test_maps_are_kept_only_where_they_are_small(monkeypatch):
             kernels_dense.attention(qk, beta, **arguments)
         return kept
 
-    maps = 2 * 3 * 6 * 6
-    assert maps in numbers_kept() and maps not in numbers_kept(keep_maps=False)
-    monkeypatch.setattr(kernels_dense, "KEPT", maps - 1)
-    assert maps not in numbers_kept() and maps in numbers_kept(keep_maps=True)
+    size = 2 * 3 * 6 * 6
+    assert size in numbers_kept() and size not in numbers_kept(store_attention=False)
+    monkeypatch.setattr(kernels_dense, "KEPT", size - 1)
+    assert size not in numbers_kept() and size in numbers_kept(store_attention=True)
 
 
 def test_no_tensor_is_as_large_as_a_map(monkeypatch):
@@ -90,7 +90,7 @@ def test_no_tensor_is_as_large_as_a_map(monkeypatch):
             return out
 
     monkeypatch.setattr(kernels_dense, "PART", 4096)
-    block = EnergyTransformerBlock(8, 2, 4, 16, keep_maps=False)
+    block = EnergyTransformerBlock(8, 2, 4, 16, store_attention=False)
     with Largest() as largest:
         descend(block, torch.randn(1, 512, 8), 2, 0.1, record=True).x.sum().backward()
     assert 4096 <= largest.numbers <= 16 * 1024 < 512 * 512

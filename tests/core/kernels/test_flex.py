@@ -82,7 +82,7 @@ def test_where_it_suits_it_computes_a_descent_unless_maps_are_asked_for(monkeypa
     torch.testing.assert_close(fused, plain)
     torch.testing.assert_close(torch.autograd.grad(fused.square().sum(), tuple(block.parameters())), wanted)
     calls.clear()
-    block.attention.all_pairs.keep_maps = False
+    block.attention.all_pairs.store_attention = False
     torch.testing.assert_close(descend(block, x, 3, 0.1).x, plain)
     assert not calls
 

@@ -87,7 +87,7 @@ def test_the_environment_chooses_who_computes(monkeypatch):
     monkeypatch.setenv("ET_DENSE_BACKEND", "triton")
     torch.testing.assert_close(kernels_dense.attention(qk, beta), expected)
     assert calls
-    torch.testing.assert_close(kernels_dense.attention(qk, beta, keep_maps=False), expected)
+    torch.testing.assert_close(kernels_dense.attention(qk, beta, store_attention=False), expected)
     assert len(calls) == 1
     for backend, operand in (("triton", qk.double()), ("triton", qk[..., :8]), ("flex", qk), ("cuda", qk)):
         monkeypatch.setenv("ET_DENSE_BACKEND", backend)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from et.results.cells import PROTOCOLS, Line, measure
+from et.results.measured import PROTOCOLS, Line, measure
 from et.results.paper import Table
 
 
 @dataclass(frozen=True)
-class Standing:
+class Coverage:
     """Counts of cells; a cell is a metric of a method on a data set under one protocol.
 
     Attributes:
@@ -26,8 +26,8 @@ class Standing:
     papers_data: int = 0
     other_data: int = 0
 
-    def __add__(self, other: Standing) -> Standing:
-        return Standing(
+    def __add__(self, other: Coverage) -> Coverage:
+        return Coverage(
             self.of_paper + other.of_paper,
             self.beside + other.beside,
             self.papers_data + other.papers_data,
@@ -52,7 +52,7 @@ def on_other_data(line: Line) -> bool:
     return bool(line.variant) or not line.condition.in_paper
 
 
-def standing_of(table: Table, lines: Sequence[Line]) -> Standing:
+def coverage_of(table: Table, lines: Sequence[Line]) -> Coverage:
     """The counts of one table."""
     metrics = [metric for metric in table.metrics if metric.measured]
     printed = {
@@ -70,12 +70,12 @@ def standing_of(table: Table, lines: Sequence[Line]) -> Standing:
                 papers_data += found
             if found and not line_differs(line):
                 beside.add((metric.name, line.condition.name, line.method.name))
-    return Standing(len(printed), len(beside & printed), papers_data, other_data)
+    return Coverage(len(printed), len(beside & printed), papers_data, other_data)
 
 
-def total(standings: Iterable[Standing]) -> Standing:
+def total(coverages: Iterable[Coverage]) -> Coverage:
     """The sum over tables."""
-    return sum(standings, Standing())
+    return sum(coverages, Coverage())
 
 
 def _runs_here(table: Table, condition: str, method: str) -> bool:

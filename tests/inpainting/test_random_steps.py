@@ -4,9 +4,9 @@ import torch
 from omegaconf import OmegaConf
 
 from et.baselines.vit import InpaintingViT
-from et.inpainting.depths import Depths
 from et.inpainting.lit import InpaintingTask
 from et.inpainting.model import InpaintingET
+from et.inpainting.random_steps import RandomStepCounts
 from et.utils.errors import UserError
 
 
@@ -27,7 +27,7 @@ def test_reconstructions_are_those_of_one_descent(network, images_and_masks, sch
     network = InpaintingET(
         16, 4, dim=16, num_heads=2, head_dim=4, num_memories=24, steps=3, step_size=0.5, step_schedule=schedule
     )
-    found = Depths([2, 4], 3, 5).reconstructions(network, *images_and_masks, np.random.default_rng(0))
+    found = RandomStepCounts([2, 4], 3, 5).reconstructions(network, *images_and_masks, np.random.default_rng(0))
     rng = np.random.default_rng(0)
     rng.choice(3, 3, replace=False)
     steps = [2, 3, 4, 4 + int(rng.integers(6)) + 2]
@@ -39,13 +39,13 @@ def test_reconstructions_are_those_of_one_descent(network, images_and_masks, sch
 
 
 def test_numbers_of_steps_cover_the_range(network, images_and_masks):
-    depths, rng = Depths([1, 3]), np.random.default_rng(0)
-    found = [depths.reconstructions(network, *images_and_masks, rng)[0] for _ in range(20)]
+    counts, rng = RandomStepCounts([1, 3]), np.random.default_rng(0)
+    found = [counts.reconstructions(network, *images_and_masks, rng)[0] for _ in range(20)]
     assert len({round(float(patches.detach().sum()), 3) for patches in found}) == 3
 
 
 def test_steps_to_rest_pass_no_gradient(network, images_and_masks):
-    *_, last = Depths([1, 1], 1, 4).reconstructions(network, *images_and_masks, np.random.default_rng(0))
+    *_, last = RandomStepCounts([1, 1], 1, 4).reconstructions(network, *images_and_masks, np.random.default_rng(0))
     last.square().mean().backward()
     assert network.encoder.weight.grad is None and network.block.hopfield.memories.grad.abs().sum() > 0
 
@@ -55,7 +55,7 @@ def test_steps_to_rest_pass_no_gradient(network, images_and_masks):
 )
 def test_impossible_numbers_are_refused(arguments):
     with pytest.raises(UserError, match="steps_range"):
-        Depths(*arguments)
+        RandomStepCounts(*arguments)
 
 
 def test_only_an_energy_transformer_of_one_block_varies_its_steps(network):
@@ -64,4 +64,4 @@ def test_only_an_energy_transformer_of_one_block_varies_its_steps(network):
     for other in (vit, two):
         with pytest.raises(UserError, match="one block"):
             InpaintingTask(other, OmegaConf.create({}), steps_range=[1, 2])
-    assert InpaintingTask(network, OmegaConf.create({})).depths is None
+    assert InpaintingTask(network, OmegaConf.create({})).random_steps is None

@@ -14,7 +14,7 @@ from et.inpainting.patches import patchify
 from et.utils.errors import UserError
 
 
-class Depths:
+class RandomStepCounts:
     """The numbers of steps after which a training descent is compared with the image; drawn for each batch.
 
     Args:
@@ -69,7 +69,7 @@ class Depths:
         return found
 
 
-def check_depths(network: torch.nn.Module) -> None:
+def check_random_steps(network: torch.nn.Module) -> None:
     """Raise UserError unless ``network`` descends in steps whose number can vary."""
     if not isinstance(network, InpaintingET) or len(network.later_blocks):
         raise UserError("task.steps_range and task.rest_steps need an Energy Transformer of one block")

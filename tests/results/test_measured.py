@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import ttest_rel
 
 from et.results import paper
-from et.results.cells import (
+from et.results.collect import collect
+from et.results.measured import (
     best,
     comparisons,
     expected_runs,
@@ -18,7 +19,6 @@ from et.results.cells import (
     missing,
     mixed_commits,
 )
-from et.results.collect import collect
 from et.runs.identity import Key
 
 TABLE = paper.load(1)

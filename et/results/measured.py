@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import yaml
 
 from et.results.collect import Collection, Run
-from et.results.paper import Cell, Condition, Method, Metric, Table
+from et.results.paper import Condition, Method, Metric, PaperValue, Table
 from et.results.settings import has_experiment
 from et.sweeps.cells import jobs
 from et.utils.paths import CONF, command
@@ -231,7 +231,7 @@ def paired(ours: Iterable[Run], theirs: Iterable[Run], metric: Metric, baseline:
     return Comparison(baseline, statistics.fmean(differences), len(pairs), p_value)
 
 
-def difference(measured: Measured | None, cell: Cell | None) -> float | None:
+def difference(measured: Measured | None, cell: PaperValue | None) -> float | None:
     """Measured minus paper, in the metric's unit."""
     return None if measured is None or cell is None else measured.mean - cell.mean
 
