@@ -193,6 +193,9 @@ def read_pyg(path: Path) -> Parts:
     for key in ("x", "y", "edge_index"):
         if key not in data or data[key] is None:
             raise KeyError(key)
+    unused = [key for key in ("edge_attr", "edge_weight") if key in data and data[key] is not None]
+    if unused:
+        warnings.warn(f"{path} has {' and '.join(unused)}, which no model here reads", stacklevel=2)
     return features_of(data["x"]), labels_of(data["y"]), {"edge_index": edges_of(data["edge_index"])}
 
 

@@ -21,7 +21,7 @@ from et.results.run_files import read_curves
 from et.runs.fingerprint import of_user_data
 from et.runs.foreign import read_config
 from et.runs.identity import Key, claimed_key, config_of, differences, flatten, key_of, reproduces
-from et.runs.record import load_record, malformed, run_id
+from et.runs.record import load_record, malformed, run_id, verified, with_checksum
 from et.utils.errors import UserError, exit_on_user_error
 from et.utils.files import write_atomically
 from et.utils.paths import EXPERIMENTS, ROOT
@@ -121,11 +121,16 @@ def collect(
         for path in results_below(Path(root)):
             _take(found, wanted, lambda path=path: from_folder(path.parent))
     for file in lines:
-        for number, line in enumerate(Path(file).read_text().splitlines() if Path(file).exists() else (), 1):
+        for number, line in enumerate(lines_of_file(Path(file)), 1):
             if line.strip():
                 source = f"{relative(Path(file))}:{number}"
                 _take(found, wanted, lambda line=line, source=source: from_line(line, source, wanted))
     return found
+
+
+def lines_of_file(file: Path) -> list[str]:
+    """Lines of a results.jsonl; empty if there is none. Bytes that are not UTF-8 become lone surrogates."""
+    return file.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if file.exists() else []
 
 
 def results_below(root: Path) -> list[Path]:
@@ -218,7 +223,8 @@ def from_line(line: str, source: str, wanted: Container[str] | None = None) -> R
         UserError: The record is incomplete, or its overrides do not belong to the cell it claims.
     """
     try:
-        record = json.loads(line)
+        line.encode()  # a ValueError where a byte was not UTF-8
+        record = verified(json.loads(line), "the line")
         overrides = tuple(record["overrides"])
         given = dict(o.split("=", 1) for o in overrides)
         fold = int(given["data.fold"]) if "data.fold" in given else None
@@ -242,6 +248,13 @@ def from_line(line: str, source: str, wanted: Container[str] | None = None) -> R
     return Run(record, key, overrides, ", ".join(extras), source)
 
 
+def check_folders(runs: Iterable[str]) -> None:
+    """Raise UserError if a folder of runs does not exist."""
+    absent = [root for root in runs if not Path(root).is_dir()]
+    if absent:
+        raise UserError(f"there is no folder {', '.join(absent)}: --runs names the run folders")
+
+
 def home(experiment: str) -> int | None:
     """Number of the table whose folder keeps an experiment's results: the first one that shows it."""
     for number in paper.NUMBERS:
@@ -263,7 +276,7 @@ def as_line(run: Run) -> str:
         )
     curves = None if run.folder is None else read_curves(run.folder, points=20, names=3)
     line = {**run.record, "overrides": list(run.overrides), **({"curves": curves} if curves else {})}
-    return json.dumps(line, sort_keys=True)
+    return json.dumps(with_checksum(line), sort_keys=True)
 
 
 def append(runs: Iterable[Run], file: Path, replace: bool = False) -> tuple[int, list[str]]:
@@ -277,7 +290,7 @@ def append(runs: Iterable[Run], file: Path, replace: bool = False) -> tuple[int,
     Returns:
         (number of lines added or rewritten, reports on runs that could not be recorded).
     """
-    lines = file.read_text().splitlines() if file.exists() else []
+    lines = lines_of_file(file)
     known = {identity: at for at, line in enumerate(lines) if (identity := _run_id_of(line)) is not None}
     added, replaced, problems = [], 0, []
     for run in sorted(runs, key=lambda run: (run.key.experiment, run.key.protocol, run.key.seed, run.key.fold or 0)):
@@ -304,9 +317,10 @@ def append(runs: Iterable[Run], file: Path, replace: bool = False) -> tuple[int,
 
 def _run_id_of(line: str) -> str | None:
     try:
-        return json.loads(line)["run_id"]
+        identity = json.loads(line)["run_id"]
     except (ValueError, KeyError, TypeError):
         return None
+    return identity if isinstance(identity, str) else None
 
 
 def _as_override(value: Any) -> str:
@@ -332,10 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--experiments", type=Path, default=EXPERIMENTS, help="where tableNN/ folders are")
     parser.add_argument("--replace", action="store_true", help="overwrite runs that are already recorded")
     options = parser.parse_args(arguments)
-    absent = [root for root in options.runs if not Path(root).is_dir()]
-    if absent:
-        print(f"error: there is no folder {', '.join(absent)}: --runs names the run folders", file=sys.stderr)
-        return 1
+    check_folders(options.runs)
     for number in options.tables or paper.NUMBERS:
         table = paper.load(number)
         if table.kind != "results":

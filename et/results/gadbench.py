@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from et.results.collect import Run, append, collect, relative
+from et.results.collect import Run, append, check_folders, collect, relative
 from et.results.formats import signed
 from et.results.measured import paired
 from et.results.paper import Metric
@@ -135,9 +135,14 @@ def blended(network: Row, trees: Row) -> list[str]:
     return settings
 
 
+def lacking(run: Run) -> list[str]:
+    """Names of the metrics of the table that a run does not have."""
+    return [name for name in (SCORE, *COLUMNS.values()) if name not in run.record["metrics"]]
+
+
 def compared(run: Run) -> bool:
     """Whether a run belongs to the comparison."""
-    if run.of_user_data or SCORE not in run.record["metrics"]:
+    if run.of_user_data or lacking(run):
         return False
     return (run.key.protocol, run.key.fidelity) == ("gadbench", "paper") and "_gadbench" in run.key.experiment
 
@@ -243,10 +248,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         into = f" paths.runs={options.runs[0]}" if options.runs else ""
         print(*(f"{line}{into}" for line in commands_left(rows(collect(options.runs, [file]).runs.values()))), sep="\n")
         return 0
+    check_folders(options.runs)
     new = collect(options.runs)
     count, problems = append(filter(compared, new.runs.values()), file)
     print(f"{count} runs written to {relative(file)}", *new.problems, *problems, sep="\n")
-    table = rows(collect(lines=[file]).runs.values())
+    recorded = collect(lines=[file])
+    for run in recorded.runs.values():
+        if lacking(run):
+            recorded.problems.append(f"incomplete: {run.source} lacks {', '.join(lacking(run))}; left out")
+    print(*recorded.problems, sep="\n", end="\n" * bool(recorded.problems))
+    table = rows(recorded.runs.values())
+    options.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(options.folder / "table.md", render(table))
     print(f"{len(table)} methods in {relative(options.folder / 'table.md')}")
     return 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import itertools
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -54,9 +55,24 @@ def check_config(config: Mapping[str, Any], classes: bool = True) -> None:
         if not isinstance(place, str | Path):
             raise UserError(f"paths.{key} must be the name of a folder, not {place!r}")
     _check_by_fidelity(config.get("by_fidelity", {}))
+    _check_followers(config)
     tags = config.get("tags")
     if tags is not None and not (isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)):
         raise UserError(f"tags must be a list of texts, such as [first,try], not {tags!r}")
+
+
+def _check_followers(config: Mapping[str, Any]) -> None:
+    """Refuse a section with another protocol or fidelity than the run, whose record names the run's.
+
+    Data under ``held_out`` are allowed for any protocol: the split is stricter than what the record names.
+    """
+    for key, section in itertools.product(("protocol", "fidelity"), ("data", "model", "task")):
+        part = config.get(section)
+        value = part.get(key) if isinstance(part, Mapping) else None
+        if value not in (None, config.get(key)) and (section, value) != ("data", "held_out"):
+            raise UserError(
+                f"{section}.{key}={value}, but the run has {key}={config.get(key)}: set {key}={value} alone"
+            )
 
 
 def check_choices(cfg: DictConfig) -> None:

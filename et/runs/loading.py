@@ -122,6 +122,8 @@ def load_weights(run: Path | str, checkpoint: str | None) -> tuple[DictConfig, d
         cfg = read_config(run / "config.yaml")
         path, saved = run_checkpoint(run, cfg, checkpoint)
         return cfg, saved["state_dict"], output_folder(run, "evaluation"), path.name
+    if not run.exists():
+        raise UserError(f"{run} is neither a run folder nor a converted checkpoint: there is no such file or folder")
     saved = load_checkpoint(run)
     if "config" not in saved:
         raise UserError(f"{run} holds no configuration: name the run's folder, or convert the checkpoint first")

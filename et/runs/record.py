@@ -34,7 +34,7 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "epochs": int, "seconds": (int, float), "peak_memory_mb": (int, float), "device": str, "git_commit": str,
 }  # fmt: skip
 FORCED = ".forced"  # in a run folder: the Slurm job that has started the run over
-_CHECKSUM = "record_sha256"  # in result.json only: checksum of the other keys
+CHECKSUM = "record_sha256"  # in files only: checksum of the other keys
 
 # Variant of the user's own data, which may change under the same name.
 USER_DATA = "user data"
@@ -162,8 +162,7 @@ def write_result(folder: Path, record: Mapping[str, Any]) -> None:
     missing = [key for key in RESULT_KEYS if key not in record]
     if missing:
         raise ValueError(f"the record of {folder} lacks {', '.join(missing)}")
-    content = {**record, _CHECKSUM: _checksum(record)}
-    write_atomically(folder / "result.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
+    write_atomically(folder / "result.json", json.dumps(with_checksum(record), indent=2, sort_keys=True) + "\n")
 
 
 def forced(force: bool, folder: Path) -> bool:
@@ -203,10 +202,7 @@ def load_record(file: Path) -> dict[str, Any]:
     problem = malformed(record, RESULT_KEYS)
     if problem is not None:
         raise UserError(f"{file} is not a complete record: {problem}")
-    checksum = record.pop(_CHECKSUM, None)
-    if checksum is not None and checksum != _checksum(record):
-        raise UserError(f"{file} is damaged: its checksum does not match")
-    return record
+    return verified(record, str(file))
 
 
 def malformed(record: Any, required: Iterable[str]) -> str | None:
@@ -240,6 +236,23 @@ def _kind(value: Any) -> str:
     return {type(None): "null", dict: "a mapping", list: "a list", str: "a text", bool: "true or false"}.get(
         type(value), f"a number ({value})" if isinstance(value, int | float) else type(value).__name__
     )
+
+
+def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
+    """``record`` with the checksum of its keys, as it is written to a file."""
+    return {**record, CHECKSUM: _checksum(record)}
+
+
+def verified(record: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """``record`` without its checksum.
+
+    Raises:
+        UserError: The checksum does not match. A record without one is not checked.
+    """
+    content = {key: value for key, value in record.items() if key != CHECKSUM}
+    if record.get(CHECKSUM) not in (None, _checksum(content)):
+        raise UserError(f"{source} is damaged: its checksum does not match")
+    return content
 
 
 def _checksum(record: Mapping[str, Any]) -> str:

@@ -184,6 +184,13 @@ def read_failure(folder: Path) -> dict[str, Any] | None:
     return failure if isinstance(failure, dict) and {"error", "message"} <= failure.keys() else None
 
 
+def cannot_run(cell: Cell) -> bool:
+    """True if the configuration of a cell is refused, or its data are not those that it was recorded with."""
+    if cell.state != "failed" or cell.folder is None:
+        return cell.state == "invalid"
+    return read_failure(cell.folder) is None
+
+
 def needed(cells: Sequence[Cell]) -> dict[str, str]:
     """Values of the cells to be run, by key.
 

@@ -116,7 +116,7 @@ def recorded_runs(experiments: Path = EXPERIMENTS, only: str = "") -> FinishedRu
     """Training times of the runs recorded in results.jsonl of the tables' folders; ``only``: of one experiment."""
     found: dict[tuple[str, str], list[FinishedRun]] = defaultdict(list)
     for file in sorted(experiments.glob("*/results.jsonl")):
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             if only and f'"experiment": "{only}"' not in line:
                 continue
             with suppress(ValueError, KeyError, TypeError):  # et.results.collect says what is wrong

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from et.runs.fingerprint import check_unseen
 from et.runs.folder import SCORES
-from et.runs.loading import fill, instantiate_section, load_weights, task_class
+from et.runs.loading import fill, instantiate_section, load_weights, run_checkpoint, task_class
 from et.runs.record import read_result, run_id
 from et.training.callbacks import KeptScores
 from et.training.task import Task
@@ -59,7 +59,7 @@ def evaluate(options: DictConfig) -> dict[str, Any]:
     with raise_user_errors():
         trainer.test(task, data, verbose=False)
     if options.images is None:
-        warn_of_changed_data(options.run, data)
+        warn_of_changed_data(options.run, cfg, options.checkpoint, data)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     record = {"run": str(options.run), "checkpoint": loaded, "dataset": data.describe(), "metrics": metrics}
     if options.images is not None:
@@ -119,7 +119,7 @@ def predict(run: Path | str, checkpoint: str | None = None, device: str = "auto"
     task, data = assemble(cfg, weights, run)
     with raise_user_errors():
         found = task.predictions(build_tester(cfg, device, progress=False), data)
-    warn_of_changed_data(run, data)
+    warn_of_changed_data(run, cfg, checkpoint, data)
     return found
 
 
@@ -140,12 +140,25 @@ def assemble(cfg: DictConfig, weights: dict[str, Tensor], run: Path | str) -> tu
     return task, data
 
 
-def warn_of_changed_data(run: Path | str, data: pl.LightningDataModule) -> None:
-    """Warn where ``data``, which have been set up, are not those that ``run`` was recorded with."""
-    record = read_result(Path(run))
-    if record is not None and record["dataset"]["sha256"] != data.describe()["sha256"]:
+def warn_of_changed_data(
+    run: Path | str, cfg: DictConfig, checkpoint: str | None, data: pl.LightningDataModule
+) -> None:
+    """Warn if ``run`` is not finished, and if ``data``, which have been set up, are not those that it was trained on.
+
+    Those of a run without a record are named in its checkpoint.
+    """
+    now, record = data.describe(), read_result(Path(run))
+    if record is not None:
+        before: str | None = record["dataset"]["sha256"]
+    elif (Path(run) / "config.yaml").exists():
+        path, saved = run_checkpoint(Path(run), cfg, checkpoint)
+        before = saved.get("data_sha256")
+        warnings.warn(f"{run} is not finished: these are the weights of {path.name}", stacklevel=2)
+    else:
+        return
+    if before not in (None, now["sha256"]):
         warnings.warn(
-            f"{record['dataset']['name']} has changed since {run} was recorded: its split may be another one, so that "
-            "what is tested now may have been trained on",
+            f"{now['name']} has changed since {run} was trained: its split may be another one, so that what is tested "
+            "now may have been trained on",
             stacklevel=2,
         )

@@ -40,7 +40,7 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         UserError: The disk is full or read-only.
     """
-    with replacing(path) as fresh, fresh.open("w", encoding="utf-8") as file:
+    with replacing(path) as fresh, fresh.open("w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

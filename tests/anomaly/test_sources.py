@@ -92,6 +92,16 @@ def test_pyg_data_and_dictionary(graph, tmp_path):
         assert torch.equal(read.features, graph.features) and torch.equal(read.relations["edge_index"], edges)
 
 
+def test_weights_of_edges_are_ignored_with_a_warning(graph, tmp_path):
+    from torch_geometric.data import Data
+
+    edges = graph.relations["first"]
+    parts = {"x": graph.features, "y": graph.labels, "edge_index": edges, "edge_weight": torch.ones(edges.shape[1])}
+    torch.save(Data(**parts), tmp_path / "a.pt")
+    with pytest.warns(UserWarning, match="edge_weight, which no model here reads"):
+        load_graph("file", "", tmp_path / "a.pt")
+
+
 def test_dgl_graph_with_one_hot_labels(graph, tmp_path, monkeypatch):
     monkeypatch.setenv("DGLBACKEND", "pytorch")
     dgl = pytest.importorskip("dgl", reason="dgl is not installed")

@@ -97,6 +97,31 @@ def test_a_changed_digit_in_a_record_is_noticed(make_run, tmp_path):
     assert "is damaged: its checksum does not match" in collect([tmp_path / "runs"]).problems[0]
 
 
+def test_a_changed_digit_in_a_line_is_noticed(make_run, tmp_path):
+    make_run(KEY, METRICS)
+    file = tmp_path / "results.jsonl"
+    append(collect([tmp_path / "runs"]).runs.values(), file)
+    assert not collect(lines=[file]).problems
+    file.write_text(file.read_text().replace("0.95", "0.96"))
+    (problem,) = collect(lines=[file]).problems
+    assert "results.jsonl:1" in problem and "checksum does not match" in problem
+
+
+def test_a_byte_that_is_not_utf8_costs_one_line_and_stays_as_it_is(make_run, tmp_path):
+    file = tmp_path / "results.jsonl"
+    for seed in (0, 1):
+        make_run(Key("amazon_1pct", seed, "held_out", "paper"), METRICS)
+    append(collect([tmp_path / "runs"]).runs.values(), file)
+    first, second = file.read_bytes().splitlines()
+    file.write_bytes(first.replace(b"amazon", b"amaz\xffn") + b"\n")
+    found = collect(lines=[file])
+    assert not found.runs and found.problems[0].startswith("corrupt: ")
+    append(collect([tmp_path / "runs"]).runs.values(), file)
+    kept, *added = file.read_bytes().splitlines()
+    assert b"\xff" in kept and second in added
+    assert len(collect(lines=[file]).runs) == 1 + (first in added)
+
+
 def test_a_line_whose_overrides_read_the_environment_is_left_out(make_run, line_of):
     folder = make_run(KEY, METRICS)
     for extra in ("+x=${oc.env:HOME}", "hydra.searchpath=[file:///tmp]", "+hydra.job.env_set.A=1"):

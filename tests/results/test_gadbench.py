@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -10,6 +11,7 @@ from omegaconf import OmegaConf
 from et.results.collect import collect
 from et.results.gadbench import BLEND, COLUMNS, FOLDER, METHODS, SCORE, blended, main, mean, render, rows
 from et.runs.identity import Key
+from et.utils.errors import UserError
 from et.utils.paths import ROOT
 
 AUPRC = COLUMNS["AUPRC"]
@@ -50,6 +52,22 @@ def test_the_winner_of_trial_0_is_shown_on_all_its_trials(make_run, tmp_path, ca
         "python train.py --multirun experiment=tolokers_gadbench_mlp protocol=gadbench fidelity=paper "
         f"'model.hidden=128' 'seed=choice(2,3,4,5,6,7,8,9)' paths.runs={tmp_path / 'runs'}"
     ]
+
+
+def test_an_incomplete_record_and_a_wrong_folder_are_named(make_run, tmp_path, capsys):
+    make_run(key("tolokers_gadbench_mlp", 0), metrics(0.7, 0.5))
+    folder, runs = tmp_path / "gadbench", str(tmp_path / "runs")
+    assert main(["--runs", runs, "--folder", str(folder)]) == 0
+    line = json.loads((folder / "results.jsonl").read_text())
+    del line["metrics"]["test/auc"], line["record_sha256"]
+    (folder / "results.jsonl").write_text(json.dumps(line) + "\n")
+    capsys.readouterr()
+    assert main(["--folder", str(folder)]) == 0
+    assert "lacks test/auc; left out" in capsys.readouterr().out
+    assert "MLP" not in (folder / "table.md").read_text()
+    assert main(["--folder", str(tmp_path / "new")]) == 0
+    with pytest.raises(UserError, match="there is no folder"):
+        main(["--runs", runs + "x", "--folder", str(folder)])
 
 
 def test_other_data_splits_and_few_labels_have_tables_of_their_own(make_run, tmp_path):

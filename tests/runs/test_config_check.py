@@ -103,6 +103,20 @@ def test_unknown_keys_and_values_are_refused_in_every_family(configs, family, ke
         check_config(changed(configs[family], key, value))
 
 
+@pytest.mark.parametrize(
+    ("experiment", "key", "value"),
+    (
+        ("demo_graphs", "data.protocol", "released"), ("demo_graphs", "task.protocol", "released"),
+        ("demo_anomaly", "task.protocol", "gadbench"), ("demo_anomaly", "data.fidelity", "released"),
+        ("demo_graphs", "model.fidelity", "released"), ("demo_inpainting", "task.fidelity", "released"),
+    ),
+)  # fmt: skip
+def test_a_section_follows_the_protocol_and_the_fidelity_of_the_run(configs, experiment, key, value):
+    """Else a model that was trained on its test graphs would have a record that says held_out."""
+    with pytest.raises(UserError, match=rf"{key}={value}, but the run has .*: set {key.split('.')[1]}={value} alone"):
+        check_config(changed(configs[experiment], key, value))
+
+
 @pytest.mark.parametrize("key", REQUIRED)
 def test_what_every_run_reads_cannot_be_taken_away(configs, key):
     config = copy.deepcopy(configs["demo_anomaly"])

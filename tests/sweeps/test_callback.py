@@ -112,8 +112,8 @@ def test_a_sweeps_name_does_not_lead_out_of_the_runs_folder(run_sweep, tmp_path,
 
 
 def test_a_mistyped_key_is_told_before_a_sweep_runs_anything(run_sweep):
-    _, printed = run_sweep("sweep=smoke", "experiment=smoke_table01", "+nonsense.key=3", "sweep.dry_run=true")
-    assert "nonsense: there is no such key" in printed and not started(printed)
+    status, printed = run_sweep("sweep=smoke", "experiment=smoke_table01", "+nonsense.key=3", "sweep.dry_run=true")
+    assert status == 1 and "nonsense: there is no such key" in printed and not started(printed)
 
 
 SMALL = (

@@ -121,6 +121,29 @@ def test_predictions_for_nodes_are_in_the_order_of_the_file_and_give_the_measure
         predict(trained.folder, device="cpu")
 
 
+def test_an_unfinished_run_says_so_and_that_its_data_changed(config, tmp_path):
+    graph = make_graph(200, 5, seed=1)
+    file = save_npz(graph, tmp_path / "mine.npz")
+    overrides = [
+        "experiment=demo_anomaly_mlp", "data=graph_file", f"data.path={file}", "data.num_nodes=200",
+        "data.num_features=5", "trainer.max_epochs=2", "trainer.accelerator=cpu",
+    ]  # fmt: skip
+    trained = train(config(*overrides))
+    (trained.folder / "result.json").unlink()
+    with pytest.warns(UserWarning) as given:
+        predict(trained.folder, device="cpu")
+    assert ["is not finished" in str(w.message) for w in given].count(True) == 1
+    assert not any("has changed since" in str(w.message) for w in given)
+    save_npz(replace(graph, features=graph.features + 1), file)
+    with pytest.warns(UserWarning, match="mine has changed since"):
+        predict(trained.folder, device="cpu")
+
+
+def test_a_folder_that_does_not_exist_is_named_as_such(tmp_path):
+    with pytest.raises(UserError, match="there is no such file or folder"):
+        predict(tmp_path / "nothing")
+
+
 def test_predictions_for_graphs_are_of_all_of_them_in_order(config):
     overrides = ["trainer.max_epochs=1", "trainer.accelerator=cpu", "model.dim=16", "model.num_memories=8"]
     trained = train(config("experiment=demo_graphs", *overrides))
