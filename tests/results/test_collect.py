@@ -13,8 +13,9 @@ from et.results.collect import STALE, append, collect, from_folder, from_line, h
 from et.results.measured import lines_of
 from et.results.report import other_runs
 from et.runs.identity import Key, config_of, reproduces
-from et.runs.record import read_result, run_id, write_result
+from et.runs.record import read_result, run_id, verified, write_result
 from et.utils.errors import UserError
+from et.utils.paths import EXPERIMENTS
 from tests.results.folders import write_metrics
 from tests.runs import make_record
 
@@ -367,3 +368,9 @@ def test_the_command_line(make_run, tmp_path, capsys):
     assert not (tmp_path / "experiments/table13/results.jsonl").exists()
     assert collecting.main(["1", "--runs", str(tmp_path / "nowhere")]) == 1
     assert "there is no folder" in capsys.readouterr().err
+
+
+def test_every_committed_line_has_its_checksum():
+    lines = [line for file in EXPERIMENTS.glob("*/results.jsonl") for line in file.read_text().splitlines()]
+    records = [json.loads(line) for line in lines]
+    assert records and all(verified(record, "") != record for record in records)
