@@ -35,7 +35,9 @@ class ReleasedBlock(nn.Module):
     times for beta. Without repeated edges the two agree.
 
     Args:
-        dim, num_heads, head_dim, num_memories: D, H, Y, M (the paper's K).
+        dim: Token dimension D.
+        num_heads, head_dim: Number of heads H, and their dimension Y.
+        num_memories: Number of memories M of the Hopfield network (paper: K).
         dropout: Dropout probability of the Hopfield network's hidden layer.
         use_attention, use_hopfield: If False, leave the module out (table 13).
     """

@@ -1,14 +1,4 @@
-"""Topologies: which tokens attend to which, and the two reductions over the keys that energy attention needs.
-
-A topology computes, from queries q and keys k, both (..., N, H, Y), and inverse temperatures beta (H,):
-
-* ``log_partition``: the log of the sum over keys B of exp(score of B for query C), (..., N, H): the inside of eq. 3,
-  13, 20 and 25.
-* ``attend``: the pair (sum_B c_CB K_B, sum_C c_CB Q_C), each (..., N, H, Y): the two terms of the update. c is the
-  derivative of sum_C log_partition / beta with respect to K_B . Q_C; in plain attention, the softmax over the keys.
-
-A query without keys contributes 0 to both.
-"""
+"""Topologies: which tokens attend to which, and the two reductions over the keys that energy attention needs."""
 
 from __future__ import annotations
 
@@ -24,11 +14,33 @@ from et.core.kernels import dense as kernels_dense
 
 
 class Topology(Protocol):
-    """Interface that :class:`EnergyAttention` needs: see the module's docstring."""
+    """Interface that :class:`EnergyAttention` needs.
 
-    def log_partition(self, q: Tensor, k: Tensor, beta: Tensor) -> Tensor: ...
+    N tokens, H heads of dimension Y. A query without keys contributes 0 to both reductions.
+    """
 
-    def attend(self, q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]: ...
+    def log_partition(self, q: Tensor, k: Tensor, beta: Tensor) -> Tensor:
+        """Logarithm of the sum over the keys B of exp(score of B for query C): the inside of eq. 3, 13, 20 and 25.
+
+        Args:
+            q, k: Queries and keys, (..., N, H, Y) each.
+            beta: Inverse temperatures, (H,).
+
+        Returns:
+            (..., N, H).
+        """
+        ...
+
+    def attend(self, q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        """The two terms of the update: sum_B c_CB K_B for each query C, and sum_C c_CB Q_C for each key B.
+
+        c is the derivative of sum_C log_partition / beta with respect to K_B . Q_C; in plain attention, the softmax
+        over the keys. Arguments as of :meth:`log_partition`.
+
+        Returns:
+            Two tensors (..., N, H, Y).
+        """
+        ...
 
 
 class AllPairs:

@@ -36,12 +36,16 @@ class GraphEnergyTransformer(nn.Module):
         edge_features: Number of edge features P'; 0 if edges have none (A' then projects the adjacency itself).
         num_outputs: Number of classes, or 1 for a regression.
         readout: ``cls`` for one output per graph, ``nodes`` for one per node.
-        dim, num_heads, head_dim, num_memories: D, H, Y, M of a block.
-        num_blocks, steps: S and T.
+        dim: Token dimension D.
+        num_heads, head_dim: Number of heads H, and their dimension Y.
+        num_memories: Number of memories M of the Hopfield network (paper: K).
+        num_blocks: Number of blocks S, each with its own weights.
+        steps: Number of steps T of each block.
         activation, beta, train_beta: See :class:`et.core.EnergyTransformerBlock`.
-        step_size: alpha of eq. 27.
-        noise_std: sigma of eq. 27, used in training, and in evaluation if ``noise_in_evaluation``.
-        num_eigenvectors: k of eq. 23.
+        step_size: Step size (alpha of eq. 27).
+        noise_std: Standard deviation of the noise of a step (sigma of eq. 27), used in training, and in evaluation if
+            ``noise_in_evaluation``.
+        num_eigenvectors: Number of eigenvectors of the Laplacian in the positional encoding (k of eq. 23).
         flips: Random signs of the eigenvectors in training: ``vectors`` or ``entries`` (see
             :func:`et.graphs.positional.flip_signs`). If None, signs are kept.
         conv: First factor of ahat: ``3x3`` (eq. 24), ``random_walk`` or ``none``. Padded sinks have no random walk.

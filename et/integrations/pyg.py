@@ -16,10 +16,10 @@ class EnergyConv(nn.Module):
 
     Args:
         in_channels: Width of a node, D.
-        heads, head_dim: H and Y of the attention.
-        memories: M of the Hopfield network.
-        steps: T.
-        step_size: alpha.
+        heads, head_dim: Number of attention heads H, and their dimension Y.
+        memories: Number of memories M of the Hopfield network (paper: K).
+        steps: Number of steps T.
+        step_size: Step size (paper: alpha).
         block: Further arguments of :class:`et.core.EnergyTransformerBlock`.
     """
 
