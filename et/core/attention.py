@@ -121,7 +121,7 @@ class EnergyAttention(nn.Module):
         """
         with no_autocast(g):
             g = at_least_float32(g)
-            matrix, bias = _cast(self.stacked_weights(), self.stacked_bias(), g.dtype)
+            matrix, bias = cast_weights(self.stacked_weights(), self.stacked_bias(), g.dtype)
             q, k = self.split_heads(torch.nn.functional.linear(g, matrix, bias))  # (..., N, H, Y) each
             beta = self.beta.to(g.dtype)
             log_partition = (self.all_pairs if topology is None else topology).log_partition(q, k, beta)  # (..., N, H)
@@ -168,7 +168,7 @@ class EnergyAttention(nn.Module):
         Returns:
             The update, shaped like ``g``, or (B, n, D) or (n, D) with ``query_index``.
         """
-        matrix, bias = weights or _cast(self.stacked_weights(), self.stacked_bias(), g.dtype)  # (2HY, D), (2HY,)
+        matrix, bias = weights or cast_weights(self.stacked_weights(), self.stacked_bias(), g.dtype)  # (2HY, D), (2HY,)
         if topology is not None or self.terms != "both":
             neighbours = self.all_pairs if topology is None else topology
             return self._update_by_halves(g, neighbours, matrix, bias, query_index)
@@ -202,5 +202,6 @@ class EnergyAttention(nn.Module):
         )
 
 
-def _cast(matrix: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Weights:
+def cast_weights(matrix: Tensor, bias: Tensor | None, dtype: torch.dtype | None) -> Weights:
+    """A matrix and its bias, if it has one, in ``dtype``."""
     return matrix.to(dtype), None if bias is None else bias.to(dtype)

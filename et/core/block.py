@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from et.core.attention import EnergyAttention
+from et.core.attention import EnergyAttention, cast_weights
 from et.core.hopfield import HopfieldNetwork
 from et.core.norm import EnergyLayerNorm
 from et.core.precision import at_least_float32, compute_dtype, no_autocast, restore_dtype
@@ -113,13 +113,9 @@ class EnergyTransformerBlock(nn.Module):
     def stacked_weights(self, dtype: torch.dtype | None = None) -> StackedWeights:
         """Weights of both modules, cast to ``dtype`` (None: their own), for use in several steps."""
         attention, hopfield = self.attention, self.hopfield
-
-        def cast(matrix: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            return matrix.to(dtype), None if bias is None else bias.to(dtype)
-
         return StackedWeights(
-            None if attention is None else cast(attention.stacked_weights(), attention.stacked_bias()),
-            None if hopfield is None else cast(hopfield.memories, hopfield.bias),
+            None if attention is None else cast_weights(attention.stacked_weights(), attention.stacked_bias(), dtype),
+            None if hopfield is None else cast_weights(hopfield.memories, hopfield.bias, dtype),
         )
 
     def forward(

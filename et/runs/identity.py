@@ -30,7 +30,7 @@ from et.runs.config_check import check_choices, check_config, unknown_key
 from et.runs.config_schema import FIDELITIES, PROTOCOLS
 from et.runs.foreign import check_targets
 from et.runs.record import ADDED_KEYS, hashed_config, plain_name, run_id
-from et.utils.errors import UserError, constructor_of, keywords_go_to, unwrapped
+from et.utils.errors import UserError, constructor_of, first_line, keywords_go_to, unwrapped
 from et.utils.paths import CONF
 
 # Counts that the network is built from. If null in the configuration, they are read from the user's data.
@@ -262,7 +262,7 @@ def resolve(cfg: DictConfig, source: str | None = None) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         check_choices(cfg)  # other values are looked up by these
         other = "; the data are of another task: choose data=NAME" if "key 'data." in str(error) else ""
-        raise UserError(f"the configuration does not resolve: {_first_line(error)}{other}") from error
+        raise UserError(f"the configuration does not resolve: {first_line(error)}{other}") from error
     config.pop("hydra", None)
     return config
 
@@ -355,7 +355,7 @@ def explain(error: Exception, overrides: Sequence[str], config_name: str = "trai
             quoted = value.replace('"', r"\"")
             return f"Hydra cannot read {error.override}: quote the value, '{key}=\"{quoted}\"'"
     if refused is None or added == list(overrides):
-        return _first_line(error)
+        return first_line(error)
     key = refused[1]
     if key.startswith("sweep."):
         files = {file.stem: OmegaConf.load(file) for file in sorted(CONF.glob("sweep/*.yaml"))}
@@ -382,7 +382,3 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     for name, child in value.items():
         found.update(flatten(child, f"{prefix}.{name}" if prefix else str(name)))
     return found
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -27,7 +27,7 @@ from et.runs.identity import check_overrides, resolve
 from et.runs.record import forced, plain_name, read_result, run_dir, run_id
 from et.sweeps.cells import Cell, cannot_run, combinations, inspect_all, jobs, label_of, needed, record_failure, skipped
 from et.sweeps.report import missing_data, report, say
-from et.utils.errors import UserError, unwrapped, user_message
+from et.utils.errors import UserError, first_line, unwrapped, user_message
 from et.utils.paths import command
 from et.utils.startup import drop_output
 
@@ -62,7 +62,7 @@ def run_cell(cfg: DictConfig) -> float | None:
     except Exception as error:
         error = unwrapped(error)
         record_failure(folder, error, overrides)
-        say(f"   failed: {_first_line(error)}")
+        say(f"   failed: {_named(error)}")
         end_if_told_to(error)
         end_if_others_wait(error)
         return None
@@ -92,7 +92,7 @@ def run_job(cfg: DictConfig, run: Callable[[], float | None]) -> float | None:
         message = user_message(error)
         if message is None:
             traceback.print_exception(error)
-            message = _first_line(unwrapped(error))
+            message = _named(unwrapped(error))
         print(f"error: {label_of(overrides)}: {message}", file=sys.stderr, flush=True)
         if folder is not None:
             record_failure(folder, unwrapped(error), overrides)
@@ -221,6 +221,7 @@ def _monitored(cfg: DictConfig, record: Mapping[str, Any]) -> float | None:
     return record["metrics"].get(cfg.callbacks.monitor)
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+def _named(error: Exception) -> str:
+    """Class and first line of an error."""
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"

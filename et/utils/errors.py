@@ -216,6 +216,11 @@ def disk_problem(error: BaseException) -> str | None:
     return f"not all of it could be written, probably because the disk is full; {room}" if short else None
 
 
+def first_line(error: Exception) -> str:
+    """First line of an error's message, or its class if it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def is_user_error(error: Exception) -> bool:
     """True if the user can fix ``error``: a UserError, or a constructor's ValueError about a configured value."""
     return isinstance(unwrapped(error), UserError) or (

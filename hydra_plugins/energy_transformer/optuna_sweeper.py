@@ -136,7 +136,7 @@ class OptunaSweeper(Sweeper):
         Raises:
             UserError: Optuna is not installed, or the storage cannot be opened.
         """
-        from et.utils.errors import UserError
+        from et.utils.errors import UserError, first_line
 
         try:
             import optuna
@@ -167,7 +167,7 @@ class OptunaSweeper(Sweeper):
         """
         import numpy as np
 
-        from et.utils.errors import UserError
+        from et.utils.errors import UserError, first_line
 
         options = dict(self.sampler)
         if options.get("seed") is not None:
@@ -292,8 +292,3 @@ def failed_state() -> optuna.trial.TrialState:
 def label(drawn: Mapping[str, Any]) -> str:
     """Values of a trial as overrides."""
     return " ".join(f"{key}={value}" for key, value in drawn.items())
-
-
-def first_line(error: Exception) -> str:
-    """First line of an error's message, or its class."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
