@@ -52,7 +52,7 @@ class EnergyAttention(nn.Module):
         beta: Inverse temperatures, (H,).
 
     Raises:
-        ValueError: ``terms`` is unknown.
+        ValueError: ``terms`` is unknown, or a size is not a positive integer.
     """
 
     def __init__(

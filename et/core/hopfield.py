@@ -44,7 +44,7 @@ class HopfieldNetwork(nn.Module):
         bias: Bias of the hidden neurons, (M,), or None.
 
     Raises:
-        ValueError: ``activation`` is unknown.
+        ValueError: ``activation`` is unknown, or a size is not a positive integer.
     """
 
     def __init__(

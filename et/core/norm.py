@@ -27,6 +27,9 @@ class EnergyLayerNorm(nn.Module):
     Attributes:
         gamma: Gain, ().
         delta: Bias, (D,), or None.
+
+    Raises:
+        ValueError: ``dim`` is not a positive integer.
     """
 
     def __init__(self, dim: int, eps: float = 1e-5, bias: bool = True):

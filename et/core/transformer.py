@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from et.core.arguments import check_sizes
 from et.core.block import EnergyTransformerBlock
 from et.core.descent import descend
 from et.core.topology import Topology
@@ -33,6 +34,9 @@ class EnergyTransformer(nn.Module):
             pass.
         block: Further arguments of :class:`EnergyTransformerBlock`, for instance ``self_attention`` or ``activation``.
 
+    Raises:
+        ValueError: A size is not a positive integer, or ``steps`` is negative.
+
     Shape:
         - Input: (B, N, D), or (N, D) with a topology of edges.
         - Output: like the input, in its dtype (float32 under autocast).
@@ -56,6 +60,7 @@ class EnergyTransformer(nn.Module):
         **block: Any,
     ):
         super().__init__()
+        check_sizes(minimum=0, steps=steps)
         self.steps, self.step_size, self.noise_std, self.checkpoint = steps, step_size, noise_std, checkpoint
         self.block = EnergyTransformerBlock(dim, num_heads, head_dim, num_memories, **block)
 

@@ -14,7 +14,7 @@ from et.baselines.neighbour_trees import NeighbourTrees
 from et.baselines.node_mlp import NodeMLP
 from et.baselines.node_transformer import NodeTransformer
 from et.baselines.vit import InpaintingViT
-from et.core import EnergyAttention, EnergyLayerNorm, EnergyTransformerBlock, HopfieldNetwork
+from et.core import EnergyAttention, EnergyLayerNorm, EnergyTransformer, EnergyTransformerBlock, HopfieldNetwork
 from et.core.arguments import check_given, check_sizes
 from et.graphs.model import GraphEnergyTransformer
 from et.inpainting.model import InpaintingET
@@ -30,6 +30,7 @@ MODULES = {
     EnergyAttention: ({"dim": 8, "num_heads": 2, "head_dim": 4}, ()),
     HopfieldNetwork: ({"dim": 8, "num_memories": 8}, ()),
     EnergyTransformerBlock: (BLOCK, ()),
+    EnergyTransformer: ({**BLOCK, "steps": 1, "step_size": 0.1}, ("steps",)),
     EnergyConv: ({"in_channels": 8, "heads": 2, "head_dim": 4, "memories": 8, "steps": 1}, ("steps",)),
     InpaintingET: ({**BLOCK, **IMAGES, "steps": 1, "num_blocks": 1}, ("steps",)),
     AnomalyTransformer: (
@@ -69,7 +70,7 @@ MODULES = {
 def test_each_size_of_0_or_below_is_refused_by_its_name(module):
     arguments, may_be_0 = MODULES[module]
     module(**arguments)
-    for name in arguments:
+    for name in (name for name, value in arguments.items() if isinstance(value, int)):
         for value in (0, -1) if name not in may_be_0 else (-1,):
             with pytest.raises(ValueError, match=rf"^{name} must be a whole number of at least \d, not {value}$"):
                 module(**{**arguments, name: value})
