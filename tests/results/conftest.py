@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from et.runs.identity import Key, config_of
-from et.runs.record import run_id, write_result
+from et.runs.record import load_record, run_id, write_result
 
 
 def write_run(
@@ -53,6 +53,6 @@ def line_of() -> Callable[[Path, Iterable[str]], str]:
     """A results.jsonl line made by hand, of a run's record and of any overrides."""
 
     def build(folder: Path, overrides: Iterable[str]) -> str:
-        return json.dumps({**json.loads((folder / "result.json").read_text()), "overrides": list(overrides)})
+        return json.dumps({**load_record(folder / "result.json"), "overrides": list(overrides)})
 
     return build

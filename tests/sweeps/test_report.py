@@ -66,7 +66,7 @@ def test_the_estimate_and_the_report_know_what_is_on_record(tmp_path, monkeypatc
     lines.append(line("a", "v", 1, "trainer.limit_train_batches=1"))
     (tmp_path / "table01" / "results.jsonl").write_text("\n".join([*lines, '{"experiment": "b"}', "{half"]))
     recorded = recorded_runs(tmp_path)
-    assert {key: [(run.run_id, run.epoch) for run in runs] for key, runs in recorded.items()} == {
+    assert {key: [(run.run_id, run.epoch_seconds) for run in runs] for key, runs in recorded.items()} == {
         ("a", "held_out"): [("x", 1.0), ("y", 2.0), ("v", None)], ("b", "held_out"): [("z", 0.7)],
     }  # fmt: skip
     assert recorded_runs(tmp_path, "b").keys() == {("b", "held_out")}
@@ -84,7 +84,7 @@ def test_the_estimate_and_the_report_know_what_is_on_record(tmp_path, monkeypatc
     assert "experiment=b: 1 failed\n" in printed and "experiment=c: 1 not run yet\n" in printed
 
 
-def test_without_a_run_the_pace_of_the_method_on_other_data_counts(monkeypatch, tmp_path, capsys):
+def test_without_a_run_the_speed_of_the_method_on_other_data_counts(monkeypatch, tmp_path, capsys):
     """Sizes are those of table 8, also for data without a run. Per node an epoch takes as long as on other data."""
     here = FinishedRun("x", 2.0, "cpu", data="MUTAG", nodes=3371)
     recorded = {("tu_mutag_gin", "held_out"): [here, FinishedRun("y", None, "cpu", data="ENZYMES", nodes=1)]}
@@ -97,7 +97,7 @@ def test_without_a_run_the_pace_of_the_method_on_other_data_counts(monkeypatch, 
     monkeypatch.setattr(sweep_report, "recorded_runs", lambda: recorded)
     sweep_report.report(open_cells, "sweep", tmp_path, verbose=True)
     printed = capsys.readouterr().out
-    assert "roughly 13 min for 1 by the pace of their method on other data; 2 without" in printed
+    assert "roughly 13 min for 1 by the time per node of their method on other data; 2 without" in printed
     assert "experiment=tu_mutagenicity_gin: 1 not run yet, roughly 13 min\n" in printed
     assert "experiment=tu_nci1_gat: 1 not run yet\n" in printed
 
