@@ -15,7 +15,7 @@ from et.anomaly.batch import NodeBatch
 from et.anomaly.data import NodeDataModule
 from et.anomaly.dynamics import PaperDynamics
 from et.anomaly.graph import UNLABELLED
-from et.anomaly.known_labels import open_labels
+from et.anomaly.known_labels import visible_labels
 from et.anomaly.model import AnomalyTransformer
 from et.core import EdgeTopology, EnergyTransformerBlock
 from et.core.sparse import edge_scores, segment_softmax
@@ -56,11 +56,11 @@ class FinalState:
 
 @torch.no_grad()
 def final_state(network: AnomalyTransformer, batch: NodeBatch, relation: int = 0) -> FinalState:
-    """Descend on the whole graph, with all training labels open if the network reads them, and record the final
+    """Descend on the whole graph, with all training labels visible if the network reads them, and record the final
     state.
     """
     dynamics, topology = network.dynamics, batch.topologies[relation]
-    known = open_labels(batch.labels, batch.train) if network.takes_known_labels else None
+    known = visible_labels(batch.labels, batch.train) if network.takes_known_labels else None
     tokens = network.tokens(network.inputs(batch.features, batch.topologies, known), batch.nodes, known)
     block = dynamics.blocks[-1]
     g = block.norm(dynamics.descend(tokens, topology))

@@ -1,8 +1,8 @@
 """Training labels as input: a node's label is a masked patch, and its neighbours' labels are visible ones.
 
 A network that takes known labels is called with ``known`` (n,) int64: 0 benign, 1 anomalous, :data:`MASKED` hidden.
-Only labels of training nodes are ever open. In training a random share of them is masked and predicted; when other
-nodes are scored, all are open; a training node is scored with its own label masked.
+Only labels of training nodes are ever visible. In training a random share of them is masked and predicted; when other
+nodes are scored, all are visible; a training node is scored with its own label masked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FOLDS = 5  # parts of the training nodes, each scored with the labels of the oth
 SMOOTHING = 0.25  # weight of the prior in a rate; if all nodes have as many neighbours, labels weigh 1 on average
 
 
-def open_labels(labels: Tensor, nodes: Tensor) -> Tensor:
+def visible_labels(labels: Tensor, nodes: Tensor) -> Tensor:
     """The labels of ``nodes`` (m,) and :data:`MASKED` elsewhere: (n,) -> (n,)."""
     known = torch.full_like(labels, MASKED)
     known[nodes] = labels[nodes]
@@ -42,7 +42,7 @@ def folds(train: Tensor, ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def label_counts(known: Tensor, topologies: Sequence[EdgeTopology]) -> Tensor:
-    """log(1 + count) of each node's benign and of its anomalous neighbours with an open label.
+    """log(1 + count) of each node's benign and of its anomalous neighbours with a visible label.
 
     A self-loop is not counted: a node's own label has no part in its own counts.
 
@@ -58,12 +58,12 @@ def label_counts(known: Tensor, topologies: Sequence[EdgeTopology]) -> Tensor:
 
 
 def label_rates(known: Tensor, topologies: Sequence[EdgeTopology], merged: bool = False) -> Tensor:
-    """What the open labels two steps away from each node say, for graphs in which neighbours differ in kind.
+    """What the visible labels two steps away from each node say, for graphs in which neighbours differ in kind.
 
     With d the number of neighbours, the label of node k weighs N / (M d_j sqrt(d_i d_k)) for each path i, j, k: the
-    weights of two GCN layers, times the number of nodes N per open label M. The rate of node i is s_1 / (s_0 + s_1),
-    with s_c the sum of these weights over the labels c, smoothed by the share of anomalies among all open labels. An
-    open label has a part in the rate of its own node: score a node with its label masked.
+    weights of two GCN layers, times the number of nodes N per visible label M. The rate of node i is s_1 / (s_0 + s_1),
+    with s_c the sum of these weights over the labels c, smoothed by the share of anomalies among all visible labels.
+    A visible label has a part in the rate of its own node: score a node with its label masked.
 
     Args:
         known: (n,) labels, or :data:`MASKED`.
@@ -93,7 +93,7 @@ def with_label_counts(
     Args:
         features: (n, F).
         topologies: One, or one a relation.
-        known: (n,) open labels. If None, none is open.
+        known: (n,) visible labels. If None, none is visible.
         counted: False leaves the features as they are.
         hops: 1 for :func:`label_counts`, 2 for :func:`label_rates` as well.
 
@@ -129,7 +129,7 @@ def check_label_hops(hops: int, known_labels: bool) -> int:
 
 
 def _kinds(known: Tensor) -> Tensor:
-    """Whether each node has an open label 0, and 1: (n, 2) float32."""
+    """Whether each node has a visible label 0, and 1: (n, 2) float32."""
     return torch.stack([known == 0, known == 1], dim=1).float()
 
 

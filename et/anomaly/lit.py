@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from et.anomaly.batch import NodeBatch
 from et.anomaly.data import NodeDataModule
-from et.anomaly.known_labels import draw_masked, folds, open_labels
+from et.anomaly.known_labels import draw_masked, folds, visible_labels
 from et.anomaly.metrics import best_threshold, constant_answers, measure
 from et.core.precision import at_least_float32
 from et.training.task import Task
@@ -64,7 +64,7 @@ class AnomalyTask(Task):
 
     Args:
         network: Maps (features (n, F), topologies, node ids (n,)) to log-odds (n,). With known labels, its fourth
-            argument is the open labels (n,).
+            argument is the visible labels (n,).
         optim: Configuration of the optimizer and its schedule.
         protocol: ``held_out``, ``released`` or ``gadbench``.
         balance: Exponent of omega in the loss. 1 gives eq. 12, and 0 gives all nodes the same weight.
@@ -125,7 +125,7 @@ class AnomalyTask(Task):
             self.trainer.check_val_every_n_epoch = 1
 
     def log_odds(self, batch: NodeBatch, known: Tensor | None = None) -> Tensor:
-        """Log-odds of every node of the batch, (n,). If ``known`` (n,) is None, no label is open."""
+        """Log-odds of every node of the batch, (n,). If ``known`` (n,) is None, no label is visible."""
         self._fit_trees(batch)
         inputs = (batch.features, batch.topologies, batch.nodes)
         return self.network(*inputs) if known is None else self.network(*inputs, known)
@@ -141,7 +141,7 @@ class AnomalyTask(Task):
         self.network.fit(of.features, of.topologies, of.labels, of.train)
 
     def training_step(self, batch: NodeBatch, batch_index: int) -> Tensor:
-        predicted, known = self.open_in_training(batch)
+        predicted, known = self.visible_in_training(batch)
         log_odds = self.log_odds(batch, known)
         weight = batch.anomaly_weight**self.balance
         loss = weighted_cross_entropy(log_odds[predicted], batch.labels[predicted], weight)
@@ -152,12 +152,12 @@ class AnomalyTask(Task):
             self._measure_training_step(log_odds.detach(), batch)
         return loss
 
-    def open_in_training(self, batch: NodeBatch) -> tuple[Tensor, Tensor | None]:
+    def visible_in_training(self, batch: NodeBatch) -> tuple[Tensor, Tensor | None]:
         """Indices of the nodes that a step predicts, (m,), and the labels of other nodes that it may see, (n,)."""
         if not self.known_labels:
             return batch.train, None
         masked, others = draw_masked(batch.train, self.masked_share)
-        return masked, open_labels(batch.labels, others)
+        return masked, visible_labels(batch.labels, others)
 
     def _share(self, labels: Tensor, anomaly_weight: float) -> Tensor:
         """Factor that turns the mean of the processes' losses into the weighted mean over the nodes of all."""
@@ -220,17 +220,17 @@ class AnomalyTask(Task):
     def score(self, batch: NodeBatch) -> Tensor:
         """Log-odds in evaluation mode, (n,). No node's label is part of the input of its own score.
 
-        With known labels, the training nodes are scored in folds, each with the labels of the other folds open.
+        With known labels, the training nodes are scored in folds, each with the labels of the other folds visible.
         """
         log_odds = self.score_others(batch)
         if self.known_labels:
             for inside, others in folds(batch.train, batch.nodes[batch.train]):
-                log_odds[inside] = self._score(batch, open_labels(batch.labels, others))[inside]
+                log_odds[inside] = self._score(batch, visible_labels(batch.labels, others))[inside]
         return log_odds
 
     def score_others(self, batch: NodeBatch) -> Tensor:
-        """Log-odds in evaluation mode with all training labels open, (n,). Meant for the nodes that do not train."""
-        return self._score(batch, open_labels(batch.labels, batch.train) if self.known_labels else None)
+        """Log-odds in evaluation mode with all training labels visible, (n,). Meant for the nodes that do not train."""
+        return self._score(batch, visible_labels(batch.labels, batch.train) if self.known_labels else None)
 
     def _score(self, batch: NodeBatch, known: Tensor | None) -> Tensor:
         """Log-odds, (n,). A network with ``score`` processes a large graph in blocks."""
@@ -285,8 +285,8 @@ class FittedTask(AnomalyTask):
 
     Args:
         network: Has ``fit(features, topologies, labels, train)`` and ``fitted``. With known labels it is fitted with
-            all training labels open. So does it score, if a row of its input does not depend on the node's own label:
-            if it has no ``label_hops``, or 1.
+            all training labels visible. So does it score, if a row of its input does not depend on the node's own
+            label: if it has no ``label_hops``, or 1.
         *args, **kwargs: The other arguments of :class:`AnomalyTask`. The optimizer is ignored.
     """
 
@@ -299,8 +299,8 @@ class FittedTask(AnomalyTask):
     def configure_optimizers(self) -> None:
         return None
 
-    def open_in_training(self, batch: NodeBatch) -> tuple[Tensor, Tensor | None]:
-        return batch.train, open_labels(batch.labels, batch.train) if self.known_labels else None
+    def visible_in_training(self, batch: NodeBatch) -> tuple[Tensor, Tensor | None]:
+        return batch.train, visible_labels(batch.labels, batch.train) if self.known_labels else None
 
     def score(self, batch: NodeBatch) -> Tensor:
         return self.score_others(batch) if getattr(self.network, "label_hops", 1) == 1 else super().score(batch)

@@ -56,7 +56,7 @@ class AnomalyTransformer(nn.Module):
             the input of the head; the paper has none.
         use_attention, use_hopfield: If False, leave the module out (table 13).
         known_labels: Add an embedding of the node's label to its token: benign, anomalous or masked. Not in the paper.
-        label_counts: Append the log counts of the neighbours with an open label, by class and relation, to the
+        label_counts: Append the log counts of the neighbours with a visible label, by class and relation, to the
             features. Not in the paper.
         label_hops: With ``label_counts``: 1, or 2 to append :func:`et.anomaly.known_labels.label_rates` as well.
         num_blocks: Number of blocks, each with its own weights and its own T steps, under ``paper``. The paper has one.

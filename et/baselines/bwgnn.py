@@ -77,7 +77,7 @@ class BWGNN(nn.Module):
         nodes: Tensor | None = None,
         known: Tensor | None = None,
     ) -> Tensor:
-        """Log-odds (n,) of features (n, F); ``nodes`` is ignored, ``known`` (n,) are open labels."""
+        """Log-odds (n,) of features (n, F); ``nodes`` is ignored, ``known`` (n,) are visible labels."""
         x = self.encode(with_label_counts(features, topologies, known, self.takes_known_labels))
         return self.head(sum(self.mix(self.filtered(x, topology)) for topology in topologies))[:, 0]
 

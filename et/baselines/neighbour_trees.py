@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from et.anomaly.aggregates import AGGREGATES, neighbour_features
-from et.anomaly.known_labels import FOLDS, MASKED, check_label_hops, label_features, label_rates, open_labels
+from et.anomaly.known_labels import FOLDS, MASKED, check_label_hops, label_features, label_rates, visible_labels
 from et.core import EdgeTopology
 from et.core.arguments import check_sizes
 from et.utils.errors import UserError
@@ -72,7 +72,7 @@ class NeighbourTrees(nn.Module):
 
     def inputs(self, features: Tensor, topologies: Sequence[EdgeTopology], known: Tensor | None = None) -> Tensor:
         """Inputs of the trees: :func:`neighbour_features`, and with known labels :func:`label_features`. If ``known``
-        (n,) is None, no label is open.
+        (n,) is None, no label is visible.
         """
         inputs = neighbour_features(features, topologies, self.hops, self.aggregate, self.degrees)
         if self.takes_known_labels:
@@ -82,13 +82,13 @@ class NeighbourTrees(nn.Module):
 
     def fit(self, features: Tensor, topologies: Sequence[EdgeTopology], labels: Tensor, train: Tensor) -> None:
         """Grow the trees on the nodes ``train`` (m,); ``labels`` (n,) of other nodes are ignored."""
-        known = open_labels(labels, train) if self.takes_known_labels else None
+        known = visible_labels(labels, train) if self.takes_known_labels else None
         inputs, of_train = self.inputs(features, topologies, known)[train].cpu().numpy(), labels[train].cpu().numpy()
         order = np.lexsort((of_train, *inputs.T))
         if self.label_hops == 2:
             fold = order.argsort() % FOLDS  # by the sorted inputs: the order of the nodes decides for equal ones only
             for part in range(FOLDS):
-                others = open_labels(labels, train[torch.from_numpy(fold != part)])
+                others = visible_labels(labels, train[torch.from_numpy(fold != part)])
                 rates = label_rates(others, topologies)[train].cpu().numpy()
                 inputs[fold == part, -rates.shape[1] :] = rates[fold == part]
         self.trees = self.grow(inputs[order], of_train[order])

@@ -64,7 +64,7 @@ class NodeGNN(nn.Module):
         nodes: Tensor | None = None,
         known: Tensor | None = None,
     ) -> Tensor:
-        """(n, F) -> log-odds (n,); node ids are ignored; ``known`` (n,) are open labels.
+        """(n, F) -> log-odds (n,); node ids are ignored; ``known`` (n,) are visible labels.
 
         Raises:
             UserError: There is more than one topology.

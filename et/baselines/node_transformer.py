@@ -55,7 +55,7 @@ class NodeTransformer(nn.Module):
         nodes: Tensor | None = None,
         known: Tensor | None = None,
     ) -> Tensor:
-        """Log-odds (n,) of features (n, F); ``nodes`` is ignored, ``known`` (n,) are open labels.
+        """Log-odds (n,) of features (n, F); ``nodes`` is ignored, ``known`` (n,) are visible labels.
 
         Raises:
             UserError: There is more than one topology.

@@ -46,7 +46,7 @@ class PMPLayer(nn.Module):
         self.gate = nn.Sequential(nn.Linear(in_features, out_features), nn.ReLU(), nn.Linear(out_features, 1))
 
     def forward(self, x: Tensor, topologies: Sequence[EdgeTopology], known: Tensor) -> Tensor:
-        """(n, F) -> (n, H); ``known`` (n,) are open labels. Messages of several relations are added."""
+        """(n, F) -> (n, H); ``known`` (n,) are visible labels. Messages of several relations are added."""
         benign, fraud, unknown = sum(self.partition(x, topology, known) for topology in topologies).unbind(1)
         share = self.gate(x).sigmoid()  # (n, 1)
         out = self.own(x)
@@ -78,7 +78,7 @@ class PMP(nn.Module):
     Two details differ from the authors' code. The messages of several relations are added; there they are concatenated.
     The label of a node that is predicted is masked, as for every network that reads known labels (see
     :mod:`et.anomaly.known_labels`): with two layers it would return to the node through a neighbour. The authors' code
-    leaves all training labels open, and its published settings have one layer.
+    leaves all training labels visible, and its published settings have one layer.
 
     Args:
         in_features: F.
@@ -86,7 +86,7 @@ class PMP(nn.Module):
         layers: Number of layers.
         dropout: Before every layer but the first.
         aggregate: ``sum`` or ``mean`` over the neighbours.
-        known_labels: Partition neighbours by their open labels. If False, every neighbour is unlabelled.
+        known_labels: Partition neighbours by their visible labels. If False, every neighbour is unlabelled.
 
     Raises:
         UserError: There is no such aggregate.
@@ -118,7 +118,7 @@ class PMP(nn.Module):
         nodes: Tensor | None = None,
         known: Tensor | None = None,
     ) -> Tensor:
-        """(n, F) -> log-odds (n,); node ids are ignored. If ``known`` (n,) is None, no label is open."""
+        """(n, F) -> log-odds (n,); node ids are ignored. If ``known`` (n,) is None, no label is visible."""
         if known is None or not self.takes_known_labels:
             known = torch.full((len(features),), MASKED, device=features.device)
         x = features

@@ -1,4 +1,4 @@
-"""Labels as input: what may be open, and that it tells."""
+"""Labels as input: what may be visible, and that it tells."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 
 from et.anomaly import lit
 from et.anomaly.graph import NodeGraph
-from et.anomaly.known_labels import MASKED, SMOOTHING, draw_masked, folds, label_counts, label_rates, open_labels
+from et.anomaly.known_labels import MASKED, SMOOTHING, draw_masked, folds, label_counts, label_rates, visible_labels
 from et.anomaly.lit import AnomalyTask
 from et.baselines import neighbour_trees
 from et.core import EdgeTopology
@@ -102,21 +102,21 @@ def test_no_label_reaches_its_own_score(small_config, suffix, extra, loops):
         after = task.score(with_labels(batch, node))
         assert after[node] == before[node]
     hidden = torch.cat([batch.val, batch.test])
-    assert torch.equal(task.score(with_labels(batch, hidden)), before)  # validation and test labels are never open
+    assert torch.equal(task.score(with_labels(batch, hidden)), before)  # validation and test labels are never visible
     assert not torch.equal(task.score(with_labels(batch, batch.train)), before)  # training labels are: it can fail
 
 
 @pytest.mark.parametrize("extra", [[], [COUNTS], [COUNTS, HOPS]])
 def test_scoring_in_pieces_sees_the_same_labels(small_config, extra):
     task, batch = task_of(small_config("amazon_upu_40pct_labels", *SIZES, *extra))
-    known = open_labels(batch.labels, batch.train)
+    known = visible_labels(batch.labels, batch.train)
     inputs = (batch.features, batch.topologies, batch.nodes)
     torch.testing.assert_close(task.network.score(*inputs, chunk_size=32, known=known), task.network(*inputs, known))
 
 
 def test_a_step_predicts_masked_nodes_and_sees_others(small_config):
     task, batch = task_of(small_config("amazon_upu_40pct_labels", *SIZES, "task.masked_share=0.25"))
-    predicted, known = task.open_in_training(batch)
+    predicted, known = task.visible_in_training(batch)
     assert len(predicted) == 20 and (known[predicted] == MASKED).all()
     seen = (known != MASKED).nonzero()[:, 0]
     assert set(seen.tolist()) == set(batch.train.tolist()) - set(predicted.tolist())
@@ -173,7 +173,7 @@ def test_labels_tell_and_permuted_ones_do_not(small_config, tmp_path, monkeypatc
 
     name = f"amazon_upu_40pct{suffix}"
     without, with_known = auc(name), auc(f"{name}_labels", *extra)
-    monkeypatch.setattr(neighbour_trees if suffix == "_trees" else lit, "open_labels", permuted)
+    monkeypatch.setattr(neighbour_trees if suffix == "_trees" else lit, "visible_labels", permuted)
     shuffled = auc(f"{name}_labels", *extra)
     assert with_known > 0.8 > 0.65 > max(without, shuffled)
     assert abs(shuffled - without) < 0.15

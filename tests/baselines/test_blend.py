@@ -7,7 +7,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from et.anomaly.known_labels import open_labels
+from et.anomaly.known_labels import visible_labels
 from et.baselines.blend import Blend
 from et.core import EdgeTopology
 from et.runs.config_check import check_config
@@ -29,7 +29,7 @@ def blend_on_a_graph() -> tuple[Blend, tuple]:
     blend = Blend.of_et({"rounds": 5, "min_samples_leaf": 2}, in_features=5, known_labels=True, **sizes)
     train = torch.arange(40)
     blend.fit(features, [topology], labels, train)
-    return blend, (features, [topology], None, open_labels(labels, train))
+    return blend, (features, [topology], None, visible_labels(labels, train))
 
 
 def test_the_score_is_the_mean_and_the_network_learns_alone():

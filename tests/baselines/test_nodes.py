@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from et.anomaly.aggregates import neighbour_max, neighbour_mean, neighbour_sum
-from et.anomaly.known_labels import MASKED, label_counts, open_labels
+from et.anomaly.known_labels import MASKED, label_counts, visible_labels
 from et.baselines.bwgnn import BWGNN, beta_wavelets, laplacian_times
 from et.baselines.neighbour_trees import NeighbourTrees, RFGraph, XGBGraph
 from et.baselines.node_gnn import KINDS, NodeGNN
@@ -319,7 +319,7 @@ class TestTrees:
         for label_hops in (1, 2):
             trees = NeighbourTrees(hops=0, rounds=20, known_labels=True, label_hops=label_hops)
             trees.fit(features, [topology], labels, train)
-            scores = trees(features, [topology], known=open_labels(labels, train))
+            scores = trees(features, [topology], known=visible_labels(labels, train))
             auc.append(roc_auc_score(labels[count // 2 :], scores[count // 2 :]))
         assert auc[0] > 0.7 and auc[1] > auc[0] - 0.03, auc
 
@@ -337,6 +337,6 @@ class TestTrees:
             topology = EdgeTopology(at[edge_index], count)
             trees = NeighbourTrees(rounds=60, learning_rate=0.3, min_samples_leaf=2, **labels_read)
             trees.fit(features[ids], [topology], labels[ids], at[train].sort().values)
-            known = open_labels(labels[ids], at[train]) if labels_read else None
+            known = visible_labels(labels[ids], at[train]) if labels_read else None
             found.append(trees(features[ids], [topology], known=known)[at])
         assert torch.equal(*found)
