@@ -296,6 +296,10 @@ class FittedTask(AnomalyTask):
         super().__init__(*args, **kwargs)
         self.automatic_optimization = False
 
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.trainer.check_val_every_n_epoch = 1  # the only epoch
+
     def configure_optimizers(self) -> None:
         return None
 

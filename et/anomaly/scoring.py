@@ -1,6 +1,6 @@
 """Scoring of a graph of millions of nodes on one machine: the numbers of the forward pass, computed in pieces.
 
-A step moves all nodes at once, so the tokens before and after it are carried, and g between them: 3 N D numbers.
+A step moves all nodes at once, so the tokens before and after it are stored, and g between them: 3 N D numbers.
 Everything else is computed for a chunk of nodes.
 
 Along edges, only g is gathered, once for all heads. With A_h = W^Q_h^T W^K_h, the score of key B for query C is

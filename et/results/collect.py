@@ -316,9 +316,11 @@ def append(runs: Iterable[Run], file: Path, replace: bool = False) -> tuple[int,
 
 
 def _run_id_of(line: str) -> str | None:
+    """Run id of a line; None if the line is damaged, so that its run is recorded again."""
     try:
-        identity = json.loads(line)["run_id"]
-    except (ValueError, KeyError, TypeError):
+        line.encode()
+        identity = verified(json.loads(line), "the line")["run_id"]
+    except (UserError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return identity if isinstance(identity, str) else None
 

@@ -253,8 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     count, problems = append(filter(compared, new.runs.values()), file)
     print(f"{count} runs written to {relative(file)}", *new.problems, *problems, sep="\n")
     recorded = collect(lines=[file])
-    for run in recorded.runs.values():
-        if lacking(run):
+    for run in (*new.runs.values(), *recorded.runs.values()):
+        if run.key.protocol == "gadbench" and lacking(run):
             recorded.problems.append(f"incomplete: {run.source} lacks {', '.join(lacking(run))}; left out")
     print(*recorded.problems, sep="\n", end="\n" * bool(recorded.problems))
     table = rows(recorded.runs.values())

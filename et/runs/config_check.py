@@ -64,12 +64,14 @@ def check_config(config: Mapping[str, Any], classes: bool = True) -> None:
 def _check_followers(config: Mapping[str, Any]) -> None:
     """Refuse a section with another protocol or fidelity than the run, whose record names the run's.
 
-    Data under ``held_out`` are allowed for any protocol: the split is stricter than what the record names.
+    Data under ``held_out`` are allowed for ``protocol=released``: their split is stricter than what the record names.
     """
     for key, section in itertools.product(("protocol", "fidelity"), ("data", "model", "task")):
         part = config.get(section)
         value = part.get(key) if isinstance(part, Mapping) else None
-        if value not in (None, config.get(key)) and (section, value) != ("data", "held_out"):
+        if value in (None, config.get(key)):
+            continue
+        if (section, value, config.get("protocol")) != ("data", "held_out", "released"):
             raise UserError(
                 f"{section}.{key}={value}, but the run has {key}={config.get(key)}: set {key}={value} alone"
             )

@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from et.runs.fingerprint import of_user_data
 from et.runs.identity import check_overrides, resolve
 from et.runs.record import forced, plain_name, read_result, run_dir, run_id
-from et.sweeps.cells import Cell, cannot_run, combinations, inspect_all, jobs, label_of, needed, record_failure, skipped
+from et.sweeps.cells import Cell, combinations, inspect_all, jobs, label_of, needed, record_failure, skipped
 from et.sweeps.report import missing_data, report, say
 from et.utils.errors import UserError, first_line, unwrapped, user_message
 from et.utils.paths import command
@@ -154,7 +154,7 @@ class SweepCallback(Callback):
             absent = missing_data(self.cells)
             for message, experiments in absent.items():
                 say(f"  missing data: {message}\n      needed by {', '.join(experiments)}")
-            raise SystemExit(int(any(cannot_run(cell) for cell in self.cells)))
+            raise SystemExit(int(any(cell.state == "invalid" or cell.refused for cell in self.cells)))
         if not config.force:
             values = needed(self.cells)
             if not values:

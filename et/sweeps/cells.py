@@ -43,6 +43,7 @@ class Cell:
     folder: Path | None = None
     message: str = ""
     config: Mapping[str, Any] | None = None
+    refused: bool = False  # its configuration is, or the data have changed since it was recorded
 
     @property
     def label(self) -> str:
@@ -145,7 +146,7 @@ def inspect(overrides: Sequence[str], queued: Mapping[str, str] | None = None) -
         if record is not None:
             check_same_data(config, record)
     except UserError as error:
-        return Cell(tuple(overrides), config["name"], "failed", folder, str(error), config)
+        return Cell(tuple(overrides), config["name"], "failed", folder, str(error), config, refused=True)
     if record is not None:
         state, message = "done", ""
     elif queued and active(noted_job(folder), queued):
@@ -182,13 +183,6 @@ def read_failure(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return failure if isinstance(failure, dict) and {"error", "message"} <= failure.keys() else None
-
-
-def cannot_run(cell: Cell) -> bool:
-    """True if the configuration of a cell is refused, or its data are not those that it was recorded with."""
-    if cell.state != "failed" or cell.folder is None:
-        return cell.state == "invalid"
-    return read_failure(cell.folder) is None
 
 
 def needed(cells: Sequence[Cell]) -> dict[str, str]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from et.runs.fingerprint import check_unseen
 from et.runs.folder import SCORES
+from et.runs.foreign import read_config
 from et.runs.loading import fill, instantiate_section, load_weights, run_checkpoint, task_class
 from et.runs.record import read_result, run_id
 from et.training.callbacks import KeptScores
@@ -59,7 +60,7 @@ def evaluate(options: DictConfig) -> dict[str, Any]:
     with raise_user_errors():
         trainer.test(task, data, verbose=False)
     if options.images is None:
-        warn_of_changed_data(options.run, cfg, options.checkpoint, data)
+        warn_of_changed_data(options.run, options.checkpoint, data)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     record = {"run": str(options.run), "checkpoint": loaded, "dataset": data.describe(), "metrics": metrics}
     if options.images is not None:
@@ -119,7 +120,7 @@ def predict(run: Path | str, checkpoint: str | None = None, device: str = "auto"
     task, data = assemble(cfg, weights, run)
     with raise_user_errors():
         found = task.predictions(build_tester(cfg, device, progress=False), data)
-    warn_of_changed_data(run, cfg, checkpoint, data)
+    warn_of_changed_data(run, checkpoint, data)
     return found
 
 
@@ -140,9 +141,7 @@ def assemble(cfg: DictConfig, weights: dict[str, Tensor], run: Path | str) -> tu
     return task, data
 
 
-def warn_of_changed_data(
-    run: Path | str, cfg: DictConfig, checkpoint: str | None, data: pl.LightningDataModule
-) -> None:
+def warn_of_changed_data(run: Path | str, checkpoint: str | None, data: pl.LightningDataModule) -> None:
     """Warn if ``run`` is not finished, and if ``data``, which have been set up, are not those that it was trained on.
 
     Those of a run without a record are named in its checkpoint.
@@ -151,7 +150,7 @@ def warn_of_changed_data(
     if record is not None:
         before: str | None = record["dataset"]["sha256"]
     elif (Path(run) / "config.yaml").exists():
-        path, saved = run_checkpoint(Path(run), cfg, checkpoint)
+        path, saved = run_checkpoint(Path(run), read_config(Path(run) / "config.yaml"), checkpoint)
         before = saved.get("data_sha256")
         warnings.warn(f"{run} is not finished: these are the weights of {path.name}", stacklevel=2)
     else:

@@ -207,8 +207,6 @@ def disk_problem(error: BaseException) -> str | None:
         return f"the disk is full; {room}"
     if isinstance(error, OSError) and error.errno == errno.EROFS:
         return "the file system is read-only; write elsewhere"
-    if isinstance(error, PermissionError) and error.filename is not None:
-        return f"there is no permission to write {error.filename}; write elsewhere"
     # numpy and torch report a short write without the system's error number.
     short = (isinstance(error, OSError) and re.search(r"\d+ requested and \d+ written", str(error))) or (
         isinstance(error, RuntimeError) and "PytorchStreamWriter failed" in str(error)

@@ -19,7 +19,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Context with a temporary path beside ``path``, with its suffix; it replaces ``path`` if the block succeeds.
 
     Raises:
-        UserError: The disk is full or read-only.
+        UserError: The disk is full or read-only, or there is no permission.
     """
     fresh = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
@@ -29,6 +29,8 @@ def replacing(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             fresh.unlink(missing_ok=True)
         problem = disk_problem(error)
+        if isinstance(error, PermissionError):
+            problem = "there is no permission; write elsewhere"
         if problem is None:
             raise
         raise UserError(f"cannot write {path}: {problem}") from error

@@ -17,7 +17,10 @@ FAMILIES = ("demo_inpainting", "demo_anomaly", "demo_graphs")
 
 @pytest.fixture(scope="module")
 def configs():
-    return {name: config_of([f"experiment={name}"]) for name in (*FAMILIES, "tu_mutag_gin", "imagenet_inpainting")}
+    return {
+        name: config_of([f"experiment={name}"])
+        for name in (*FAMILIES, "tu_mutag_gin", "imagenet_inpainting", "reddit_gadbench")
+    }
 
 
 def changed(config, key, value):
@@ -107,7 +110,8 @@ def test_unknown_keys_and_values_are_refused_in_every_family(configs, family, ke
     ("experiment", "key", "value"),
     (
         ("demo_graphs", "data.protocol", "released"), ("demo_graphs", "task.protocol", "released"),
-        ("demo_anomaly", "task.protocol", "gadbench"), ("demo_anomaly", "data.fidelity", "released"),
+        ("demo_anomaly", "task.protocol", "gadbench"),
+        ("reddit_gadbench", "data.protocol", "held_out"), ("demo_anomaly", "data.fidelity", "released"),
         ("demo_graphs", "model.fidelity", "released"), ("demo_inpainting", "task.fidelity", "released"),
     ),
 )  # fmt: skip

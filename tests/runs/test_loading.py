@@ -62,7 +62,7 @@ def test_an_experiments_folder_lists_its_runs(tmp_path):
 def test_what_cannot_be_loaded_is_told(tmp_path):
     with pytest.raises(UserError, match="not a run folder"):
         load_run(tmp_path)
-    with pytest.raises(UserError, match="there is no checkpoint"):
+    with pytest.raises(UserError, match="no such file or folder"):
         load_run(tmp_path / "no.ckpt")
     (tmp_path / "odd.ckpt").write_bytes(b"odd")
     with pytest.raises(UserError, match="not a checkpoint of plain tensors"):

@@ -134,6 +134,8 @@ def test_an_unfinished_run_says_so_and_that_its_data_changed(config, tmp_path):
         predict(trained.folder, device="cpu")
     assert ["is not finished" in str(w.message) for w in given].count(True) == 1
     assert not any("has changed since" in str(w.message) for w in given)
+    with pytest.warns(UserWarning, match="is not finished"):
+        evaluate(options(f"run={trained.folder}", "precision=bf16-mixed"))
     save_npz(replace(graph, features=graph.features + 1), file)
     with pytest.warns(UserWarning, match="mine has changed since"):
         predict(trained.folder, device="cpu")
@@ -160,7 +162,7 @@ def test_predictions_for_graphs_are_of_all_of_them_in_order(config):
 def test_what_cannot_be_evaluated_is_told(config, tmp_path):
     with pytest.raises(UserError, match=r"evaluate.py knows run, .*, not data"):
         evaluate(options(f"run={tmp_path}", "+data.path=other.npz"))
-    with pytest.raises(UserError, match="no checkpoint"):
+    with pytest.raises(UserError, match="no such file or folder"):
         evaluate(options(f"run={tmp_path}/absent.ckpt"))
     with pytest.raises(UserError, match="not a run folder"):
         evaluate(options(f"run={tmp_path}"))
