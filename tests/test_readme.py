@@ -146,10 +146,11 @@ def _is_papers(ours: dict[str, str], paper: str, rows: list[dict[str, str]]) -> 
 
 
 def _rounded(row: dict[str, str]) -> str:
-    """Mean and standard deviation of a row of a table.csv as the tables print them."""
+    """Mean and standard deviation of a row of a table.csv as the tables print them; errors of one run without."""
     digits = 3 if row["metric"] in ("mse", "mae") else 1
     mean = f"{float(row['mean']):.{digits}f}"
-    return f"{mean} ± {float(row['deviation']):.1f}" if row["deviation"] and digits == 1 else mean
+    shown = row["deviation"] and (digits == 1 or row["n"] != "1")
+    return f"{mean} ± {float(row['deviation']):.{digits}f}" if shown else mean
 
 
 def test_links_and_experiments_exist():

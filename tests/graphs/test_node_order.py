@@ -70,5 +70,5 @@ def test_usage_and_missing_runs_are_told(tmp_path):
             main([f"run={tmp_path}/none", f"orders={orders}"])
     with pytest.raises(UserError, match="kept or recomputed"):
         main([f"run={tmp_path}/none", "eigenvectors=new"])
-    with pytest.raises(UserError, match="no checkpoint"):
+    with pytest.raises(UserError, match="no such file or folder"):
         main([f"run={tmp_path}/none"])

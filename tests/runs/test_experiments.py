@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from et.results import cells, paper
+from et.results import measured, paper
 from et.runs import experiments
 from et.runs.config_check import check_config
 from et.runs.identity import config_of
@@ -78,7 +78,7 @@ def test_every_experiment_of_a_sweep_or_a_table_exists():
         for job in jobs(yaml.safe_load(file.read_text()))
     }
     tables = [paper.load(number) for number in paper.NUMBERS]
-    named |= {name for table in tables for name, _ in cells.expected_runs(table.number)}
+    named |= {name for table in tables for name, _ in measured.expected_runs(table.number)}
     assert len(named) > 150
     assert named <= set(experiments.names())
 
