@@ -223,8 +223,7 @@ def from_line(line: str, source: str, wanted: Container[str] | None = None) -> R
         UserError: The record is incomplete, or its overrides do not belong to the cell it claims.
     """
     try:
-        line.encode()  # a ValueError where a byte was not UTF-8
-        record = verified(json.loads(line), "the line")
+        record = _parsed(line)
         overrides = tuple(record["overrides"])
         given = dict(o.split("=", 1) for o in overrides)
         fold = int(given["data.fold"]) if "data.fold" in given else None
@@ -246,6 +245,12 @@ def from_line(line: str, source: str, wanted: Container[str] | None = None) -> R
     if not reproduces(overrides, record["run_id"], source):
         return Run(record, key, overrides, ", ".join((STALE, *extras)), source)
     return Run(record, key, overrides, ", ".join(extras), source)
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """The record of a line, verified; a ValueError or UserError if it is damaged."""
+    line.encode()  # a ValueError if a byte was not UTF-8
+    return verified(json.loads(line), "the line")
 
 
 def check_folders(runs: Iterable[str]) -> None:
@@ -318,8 +323,7 @@ def append(runs: Iterable[Run], file: Path, replace: bool = False) -> tuple[int,
 def _run_id_of(line: str) -> str | None:
     """Run id of a line; None if the line is damaged, so that its run is recorded again."""
     try:
-        line.encode()
-        identity = verified(json.loads(line), "the line")["run_id"]
+        identity = _parsed(line)["run_id"]
     except (UserError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return identity if isinstance(identity, str) else None
