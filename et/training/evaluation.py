@@ -20,7 +20,7 @@ from et.runs.loading import fill, instantiate_section, load_weights, run_checkpo
 from et.runs.record import read_result, run_id
 from et.training.callbacks import KeptScores
 from et.training.task import Task
-from et.training.trainer import build_tester
+from et.training.trainer import build_tester, quiet_libraries
 from et.training.trainer_options import check_precision
 from et.utils.errors import UserError, raise_user_errors
 from et.utils.files import write_atomically
@@ -38,6 +38,7 @@ def evaluate(options: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: No such run, an unknown option, weights that do not fit, data that is not there.
     """
+    quiet_libraries()
     unknown = [key for key in options if key not in OPTIONS]
     if unknown:
         raise UserError(

@@ -113,11 +113,12 @@ def distributed_options(cfg: DictConfig, network: torch.nn.Module) -> dict[str, 
 
 
 def quiet_libraries() -> None:
-    """Keep Lightning's notes on hardware and its advertisements off the screen; warnings about the run stay."""
+    """Keep the libraries' notes and advertisements off the screen; warnings about the run stay."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric.utilities.distributed").setLevel(logging.WARNING)
     logging.getLogger("pytorch_lightning.accelerators.cuda").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated.*")  # by importing torch_geometric
     warnings.filterwarnings("ignore", message="Sparse (CSR tensor support is in beta|invariant checks are)")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")

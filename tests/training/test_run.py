@@ -4,6 +4,8 @@ import csv
 import fcntl
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +21,7 @@ from et.training.callbacks import Checkpoints, FiniteLoss
 from et.training.optim import warmup_cosine
 from et.training.run import train
 from et.utils.errors import UserError
-from tests.configs import TINY, compose_config
+from tests.configs import ROOT, TINY, compose_config
 from tests.runs import Stop, assert_same_run, stop_in, weights
 
 
@@ -301,3 +303,11 @@ def test_the_command_line_answers_plainly(run_command):
     ):
         status, _, told = run_command(*arguments)
         assert status == 1 and message in told and "Traceback" not in told, arguments
+
+
+@pytest.mark.slow
+def test_importing_torch_geometric_prints_no_warning():
+    """A module warns when it is first imported, so this takes a process."""
+    code = "from et.training.trainer import quiet_libraries; quiet_libraries(); import torch_geometric.nn"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
