@@ -169,13 +169,15 @@ def draw_energies(state: FinalState, labels: Tensor, numbers: dict[str, Any], pa
 
 
 def draw_figures(network: torch.nn.Module, data: NodeDataModule, folder: Path) -> dict[str, Any]:
-    """Draw neighbours.png and energies.png of the first relation, of a blend those of its ET; returns
-    :func:`figure_summary`.
+    """Draw neighbours.png and energies.png of the first relation; returns :func:`figure_summary`.
+
+    Those of a blend are its ET's, and those of an ensemble its first network's.
 
     Raises:
         UserError: The network has no energy: a baseline, or the released model.
     """
     network = getattr(network, "network", network)
+    network = next(iter(getattr(network, "networks", [network])))
     if not isinstance(getattr(network, "dynamics", None), PaperDynamics):
         raise UserError("only an Energy Transformer with fidelity=paper has an energy to draw")
     folder.mkdir(parents=True, exist_ok=True)

@@ -29,15 +29,15 @@ def weighted_cross_entropy(log_odds: Tensor, labels: Tensor, anomaly_weight: flo
     The equations are sums with the wrong sign. The weighted mean is the released code's.
 
     Args:
-        log_odds: Log-odds of an anomaly, (n,).
+        log_odds: Log-odds of an anomaly, (n,), or of an ensemble's M networks, (n, M).
         labels: Labels 0 or 1, (n,).
         anomaly_weight: Weight omega.
 
     Returns:
-        The loss, () in at least float32.
+        The loss, () in at least float32: for an ensemble the mean of its networks' losses.
     """
     log_odds = at_least_float32(log_odds)  # the sum of the weights is more than float16 can hold
-    anomalous = (labels == 1).to(log_odds.dtype)
+    anomalous = (labels == 1).to(log_odds.dtype).view(-1, *[1] * (log_odds.dim() - 1)).expand_as(log_odds)
     weight = 1 + (anomaly_weight - 1) * anomalous
     return F.binary_cross_entropy_with_logits(log_odds, anomalous, weight, reduction="sum") / weight.sum()
 
@@ -149,7 +149,7 @@ class AnomalyTask(Task):
             loss = loss * self._share(batch.labels[predicted], weight)
         self.log("train/loss", loss, prog_bar=True, batch_size=1, sync_dist=True)
         if self.protocol == "released":
-            self._measure_training_step(log_odds.detach(), batch)
+            self._measure_training_step(log_odds.detach().reshape(len(log_odds), -1).mean(1), batch)
         return loss
 
     def visible_in_training(self, batch: NodeBatch) -> tuple[Tensor, Tensor | None]:

@@ -1,4 +1,4 @@
-"""A network for nodes together with boosted trees."""
+"""Networks for nodes combined: several of a kind, or one with boosted trees."""
 
 from __future__ import annotations
 
@@ -12,9 +12,72 @@ from et.anomaly.model import AnomalyTransformer
 from et.baselines.neighbour_trees import NeighbourTrees
 from et.baselines.node_mlp import NodeMLP
 from et.core import EdgeTopology
+from et.core.arguments import check_sizes
 from et.utils.errors import ArgumentsOf, UserError
 
 OfTrees = Annotated[Mapping[str, Any] | None, ArgumentsOf("et.baselines.neighbour_trees.NeighbourTrees")]
+
+
+class Ensemble(nn.Module):
+    """Networks of one kind that differ in their initial weights and their dropout.
+
+    Each has a loss of its own. The score is the mean of their log-odds (deep ensembles: Lakshminarayanan et al.,
+    NeurIPS 2017). They share batches, masked labels and the epoch that is kept.
+
+    Args:
+        networks: Each maps (features, topologies, nodes, known) to log-odds (n,).
+    """
+
+    def __init__(self, networks: Sequence[nn.Module]):
+        super().__init__()
+        check_sizes(members=len(networks))
+        self.networks = nn.ModuleList(networks)
+        self.takes_known_labels: bool = networks[0].takes_known_labels
+
+    @classmethod
+    def of_et(
+        cls, members: int = 5, **arguments: Annotated[Any, ArgumentsOf("et.anomaly.model.AnomalyTransformer")]
+    ) -> Ensemble:
+        """``members`` ETs. ``arguments`` are those of :class:`AnomalyTransformer`."""
+        return cls([AnomalyTransformer(**arguments) for _ in range(members)])
+
+    @classmethod
+    def of_mlp(
+        cls, members: int = 5, **arguments: Annotated[Any, ArgumentsOf("et.baselines.node_mlp.NodeMLP")]
+    ) -> Ensemble:
+        """``members`` MLPs. ``arguments`` are those of :class:`NodeMLP`."""
+        return cls([NodeMLP(**arguments) for _ in range(members)])
+
+    @property
+    def position(self) -> Tensor | None:
+        """The first network's position embedding, (N, D); None if it has none."""
+        return getattr(self.networks[0], "position", None)
+
+    def forward(
+        self,
+        features: Tensor,
+        topologies: Sequence[EdgeTopology],
+        nodes: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> Tensor:
+        """Mean log-odds (n,); in training mode those of each of the M networks, (n, M).
+
+        Args:
+            features, topologies, nodes, known: As of the networks' ``forward``.
+        """
+        log_odds = torch.stack([network(features, topologies, nodes, known) for network in self.networks], dim=1)
+        return log_odds if self.training else log_odds.mean(1)
+
+    @torch.no_grad()
+    def score(
+        self,
+        features: Tensor,
+        topologies: Sequence[EdgeTopology],
+        nodes: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> Tensor:
+        """The mean without gradients, (n,). Networks that have ``score`` process a large graph in blocks."""
+        return torch.stack([score_of(each, features, topologies, nodes, known) for each in self.networks]).mean(0)
 
 
 class Blend(nn.Module):
@@ -91,8 +154,7 @@ class Blend(nn.Module):
         known: Tensor | None = None,
     ) -> Tensor:
         """The mean without gradients, (n,). A network that has ``score`` processes a large graph in blocks."""
-        score = getattr(self.network, "score", self.network)
-        of_network = score(features, topologies, nodes=nodes, known=known)
+        of_network = score_of(self.network, features, topologies, nodes, known)
         return (of_network + self._of_trees(features, topologies, known)) / 2
 
     def _of_trees(self, features: Tensor, topologies: Sequence[EdgeTopology], known: Tensor | None) -> Tensor:
@@ -104,6 +166,17 @@ class Blend(nn.Module):
         log_odds = self.trees(features, topologies, known=known)
         self._latest = features, topologies, known, log_odds
         return log_odds
+
+
+def score_of(
+    network: nn.Module,
+    features: Tensor,
+    topologies: Sequence[EdgeTopology],
+    nodes: Tensor | None,
+    known: Tensor | None,
+) -> Tensor:
+    """Log-odds (n,) by the ``score`` of a network, or by its ``forward`` if it has none."""
+    return getattr(network, "score", network)(features, topologies, nodes=nodes, known=known)
 
 
 def _equal(one: Tensor | None, other: Tensor | None) -> bool:

@@ -27,12 +27,14 @@ class NeighbourTrees(nn.Module):
         rounds: Number of boosting rounds.
         learning_rate, max_leaf_nodes, min_samples_leaf, l2: Settings of each round.
         balanced: If True, weight both classes equally.
-        seed: Seed of scikit-learn, which draws random numbers on large data only, to sample the bins.
+        seed: Seed of scikit-learn, which draws bootstrap samples, and on large data those that the bins are made of.
         known_labels: Append the log counts of the neighbours with a known label, by class and relation. They are not
             averaged over hops: a node's own label would come back to it over two of them.
         degrees: Append the log number of neighbours in each relation.
         label_hops: With ``known_labels``: 1, or 2 to append :func:`et.anomaly.known_labels.label_rates` as well. Those
             of a training node are made with the labels of its fifth of the training nodes masked.
+        bags: Number of such ensembles, each on a bootstrap sample of the training nodes; the score is the mean of their
+            log-odds. With 1 there is one, on all training nodes.
     """
 
     def __init__(
@@ -48,13 +50,15 @@ class NeighbourTrees(nn.Module):
         known_labels: bool = False,
         degrees: bool = False,
         label_hops: Literal[1, 2] = 1,
+        bags: int = 1,
     ):
         super().__init__()
-        check_sizes(rounds=rounds, min_samples_leaf=min_samples_leaf)
+        check_sizes(rounds=rounds, min_samples_leaf=min_samples_leaf, bags=bags)
         check_sizes(minimum=2, max_leaf_nodes=max_leaf_nodes)
         check_sizes(minimum=0, hops=hops)
         self.hops, self.trees, self.aggregate, self.takes_known_labels = hops, None, "mean", known_labels
         self.degrees, self.label_hops = degrees, check_label_hops(label_hops, known_labels)
+        self.bags = bags
         self.settings = {
             "max_iter": rounds,
             "learning_rate": learning_rate,
@@ -95,9 +99,12 @@ class NeighbourTrees(nn.Module):
 
     def grow(self, inputs: np.ndarray, labels: np.ndarray) -> Any:
         """The ensemble, fitted to inputs (m, F) and labels (m,)."""
-        from sklearn.ensemble import HistGradientBoostingClassifier
+        from sklearn.ensemble import BaggingClassifier, HistGradientBoostingClassifier
 
-        return HistGradientBoostingClassifier(**self.settings).fit(inputs, labels)
+        trees = HistGradientBoostingClassifier(**self.settings)
+        if self.bags > 1:
+            trees = BaggingClassifier(trees, self.bags, random_state=self.settings["random_state"])
+        return trees.fit(inputs, labels)
 
     def forward(
         self,

@@ -32,6 +32,8 @@ TARGETS = frozenset(
         "et.anomaly.model.AnomalyTransformer",
         "et.baselines.blend.Blend.of_et",
         "et.baselines.blend.Blend.of_mlp",
+        "et.baselines.blend.Ensemble.of_et",
+        "et.baselines.blend.Ensemble.of_mlp",
         "et.baselines.bwgnn.BWGNN",
         "et.baselines.graph_networks.GAT",
         "et.baselines.graph_networks.GIN",

@@ -1,4 +1,4 @@
-"""A network blended with trees: what it scores and what it learns from."""
+"""Networks combined, with trees or with each other: what they score and what they learn from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from et.anomaly.known_labels import visible_labels
-from et.baselines.blend import Blend
+from et.anomaly.lit import weighted_cross_entropy
+from et.baselines.blend import Blend, Ensemble
 from et.core import EdgeTopology
 from et.runs.config_check import check_config
 from et.runs.identity import check_overrides, config_of
@@ -69,10 +70,10 @@ def test_trees_that_are_not_fitted_say_so():
         blend(torch.zeros(3, 5), [EdgeTopology(torch.zeros(2, 0).long(), 3)])
 
 
-@pytest.mark.parametrize("suffix", ["encoded_blend_labels", "encoded_mlp_blend"])
+@pytest.mark.parametrize("suffix", ["encoded_blend_labels", "encoded_mlp_blend", "encoded_ensemble_labels"])
 def test_a_checkpoint_scores_as_the_run_did(small_config, suffix):
     """It holds no trees: they are fitted again."""
-    outcome = train(small_config(f"amazon_upu_gadbench_{suffix}", *SMALL))
+    outcome = train(small_config(f"amazon_upu_gadbench_{suffix}", *(SMALL if "blend" in suffix else SMALL[2:])))
     with initialize_config_dir(str(ROOT / "conf"), version_base=None):
         again = evaluate(compose("evaluate", [f"run={outcome.folder}"]))
     for name in ("test/auc", "test/average_precision"):
@@ -80,9 +81,11 @@ def test_a_checkpoint_scores_as_the_run_did(small_config, suffix):
 
 
 @pytest.mark.parametrize("extra", [[], ["model.label_hops=2"]])
-def test_no_label_reaches_its_own_score(small_config, extra):
+@pytest.mark.parametrize("kind", ["blend", "ensemble"])
+def test_no_label_reaches_its_own_score(small_config, extra, kind):
     """As :mod:`tests.anomaly.test_known_labels` has it for other networks; the trees stay as they were fitted."""
-    task, batch = task_of(small_config("amazon_upu_gadbench_encoded_blend_labels", *SMALL, *extra))
+    small = SMALL if kind == "blend" else [*SMALL[2:], "model.members=2"]
+    task, batch = task_of(small_config(f"amazon_upu_gadbench_encoded_{kind}_labels", *small, *extra))
     before = task.score(batch)
     for node in batch.train[:4].tolist():
         assert task.score(with_labels(batch, node))[node] == before[node]
@@ -126,3 +129,39 @@ def test_keys_and_values_of_both_parts_are_checked(small_config):
         Blend.of_mlp({"label_hops": 2}, in_features=5)
     with pytest.raises(UserError, match=r"model\.trees has settings"):
         Blend.of_mlp(3, in_features=5)
+
+
+def ensemble_on_a_graph() -> tuple[Ensemble, tuple]:
+    torch.manual_seed(0)
+    inputs = torch.randn(20, 5), [EdgeTopology(torch.randint(0, 20, (2, 40)), 20)], None, None
+    return Ensemble.of_mlp(members=3, in_features=5, hidden=4), inputs
+
+
+def test_an_ensemble_scores_the_mean_of_networks_that_learn_alone():
+    ensemble, inputs = ensemble_on_a_graph()
+    each, labels = ensemble(*inputs), torch.arange(20) % 2
+    assert each.shape == (20, 3) and not torch.allclose(each[:, 0], each[:, 1])
+    loss = weighted_cross_entropy(each, labels, 2.0)
+    alone = [weighted_cross_entropy(network(*inputs), labels, 2.0) for network in ensemble.networks]
+    torch.testing.assert_close(loss, sum(alone) / 3)
+    loss.backward()
+    for network, own in zip(ensemble.networks, alone, strict=True):
+        gradients = torch.autograd.grad(own, list(network.parameters()))
+        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient / 3)
+    ensemble.eval()
+    torch.testing.assert_close(ensemble(*inputs), each.mean(1))
+    torch.testing.assert_close(ensemble.score(*inputs), each.mean(1))
+    assert not ensemble.score(*inputs).requires_grad
+
+
+def test_an_ensemble_under_released_measures_its_training_steps(small_config):
+    overrides = ["protocol=released", "~callbacks.ema", "model.members=2", *SMALL[2:]]
+    metrics = train(small_config("amazon_upu_gadbench_encoded_ensemble", *overrides)).record["metrics"]
+    assert 0 < metrics["test/average_precision"] <= 1
+
+
+def test_an_ensemble_has_members():
+    for members in (0, -1):
+        with pytest.raises(ValueError, match="members must be a whole number of at least 1"):
+            Ensemble.of_mlp(members=members, in_features=5)

@@ -323,7 +323,19 @@ class TestTrees:
             auc.append(roc_auc_score(labels[count // 2 :], scores[count // 2 :]))
         assert auc[0] > 0.7 and auc[1] > auc[0] - 0.03, auc
 
-    @pytest.mark.parametrize("labels_read", [{}, {"known_labels": True, "label_hops": 2}])
+    def test_bagged_trees_average_log_odds_of_bootstrap_samples(self):
+        features, topology, _ = graph()
+        arguments = (features.float(), [topology], torch.arange(N) % 2, torch.arange(N))
+        one, bagged = NeighbourTrees(min_samples_leaf=1), NeighbourTrees(min_samples_leaf=1, bags=3)
+        for trees in (one, bagged):
+            trees.fit(*arguments)
+        inputs = bagged.inputs(*arguments[:2]).numpy()
+        each = [tree.decision_function(inputs) for tree in bagged.trees.estimators_]
+        assert len(each) == 3 and not np.allclose(each[0], each[1])
+        np.testing.assert_allclose(bagged.raw_scores(inputs), np.mean(each, axis=0), rtol=1e-6)
+        assert not torch.allclose(one(*arguments[:2]), bagged(*arguments[:2]))
+
+    @pytest.mark.parametrize("labels_read", [{}, {"known_labels": True, "label_hops": 2, "bags": 2}])
     def test_trees_do_not_depend_on_the_order_of_the_nodes(self, labels_read):
         """Features with many equal values, so that many splits gain the same."""
         rng = np.random.default_rng(1)

@@ -61,7 +61,7 @@ MODULES = {
     NodeMLP: ({"in_features": 3, "hidden": 4, "layers": 2}, ()),
     NodeTransformer: ({"in_features": 3, "dim": 8, "num_heads": 2, "layers": 1}, ()),
     BWGNN: ({"in_features": 3, "hidden": 4, "order": 1}, ("order",)),
-    NeighbourTrees: ({"hops": 1, "rounds": 2}, ("hops",)),
+    NeighbourTrees: ({"hops": 1, "rounds": 2, "bags": 1}, ("hops",)),
     Photos: ({"image_size": 32, "crops_per_epoch": 2, "levels": 1}, ()),
 }  # fmt: skip
 

@@ -109,7 +109,8 @@ def test_the_sweep_has_every_method():
     """Ten trials of each on Reddit and Tolokers, on features only and with known labels."""
     sweep = OmegaConf.load(ROOT / "conf/sweep/gadbench.yaml").hydra.sweeper.params
     found = sweep.experiment.replace("\n", " ").replace(" ", "").split(",")
-    methods = [method for method in METHODS if not method.endswith(("no_attention", "two_blocks", "energies", BLEND))]
+    variants = ("no_attention", "two_blocks", "energies", "ensemble", "bagged", BLEND)
+    methods = [method for method in METHODS if not method.endswith(variants)]
     for data in ("reddit", "tolokers"):
         features = {"_".join(filter(None, (f"{data}_gadbench", method))) for method in methods if method != "pmp"}
         known = {"_".join(filter(None, (f"{data}_gadbench", method, "labels"))) for method in methods}
