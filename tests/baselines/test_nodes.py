@@ -330,7 +330,7 @@ class TestTrees:
         for trees in (one, bagged):
             trees.fit(*arguments)
         inputs = bagged.inputs(*arguments[:2]).numpy()
-        each = [tree.decision_function(inputs) for tree in bagged.trees.estimators_]
+        each = [tree.decision_function(inputs) for tree in bagged.trees]
         assert len(each) == 3 and not np.allclose(each[0], each[1])
         np.testing.assert_allclose(bagged.raw_scores(inputs), np.mean(each, axis=0), rtol=1e-6)
         assert not torch.allclose(one(*arguments[:2]), bagged(*arguments[:2]))
