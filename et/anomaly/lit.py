@@ -37,7 +37,9 @@ def weighted_cross_entropy(log_odds: Tensor, labels: Tensor, anomaly_weight: flo
         The loss, () in at least float32: for an ensemble the mean of its networks' losses.
     """
     log_odds = at_least_float32(log_odds)  # the sum of the weights is more than float16 can hold
-    anomalous = (labels == 1).to(log_odds.dtype).view(-1, *[1] * (log_odds.dim() - 1)).expand_as(log_odds)
+    anomalous = (labels == 1).to(log_odds.dtype)
+    if log_odds.dim() == 2:
+        anomalous = anomalous[:, None].expand_as(log_odds)
     weight = 1 + (anomaly_weight - 1) * anomalous
     return F.binary_cross_entropy_with_logits(log_odds, anomalous, weight, reduction="sum") / weight.sum()
 

@@ -27,7 +27,7 @@ class NeighbourTrees(nn.Module):
         rounds: Number of boosting rounds.
         learning_rate, max_leaf_nodes, min_samples_leaf, l2: Settings of each round.
         balanced: If True, weight both classes equally.
-        seed: Seed of scikit-learn, which draws bootstrap samples, and on large data those that the bins are made of.
+        seed: Seed of the bootstrap samples, and of those that scikit-learn makes the bins of large data from.
         known_labels: Append the log counts of the neighbours with a known label, by class and relation. They are not
             averaged over hops: a node's own label would come back to it over two of them.
         degrees: Append the log number of neighbours in each relation.

@@ -206,7 +206,8 @@ def render(table: Sequence[Row]) -> str:
         "it. *Ahead by* are differences in AUPRC on the trials that both have: of the ET with the better validation",
         "AUPRC, and of ET and boosted trees. Each p is of a two-sided paired t-test, without a correction for many",
         "comparisons. Splits overlap, so p is too small. *Run* is the run id on trial 0 of the setting shown; its line",
-        "of [results.jsonl](results.jsonl) has the setting.",
+        "of [results.jsonl](results.jsonl) has the setting. Scores can tie for the last places of Rec@K: in most",
+        "records the order of the tied nodes decides, in the others each counts with their share of anomalies.",
         "Rendered by `python -m et.results.gadbench`.",
     ]
     for data, known in sorted({(row.data, row.known_labels) for row in table}):

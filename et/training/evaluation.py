@@ -38,7 +38,7 @@ def evaluate(options: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: No such run, an unknown option, weights that do not fit, data that is not there.
     """
-    quiet_libraries()
+    quiet_libraries()  # first: what follows imports them
     unknown = [key for key in options if key not in OPTIONS]
     if unknown:
         raise UserError(
@@ -115,6 +115,7 @@ def predict(run: Path | str, checkpoint: str | None = None, device: str = "auto"
     Raises:
         UserError: No such run, weights that do not fit, data that is not there; or the run completes images.
     """
+    quiet_libraries()
     cfg, weights, *_ = load_weights(run, checkpoint)
     if not task_class(cfg).predicts():
         raise UserError(f"{cfg.name} has no predictions of single items: evaluate.py writes what its task can show")

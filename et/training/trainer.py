@@ -64,7 +64,6 @@ def build_trainer(
 
 def build_tester(cfg: DictConfig, device: str, progress: bool, *callbacks: pl.Callback) -> pl.Trainer:
     """A trainer that only scores, and by itself writes nothing."""
-    quiet_libraries()
     compute_exactly()
     return pl.Trainer(
         accelerator=accelerator(device), devices=1, logger=False, enable_progress_bar=progress,
