@@ -21,7 +21,7 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "docs" / "tutorial.ipynb",
-    *sorted((ROOT / "experiments").glob("table*/README.md")),
+    *sorted((ROOT / "experiments").glob("*/README.md")),
 ]
 
 
